@@ -1,0 +1,2 @@
+//! The Tanako agent: supervises the shard processes and database nodes of one host
+fn main() {}

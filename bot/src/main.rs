@@ -1,0 +1,2 @@
+//! The Tanako bot: security and utilities, one process for one or more shards
+fn main() {}

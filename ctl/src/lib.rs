@@ -1,0 +1,1 @@
+//! The Tanako command line and live terminal view

@@ -1,0 +1,2 @@
+//! The Tanako command line and live terminal view
+fn main() {}

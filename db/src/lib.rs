@@ -1,0 +1,1 @@
+//! The Tanako guild database node

@@ -1,0 +1,2 @@
+//! The Tanako guild database node
+fn main() {}

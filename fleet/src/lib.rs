@@ -1,0 +1,1 @@
+//! The pure domain of Tanako: every decision a fleet takes is a function here

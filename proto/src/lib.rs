@@ -1,0 +1,1 @@
+//! The wire contracts of Tanako: fleet, agent and worker services

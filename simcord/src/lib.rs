@@ -1,0 +1,1 @@
+//! A Discord that holds its clients to the rules of Discord

@@ -1,0 +1,2 @@
+//! A Discord that holds its clients to the rules of Discord
+fn main() {}

@@ -1,0 +1,1 @@
+//! The durable store of a fleet: one trait, one contract suite, several backends
