@@ -1,1 +1,7 @@
-//! The pure domain of Tanako: every decision a fleet takes is a function here
+//! The pure domain of Tanako: no IO, no clock, no async. Every decision that a fleet takes is a
+//! function here, so that a simulator can prove the invariants.
+
+pub mod process;
+pub mod shard;
+
+pub use process::{ProcessKind, ProcessName, ProcessSpec};

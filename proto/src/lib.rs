@@ -1,1 +1,26 @@
-//! The wire contracts of Tanako: fleet, agent and worker services
+//! The wire contracts of Tanako: what `tanakoctl` asks of an agent ([`fleet`]) and what an agent and
+//! the processes it supervises say to each other ([`worker`]).
+//!
+//! The code under `gen/` is generated from the `.proto` files beside it and committed;
+//! `tests/bootstrap.rs` proves it fresh. There is no behaviour here beyond [`problem`], which puts a
+//! [`fleet::v1::Problem`] into a gRPC status and takes it out again, because both ends must agree on it.
+
+pub mod problem;
+
+/// What `tanakoctl` asks of any agent.
+pub mod fleet {
+    /// Version 1.
+    #[allow(missing_docs, clippy::pedantic)]
+    pub mod v1 {
+        include!("gen/tanako.fleet.v1.rs");
+    }
+}
+
+/// Between an agent and the processes it supervises.
+pub mod worker {
+    /// Version 1.
+    #[allow(missing_docs, clippy::pedantic)]
+    pub mod v1 {
+        include!("gen/tanako.worker.v1.rs");
+    }
+}
