@@ -2,6 +2,7 @@
 //! function here, so that a simulator can prove the invariants.
 
 pub mod process;
+pub mod ring;
 pub mod shard;
 
 pub use process::{ProcessKind, ProcessName, ProcessSpec};
