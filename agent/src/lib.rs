@@ -1,1 +1,8 @@
 //! The Tanako agent: supervises the shard processes and database nodes of one host
+
+pub mod history;
+pub mod http;
+pub mod identify;
+pub mod metrics;
+pub mod vault;
+pub mod worker;

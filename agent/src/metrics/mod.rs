@@ -1,0 +1,108 @@
+//! What this host and its processes use, once a second.
+
+use std::{collections::HashMap, path::PathBuf, sync::Arc};
+
+use tanako_fleet::ProcessName;
+use tokio::sync::watch;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::worker::Processes;
+
+/// What the host uses.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct HostSample {
+    /// CPU of all cores together, 0 to 100.
+    pub cpu_percent: f64,
+    /// Cores.
+    pub cpus: u32,
+    /// Load average over a minute.
+    pub load1: f64,
+    /// Memory in use.
+    pub memory_used_bytes: u64,
+    /// Memory in all.
+    pub memory_total_bytes: u64,
+    /// Used on the file system of the data directory.
+    pub disk_used_bytes: u64,
+    /// Size of the file system of the data directory.
+    pub disk_total_bytes: u64,
+    /// Received by all interfaces but loopback.
+    pub net_rx_bytes_per_s: u64,
+    /// Sent by all interfaces but loopback.
+    pub net_tx_bytes_per_s: u64,
+    /// Since the host booted.
+    pub uptime_s: u64,
+    /// Name and version of the operating system.
+    pub os: Arc<str>,
+}
+
+/// What a process uses.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct ProcessSample {
+    /// Which process id was measured.
+    pub pid: u32,
+    /// Of one core: 150 is one and a half cores.
+    pub cpu_percent: f32,
+    /// CPU time since the process started, in seconds.
+    pub cpu_seconds: f64,
+    /// Resident memory.
+    pub rss_bytes: u64,
+    /// Threads.
+    pub threads: u32,
+    /// Open file descriptors; read every few seconds.
+    pub fds: u32,
+}
+
+/// One second's measurements.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Sample {
+    /// Milliseconds since 1970.
+    pub at: i64,
+    /// The host.
+    pub host: HostSample,
+    /// Its supervised processes.
+    pub processes: HashMap<ProcessName, ProcessSample>,
+    /// The agent itself.
+    pub agent: ProcessSample,
+}
+
+/// Handle to the sampler; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Metrics;
+
+/// Why the proportional set size of a process cannot be told.
+#[derive(Debug, thiserror::Error)]
+pub enum PssError {
+    /// There is no such process, or it does not run.
+    #[error("{0} does not run")]
+    NotRunning(ProcessName),
+    /// The kernel did not tell.
+    #[error("smaps_rollup of {name} cannot be read")]
+    Unreadable {
+        /// The process.
+        name: ProcessName,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+impl Metrics {
+    /// Starts sampling at 1 Hz. `data_dir` says which file system counts as the disk.
+    pub fn start(
+        data_dir: PathBuf,
+        processes: Arc<dyn Processes>,
+        cancel: CancellationToken,
+        tracker: &TaskTracker,
+    ) -> Self {
+        todo!()
+    }
+
+    /// The latest sample.
+    pub fn latest(&self) -> watch::Receiver<Arc<Sample>> {
+        todo!()
+    }
+
+    /// Proportional set size of a process, in bytes: dear, so only on demand.
+    pub async fn pss(&self, name: &ProcessName) -> Result<u64, PssError> {
+        todo!()
+    }
+}
