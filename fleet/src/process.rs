@@ -253,7 +253,9 @@ mod tests {
         let name: ProcessName = "tanako/12".parse().expect("a good name");
         assert_eq!((name.group(), name.instance()), ("tanako", "12"));
         assert_eq!(name.file_stem(), "tanako.12");
-        for bad in ["", "tanako", "/", "a/", "/b", "a/b/c", "a b/0", "../x/0", "ä/0"] {
+        for bad in [
+            "", "tanako", "/", "a/", "/b", "a/b/c", "a b/0", "../x/0", "ä/0",
+        ] {
             assert!(bad.parse::<ProcessName>().is_err(), "{bad}");
         }
     }

@@ -33,7 +33,10 @@ pub struct RingNode {
 impl RingNode {
     /// A node of weight 1.
     pub fn new(name: impl Into<String>) -> Self {
-        Self { name: name.into(), weight: 1 }
+        Self {
+            name: name.into(),
+            weight: 1,
+        }
     }
 }
 
@@ -115,12 +118,20 @@ impl Ring {
         let mut placed = BTreeMap::new();
         for (partition, name) in pins {
             let Ok(index) = nodes.binary_search_by(|node| node.name.as_str().cmp(&name)) else {
-                return Err(RingError::UnknownPin { partition: partition.0, node: name });
+                return Err(RingError::UnknownPin {
+                    partition: partition.0,
+                    node: name,
+                });
             };
             placed.insert(partition, index as u32);
         }
         let version = version(&nodes, &placed);
-        Ok(Self { nodes, points, pins: placed, version })
+        Ok(Self {
+            nodes,
+            points,
+            pins: placed,
+            version,
+        })
     }
 
     /// The node that holds the partition.
@@ -141,7 +152,9 @@ impl Ring {
 
     /// The pinned partitions and their nodes, sorted.
     pub fn pins(&self) -> impl Iterator<Item = (PartitionKey, &str)> {
-        self.pins.iter().map(|(partition, index)| (*partition, self.nodes[*index as usize].name.as_str()))
+        self.pins
+            .iter()
+            .map(|(partition, index)| (*partition, self.nodes[*index as usize].name.as_str()))
     }
 
     /// Names the ring's content: equal lists have equal versions, on every machine.
@@ -151,13 +164,23 @@ impl Ring {
 
     /// Each node's share of the circle, between 0 and 1, by name. Pins are not counted.
     pub fn shares(&self) -> BTreeMap<&str, f64> {
-        let mut shares: BTreeMap<&str, f64> =
-            self.nodes.iter().map(|node| (node.name.as_str(), 0.0)).collect();
-        let Some(last) = self.points.last() else { return shares };
+        let mut shares: BTreeMap<&str, f64> = self
+            .nodes
+            .iter()
+            .map(|node| (node.name.as_str(), 0.0))
+            .collect();
+        let Some(last) = self.points.last() else {
+            return shares;
+        };
         let mut previous = last.0;
         for (hash, index) in &self.points {
-            let arc = if self.points.len() == 1 { u64::MAX } else { hash.wrapping_sub(previous) };
-            *shares.entry(&self.nodes[*index as usize].name).or_default() += arc as f64 / u64::MAX as f64;
+            let arc = if self.points.len() == 1 {
+                u64::MAX
+            } else {
+                hash.wrapping_sub(previous)
+            };
+            *shares.entry(&self.nodes[*index as usize].name).or_default() +=
+                arc as f64 / u64::MAX as f64;
             previous = *hash;
         }
         shares
@@ -190,15 +213,18 @@ mod tests {
 
     /// Ids shaped like Discord's: a time, a worker, a counter.
     fn guilds(count: u64) -> impl Iterator<Item = PartitionKey> {
-        (0..count).map(|i| PartitionKey::guild(((i * 86_400_000 + 1_420_070_400_000) << 22 | i).cast_signed()))
+        (0..count).map(|i| {
+            PartitionKey::guild(((i * 86_400_000 + 1_420_070_400_000) << 22 | i).cast_signed())
+        })
     }
 
     #[test]
     fn placement_is_the_same_on_every_platform_and_release() {
         // Literal values: a change here would silently misplace the data of every fleet.
         let ring = ring(&["node1", "node2", "node3"]);
-        let placed: Vec<_> =
-            [0, 1, 2, 81_384_788_765_712_384, u64::MAX].map(|id| ring.primary(id).to_owned()).to_vec();
+        let placed: Vec<_> = [0, 1, 2, 81_384_788_765_712_384, u64::MAX]
+            .map(|id| ring.primary(id).to_owned())
+            .to_vec();
         insta::assert_debug_snapshot!(placed, @"");
         insta::assert_snapshot!(format!("{:016x}", ring.version()), @"");
     }
@@ -237,9 +263,19 @@ mod tests {
 
     #[test]
     fn weight_decides_the_share() {
-        let nodes = [RingNode { name: "big".into(), weight: 3 }, RingNode::new("small")];
+        let nodes = [
+            RingNode {
+                name: "big".into(),
+                weight: 3,
+            },
+            RingNode::new("small"),
+        ];
         let shares = Ring::new(&nodes, []).expect("a ring");
-        assert!((0.68..0.82).contains(&shares.shares()["big"]), "{:?}", shares.shares());
+        assert!(
+            (0.68..0.82).contains(&shares.shares()["big"]),
+            "{:?}",
+            shares.shares()
+        );
         let sum: f64 = shares.shares().values().sum();
         assert!((sum - 1.0).abs() < 1e-9);
     }
@@ -248,11 +284,17 @@ mod tests {
     fn a_pin_moves_one_guild_and_nothing_else() {
         let nodes = [RingNode::new("node1"), RingNode::new("node2")];
         let free = Ring::new(&nodes, []).expect("a ring");
-        let guild = guilds(50).find(|guild| free.primary(*guild) == "node1").expect("one on node1");
+        let guild = guilds(50)
+            .find(|guild| free.primary(*guild) == "node1")
+            .expect("one on node1");
         let pinned = Ring::new(&nodes, [(guild, "node2".to_owned())]).expect("a ring");
         assert_ne!(free.version(), pinned.version());
         for other in guilds(5_000) {
-            let expected = if other == guild { "node2" } else { free.primary(other) };
+            let expected = if other == guild {
+                "node2"
+            } else {
+                free.primary(other)
+            };
             assert_eq!(pinned.primary(other), expected);
         }
     }
@@ -260,14 +302,35 @@ mod tests {
     #[test]
     fn impossible_rings_are_refused() {
         assert_eq!(Ring::new(&[], []), Err(RingError::Empty));
-        assert_eq!(Ring::new(&[RingNode { name: "a".into(), weight: 0 }], []), Err(RingError::Empty));
         assert_eq!(
-            Ring::new(&[RingNode::new("a"), RingNode { name: "a".into(), weight: 2 }], []),
+            Ring::new(
+                &[RingNode {
+                    name: "a".into(),
+                    weight: 0
+                }],
+                []
+            ),
+            Err(RingError::Empty)
+        );
+        assert_eq!(
+            Ring::new(
+                &[
+                    RingNode::new("a"),
+                    RingNode {
+                        name: "a".into(),
+                        weight: 2
+                    }
+                ],
+                []
+            ),
             Err(RingError::Duplicate("a".into()))
         );
         assert_eq!(
             Ring::new(&[RingNode::new("a")], [(PartitionKey(7), "b".to_owned())]),
-            Err(RingError::UnknownPin { partition: 7, node: "b".into() })
+            Err(RingError::UnknownPin {
+                partition: 7,
+                node: "b".into()
+            })
         );
     }
 

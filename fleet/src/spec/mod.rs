@@ -1,0 +1,165 @@
+//! `fleet.toml`: the desired state of a fleet, as the operator writes it.
+//!
+//! [`parse`] turns the text into a [`Spec`] or says, with file, line, reason and hint, everything
+//! that is wrong with it. What was typed lives in `raw`, what it means here; [`Spec::processes`]
+//! resolves it down to the units that an agent supervises.
+
+mod check;
+mod error;
+mod raw;
+mod resolve;
+mod value;
+
+use std::{collections::BTreeMap, time::Duration};
+
+pub use error::{SpecError, SpecProblem};
+pub use resolve::Places;
+use serde::Serialize;
+pub use value::{format_bytes, format_duration, parse_bytes, parse_duration};
+
+use crate::process::{Limits, LogPolicy, Probe, RestartPolicy, StopPolicy};
+
+/// Desired state of a fleet.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Spec {
+    /// Name of the fleet: lower-case letters, digits, dashes.
+    pub name: String,
+    /// Production fleets look different and ask twice.
+    pub production: bool,
+    /// Hosts by name; empty = the one machine the agent runs on.
+    pub hosts: Vec<Host>,
+    /// Bots by name.
+    pub bots: BTreeMap<String, Bot>,
+    /// The guild database, if there is one.
+    pub database: Option<Database>,
+    /// Where backups go and when they are made.
+    pub backup: Backup,
+    /// What is odd but not wrong, one line each.
+    pub warnings: Vec<String>,
+}
+
+/// A machine of the fleet.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Host {
+    /// Its name.
+    pub name: String,
+    /// Where its agent answers; unset on a one-machine fleet.
+    pub address: Option<String>,
+    /// For placement.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// A bot: one program, sharded over one or more processes.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Bot {
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// File with the bot's token.
+    pub token_file: Option<String>,
+    /// Shards in all.
+    pub shards: u32,
+    /// Shards each process holds; the last may hold fewer.
+    pub shards_per_process: u32,
+    /// Speaks the worker socket: asks for IDENTIFY permits and keeps its sessions with the agent.
+    pub worker: bool,
+    /// Variable that gets the token, for bots that read it from there.
+    pub token_env: Option<String>,
+    /// Variable that gets the database's URI with its token, for bots of the original protocol.
+    pub db_uri_env: Option<String>,
+    /// Discord's REST base without `/api/v10`; unset = Discord.
+    pub api_url: Option<String>,
+    /// Gateway; unset = what `/gateway/bot` says.
+    pub gateway_url: Option<String>,
+    /// Hint until `/gateway/bot` has answered.
+    pub max_concurrency: u32,
+    /// IDENTIFYs that are never spent automatically; unset = a tenth of the total.
+    pub identify_reserve: Option<u32>,
+    /// Variables whose value depends on the instance, with `{shard_ids}` and the like replaced.
+    pub shard_env: BTreeMap<String, String>,
+    /// How its processes run.
+    pub run: Run,
+}
+
+/// How processes of one kind run.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Run {
+    /// Working directory.
+    pub directory: Option<String>,
+    /// Plain variables.
+    pub env: BTreeMap<String, String>,
+    /// Variables read from files.
+    pub secret_env: BTreeMap<String, String>,
+    /// When they count as ready.
+    pub probe: Probe,
+    /// How long that may take.
+    pub ready_timeout: Duration,
+    /// Silence that means hung.
+    pub watchdog: Option<Duration>,
+    /// When they are started again.
+    pub restart: RestartPolicy,
+    /// How they are stopped.
+    pub stop: StopPolicy,
+    /// What they may use.
+    pub limits: Limits,
+    /// How much output is kept.
+    pub logs: LogPolicy,
+}
+
+/// The guild database.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Database {
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// Its nodes.
+    pub nodes: Vec<Node>,
+    /// File with the token that clients and peers show.
+    pub token_file: String,
+    /// Guilds cached by a node.
+    pub cache_guilds: u32,
+    /// How its processes run.
+    pub run: Run,
+}
+
+/// A database node.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Node {
+    /// Its name: `node1`.
+    pub name: String,
+    /// Address and port it listens on.
+    pub listen: String,
+    /// Share of the guilds, relative to the others.
+    pub weight: f64,
+}
+
+impl Node {
+    /// Where clients reach it.
+    pub fn url(&self) -> String {
+        format!("ws://{}", self.listen)
+    }
+}
+
+/// Backups.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Backup {
+    /// Directory; unset = `backups` in the agent's data directory.
+    pub directory: Option<String>,
+    /// Minute of the day (UTC) at which one is made; unset = only by hand.
+    pub schedule_minute: Option<u32>,
+    /// How many are kept.
+    pub keep: u32,
+}
+
+/// Reads a spec. `file_name` is for messages only.
+pub fn parse(text: &str, file_name: &str) -> Result<Spec, SpecError> {
+    match toml::from_str::<raw::Document>(text) {
+        Ok(raw) => check::check(raw).map_err(|problems| SpecError::new(text, file_name, problems)),
+        Err(error) => Err(SpecError::new(
+            text,
+            file_name,
+            vec![SpecProblem::from_toml(&error)],
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests;
