@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# Everything that must hold, from nothing: installs what it needs, then formats, lints, documents,
+# licences, unit and whole-fleet tests, and the independent judges of simcord.
+#
+#   ./test.sh            all of it
+#   ./test.sh quick      no judges, no whole-fleet tests
+set -euo pipefail
+cd "$(dirname "$0")"
+
+mode=${1:-all}
+case $mode in
+  all | quick) ;;
+  *)
+    echo "test.sh: unknown argument '$mode'; use ./test.sh or ./test.sh quick" >&2
+    exit 2
+    ;;
+esac
+
+export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never} CARGO_INCREMENTAL=0 INSTA_UPDATE=no
+target=${CARGO_TARGET_DIR:-target}
+tools=$target/tools
+cargo_deny_version=0.20.2
+
+started=$SECONDS
+step() { printf '\n== %s (%d s)\n' "$1" "$((SECONDS - started))"; }
+
+# Installs Debian packages whose command is missing: need COMMAND PACKAGE…
+need() {
+  command -v "$1" >/dev/null 2>&1 && return 0
+  shift
+  if ! command -v apt-get >/dev/null 2>&1 || [ "$(id -u)" != 0 ]; then
+    echo "test.sh: please install: $*" >&2
+    exit 1
+  fi
+  [ -n "${apt_updated:-}" ] || apt-get update -qq
+  apt_updated=1
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
+
+step "what the tests need"
+need cc build-essential
+need tmux tmux
+need shellcheck shellcheck
+need node nodejs npm
+need npm npm
+need python3 python3 python3-venv
+if ! command -v cargo >/dev/null 2>&1; then
+  echo "test.sh: no cargo; install Rust with rustup, then run this again (rust-toolchain.toml names the version)" >&2
+  exit 1
+fi
+
+step "formats and scripts"
+cargo fmt --all --check
+mapfile -t scripts < <(git ls-files -co --exclude-standard | grep -E '(\.sh|^\.ci/run)$')
+shellcheck "${scripts[@]}"
+
+step "lints"
+cargo clippy --workspace --all-targets --locked -- -D warnings
+
+step "licences, bans, sources"
+if ! "$tools/bin/cargo-deny" --version 2>/dev/null | grep -q "$cargo_deny_version"; then
+  cargo install cargo-deny --quiet --version "$cargo_deny_version" --locked --root "$tools"
+fi
+"$tools/bin/cargo-deny" --offline check --hide-inclusion-graph bans licenses sources
+if "$tools/bin/cargo-deny" fetch db >/dev/null 2>&1; then
+  "$tools/bin/cargo-deny" --offline check advisories
+else
+  echo "advisories: not checked, the advisory database cannot be reached from here"
+fi
+
+step "documentation"
+RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
+
+step "build"
+cargo build --workspace --bins --locked --quiet
+
+step "tests"
+if [ "$mode" = quick ]; then
+  cargo test --workspace --locked --exclude tanako-e2e
+else
+  cargo test --workspace --locked
+  step "judges of simcord: discord.py and discord.js"
+  SIMCORD_BIN=$target/debug/simcord simcord/judges/run.sh
+fi
+
+step "all passed"
