@@ -3,6 +3,8 @@
 pub mod history;
 pub mod http;
 pub mod identify;
+pub mod logs;
 pub mod metrics;
+pub mod supervisor;
 pub mod vault;
 pub mod worker;

@@ -1,0 +1,233 @@
+//! What the rest of the agent holds of the supervisor: a handle that sends commands to the task
+//! that owns the table.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+};
+
+use futures_util::future::BoxFuture;
+use tanako_fleet::{ProcessName, ProcessSpec};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::status::{Desired, SupervisorEvent, Table};
+use crate::logs::Logs;
+
+/// Commands that wait for the table's task; a sender waits when there are more.
+const COMMANDS_MAX: usize = 1024;
+/// Events a slow reader may be behind before it misses some.
+const EVENTS_MAX: usize = 4096;
+
+/// Where the supervisor keeps its things, and what every child gets.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Holds `logs/` and `run/records` and is the working directory of children without one.
+    pub data_dir: PathBuf,
+    /// Holds the notify socket. Keep it short: the path of a socket has at most 107 bytes.
+    pub run_dir: PathBuf,
+    /// Name of this host, for messages.
+    pub host: String,
+    /// Environment of every child, under what its spec says. Besides it, children get only the
+    /// well-known variables of the agent's own environment (`PATH`, `HOME`, `LANG`, `TZ`, …), and
+    /// from the supervisor `TANAKO_PROCESS`, `TANAKO_ATTEMPT`, `TANAKO_RUN`, `NOTIFY_SOCKET`.
+    pub base_env: BTreeMap<String, String>,
+    /// Where a command without a slash is looked up first; then in `PATH`.
+    pub search_path: Vec<PathBuf>,
+    /// The cgroup v2 subtree for the children. Unset: the one delegated to the agent, if any.
+    pub cgroup: Option<PathBuf>,
+}
+
+/// Spaces the starts of processes that identify on their own ([`ProcessSpec::gated`]).
+pub trait StartGate: Send + Sync {
+    /// Resolves when the process may start now. An error is a failed start; its text is shown.
+    /// The future is dropped when the process is stopped while it waits.
+    fn acquire(&self, spec: &ProcessSpec, attempt: u64) -> BoxFuture<'static, Result<(), String>>;
+}
+
+/// A gate that is always open.
+#[derive(Debug, Clone, Copy)]
+pub struct Ungated;
+
+impl StartGate for Ungated {
+    fn acquire(&self, _: &ProcessSpec, _: u64) -> BoxFuture<'static, Result<(), String>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+}
+
+/// What a process reported over the worker socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WorkerInput {
+    /// It registered. A sign of life.
+    Attached,
+    /// It is ready.
+    Ready,
+    /// It is not ready at the moment, and why.
+    NotReady(String),
+    /// It lives.
+    Alive,
+    /// It is finishing its work and will exit.
+    Draining,
+}
+
+/// Why the supervisor did not do what it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum SupervisorError {
+    /// No process of that name is defined here.
+    #[error("no process {0} on this host; `tanakoctl status` lists all")]
+    Unknown(ProcessName),
+    /// The process is not running.
+    #[error("{0} is not running")]
+    NotRunning(ProcessName),
+    /// Not a signal that may be sent.
+    #[error("{0:?} is not a signal; known are TERM, INT, QUIT, HUP, USR1, USR2, KILL, CONT, STOP")]
+    BadSignal(String),
+    /// The agent is leaving.
+    #[error("the supervisor has stopped: the agent is shutting down")]
+    Gone,
+    /// A file or directory of the supervisor could not be used.
+    #[error("cannot {what} {path}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+}
+
+/// Asked of the table's task.
+pub(super) enum Command {
+    Define(Arc<ProcessSpec>, Desired, Reply),
+    Forget(ProcessName, Reply),
+    Start(ProcessName, Reply),
+    Stop(ProcessName, Reply),
+    Restart(ProcessName, Reply),
+    Signal(ProcessName, String, Reply),
+    Worker(ProcessName, u64, WorkerInput),
+    Detach(Reply),
+}
+
+/// Answer to a command.
+pub(super) type Reply = oneshot::Sender<Result<(), SupervisorError>>;
+
+/// A handle on the supervisor; clones are cheap and equal.
+#[derive(Clone)]
+pub struct Supervisor {
+    commands: mpsc::Sender<Command>,
+    status: watch::Receiver<Arc<Table>>,
+    events: broadcast::Sender<SupervisorEvent>,
+    /// Subscribed before the first event, handed to the first who asks.
+    first_events: Arc<Mutex<Option<broadcast::Receiver<SupervisorEvent>>>>,
+    logs: Logs,
+}
+
+impl Supervisor {
+    /// Takes over the children of an earlier agent and starts supervising. Blocks for some
+    /// milliseconds (it looks through `/proc`); must be called within a tokio runtime.
+    ///
+    /// Cancelling `cancel` is the same as [`Supervisor::detach`].
+    pub fn start(
+        config: Config,
+        gate: Arc<dyn StartGate>,
+        cancel: CancellationToken,
+        tracker: &TaskTracker,
+    ) -> Result<Self, SupervisorError> {
+        let (commands, commands_rx) = mpsc::channel(COMMANDS_MAX);
+        let (events, first_events) = broadcast::channel(EVENTS_MAX);
+        let (table, status) = watch::channel(Arc::new(Table::new()));
+        let logs = Logs::open(&config.data_dir.join("logs"))?;
+        let _ = (gate, commands_rx, table);
+        tracker.spawn(async move { cancel.cancelled().await });
+        Ok(Self {
+            commands,
+            status,
+            events,
+            first_events: Arc::new(Mutex::new(Some(first_events))),
+            logs,
+        })
+    }
+
+    /// Defines a process, or changes its spec, or what is wanted of it. A changed spec does not
+    /// restart a running process: its status then says `needs_restart`. A changed spec gives a
+    /// failed process a new chance. Defining the same twice changes nothing.
+    pub async fn define(&self, spec: ProcessSpec, desired: Desired) -> Result<(), SupervisorError> {
+        self.ask(|reply| Command::Define(Arc::new(spec), desired, reply))
+            .await
+    }
+
+    /// Stops a process and drops it from the table once it is gone. Its log files stay.
+    pub async fn forget(&self, name: &ProcessName) -> Result<(), SupervisorError> {
+        self.ask(|reply| Command::Forget(name.clone(), reply)).await
+    }
+
+    /// Starts a process by hand: never refused by backoff or crash-loop guard. Returns when the
+    /// start is under way; a process that runs already is left alone.
+    pub async fn start_process(&self, name: &ProcessName) -> Result<(), SupervisorError> {
+        self.ask(|reply| Command::Start(name.clone(), reply)).await
+    }
+
+    /// Stops a process; it stays stopped. Returns when the stop is under way.
+    pub async fn stop(&self, name: &ProcessName) -> Result<(), SupervisorError> {
+        self.ask(|reply| Command::Stop(name.clone(), reply)).await
+    }
+
+    /// Stops a process if it runs, then starts it. Returns when that is under way.
+    pub async fn restart(&self, name: &ProcessName) -> Result<(), SupervisorError> {
+        self.ask(|reply| Command::Restart(name.clone(), reply))
+            .await
+    }
+
+    /// Sends a signal (`HUP`, `USR1`, …) to the process itself.
+    pub async fn signal(&self, name: &ProcessName, signal: &str) -> Result<(), SupervisorError> {
+        self.ask(|reply| Command::Signal(name.clone(), signal.to_owned(), reply))
+            .await
+    }
+
+    /// Passes on what attempt `attempt` of a process reported. What an attempt reports that is over
+    /// falls away.
+    pub async fn worker_input(&self, name: &ProcessName, attempt: u64, input: WorkerInput) {
+        // Nobody is left to care when the table's task is gone.
+        let _ = self
+            .commands
+            .send(Command::Worker(name.clone(), attempt, input))
+            .await;
+    }
+
+    /// The table of all processes, as a value that changes: at once when it is quiet, at most ten
+    /// times a second in bursts.
+    pub fn status(&self) -> watch::Receiver<Arc<Table>> {
+        self.status.clone()
+    }
+
+    /// Events from now on; the first caller also gets those since [`Supervisor::start`].
+    pub fn events(&self) -> broadcast::Receiver<SupervisorEvent> {
+        self.first_events
+            .lock()
+            .ok()
+            .and_then(|mut first| first.take())
+            .unwrap_or_else(|| self.events.subscribe())
+    }
+
+    /// The processes' logs.
+    pub fn logs(&self) -> &Logs {
+        &self.logs
+    }
+
+    /// The agent is leaving: writes down who runs, stops acting and leaves the children alone.
+    /// Every later call answers [`SupervisorError::Gone`].
+    pub async fn detach(&self) -> Result<(), SupervisorError> {
+        self.ask(Command::Detach).await
+    }
+
+    async fn ask(&self, command: impl FnOnce(Reply) -> Command) -> Result<(), SupervisorError> {
+        let (reply, answer) = oneshot::channel();
+        self.commands
+            .send(command(reply))
+            .await
+            .map_err(|_| SupervisorError::Gone)?;
+        answer.await.unwrap_or(Err(SupervisorError::Gone))
+    }
+}

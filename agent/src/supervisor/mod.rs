@@ -1,0 +1,29 @@
+//! Starts, watches, stops and restarts the processes of this host.
+//!
+//! ```text
+//!                 start            spawned             probe says so
+//!  Stopped ───────────► Starting ──────────► Starting ──────────────► Ready ◄──► Running
+//!     ▲                    │ failed             │ exit, timeout         │ exit, watchdog │
+//!     │ stop               ▼                    ▼                       ▼                │
+//!     ├──────────────── Backoff ◄───────────────┴───────────────────────┴────────────────┘
+//!     │                    │ too many in a short time
+//!     │                    ▼
+//!     │                  Failed          stop, restart: any live state ──► Stopping (Draining)
+//!     └────────────────────────────────────────────────────────────────────────┘ exit
+//! ```
+//!
+//! - `core`: the policy of one process, pure: inputs in, effects out.
+//! - `handle`: what the rest of the agent holds.
+//!
+//! One task owns the table of all processes. It selects over commands, exits, notifications, the
+//! earliest deadline and cancellation; asks the core what to do; does it; publishes the table.
+//! Processes are started by two threads of their own, for starting one blocks until its `execve`.
+//!
+//! Children outlive the agent: their output goes to files, and who runs is written down before and
+//! after each start, so that the next agent takes them over.
+
+mod handle;
+mod status;
+
+pub use handle::{Config, StartGate, Supervisor, SupervisorError, Ungated, WorkerInput};
+pub use status::{Desired, ProcessStatus, Severity, State, SupervisorEvent, Table, kind};
