@@ -61,9 +61,10 @@ step "licences, bans, sources"
 if ! "$tools/bin/cargo-deny" --version 2>/dev/null | grep -q "$cargo_deny_version"; then
   cargo install cargo-deny --quiet --version "$cargo_deny_version" --locked --root "$tools"
 fi
-"$tools/bin/cargo-deny" --offline check --hide-inclusion-graph bans licenses sources
-if "$tools/bin/cargo-deny" fetch db >/dev/null 2>&1; then
-  "$tools/bin/cargo-deny" --offline check advisories
+"$tools/bin/cargo-deny" check --hide-inclusion-graph bans licenses sources
+if timeout 120 "$tools/bin/cargo-deny" fetch db >/dev/null 2>&1; then
+  # Reported, not fatal: an advisory published today must not turn yesterday's commit red.
+  "$tools/bin/cargo-deny" --offline check advisories || echo "advisories: findings above need a look"
 else
   echo "advisories: not checked, the advisory database cannot be reached from here"
 fi
