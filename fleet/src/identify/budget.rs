@@ -55,6 +55,8 @@ pub(super) struct Budget {
     /// By time, oldest first.
     pub(super) spent: VecDeque<Spent>,
     pub(super) report: Option<Report>,
+    /// Of `spent`, those that nobody has seen yet.
+    pub(super) unreleased: u32,
     pub(super) hint: Option<u32>,
     pub(super) reserve: Option<u32>,
 }
@@ -97,8 +99,10 @@ impl Budget {
     /// Used in the last 24 hours, by the worse of both counts.
     pub(super) fn used(&self, now: i64) -> u32 {
         let own = u32::try_from(self.spent.len()).unwrap_or(u32::MAX);
-        own.max(self.live_report(now).map_or(0, |r| r.used))
-            .min(self.total())
+        let reported = self
+            .live_report(now)
+            .map_or(0, |r| r.used.saturating_add(self.unreleased));
+        own.max(reported).min(self.total())
     }
 
     pub(super) fn exhausted(&self, now: i64) -> bool {
@@ -117,7 +121,7 @@ impl Budget {
         };
         let reported = self
             .live_report(now)
-            .filter(|r| r.used as usize >= spendable)
+            .filter(|r| r.used.saturating_add(self.unreleased) as usize >= spendable)
             .map_or(now, |r| r.resets_at);
         Some(own.max(reported).max(now))
     }
@@ -130,8 +134,15 @@ impl Budget {
         )
     }
 
+    /// Counts a permit that is about to be given; [`Self::settle`] or [`Self::refund`] follows.
     pub(super) fn spend(&mut self, spent: Spent) {
         self.spent.push_back(spent);
+        self.unreleased += 1;
+    }
+
+    /// The permit is on disk: it counts, whether or not it is used.
+    pub(super) fn settle(&mut self) {
+        self.unreleased = self.unreleased.saturating_sub(1);
         if let Some(report) = &mut self.report {
             report.used = report.used.saturating_add(1);
         }
@@ -139,13 +150,8 @@ impl Budget {
 
     /// Takes back a permit that nobody ever saw.
     pub(super) fn refund(&mut self, permit: u64) {
-        let before = self.spent.len();
+        self.unreleased = self.unreleased.saturating_sub(1);
         self.spent.retain(|s| s.permit != permit);
-        if self.spent.len() < before
-            && let Some(report) = &mut self.report
-        {
-            report.used = report.used.saturating_sub(1);
-        }
     }
 
     /// Merges a report made at `at`. False when it is nonsense.

@@ -38,7 +38,7 @@ const WASTED_MIN: usize = 8;
 pub(super) type Tuple = (u32, u32);
 
 #[derive(Debug, Clone, Copy, Default)]
-struct ShardGuard {
+pub(super) struct ShardGuard {
     /// IDENTIFYs since it was last stable.
     streak: u32,
     last: i64,
@@ -107,10 +107,6 @@ impl Guard {
         newly
     }
 
-    pub(super) fn is_slow(&self) -> bool {
-        self.slow.is_some()
-    }
-
     pub(super) fn wasted_in_a_row(&self, tuple: Tuple, now: i64) -> u32 {
         self.shards.get(&tuple).map_or(0, |s| s.wasted(now))
     }
@@ -176,6 +172,22 @@ impl Guard {
                 credited: false,
             },
         );
+    }
+
+    /// What is known of a shard, for [`Self::undo`].
+    pub(super) fn memory_of(&self, tuple: Tuple) -> Option<ShardGuard> {
+        self.shards.get(&tuple).copied()
+    }
+
+    /// The permit given since `before` was never seen by anyone.
+    pub(super) fn undo(&mut self, tuple: Tuple, before: Option<ShardGuard>, wasted: bool) {
+        match before {
+            Some(shard) => self.shards.insert(tuple, shard),
+            None => self.shards.remove(&tuple),
+        };
+        if wasted {
+            self.wasted.pop_back();
+        }
     }
 
     /// The shard is ready.

@@ -33,8 +33,7 @@ impl Stamp {
         // It was before this boot, so at least the uptime ago. A wall clock that went back says
         // too little, which only makes us wait longer.
         let by_wall = now.wall_ms.saturating_sub(self.wall_ms);
-        now.boot_ms
-            .saturating_sub(by_wall.max(now.boot_ms.max(0)))
+        now.boot_ms.saturating_sub(by_wall.max(now.boot_ms.max(0)))
     }
 }
 
