@@ -1,2 +1,7 @@
-//! The Tanako command line and live terminal view
-fn main() {}
+//! `tanakoctl`: see the library for everything.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tanakoctl::run(std::env::args_os())
+}
