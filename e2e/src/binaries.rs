@@ -1,0 +1,22 @@
+//! Where the binaries under test are.
+
+use std::path::PathBuf;
+
+/// A binary of the workspace, built in the same profile as this test.
+///
+/// Cargo does not build other packages' binaries for a test; `./test.sh` builds them first, and a
+/// missing one says so.
+pub fn path(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("the test knows where it is");
+    let folder = test
+        .parent()
+        .and_then(std::path::Path::parent)
+        .expect("tests live in <profile>/deps");
+    let binary = folder.join(name);
+    assert!(
+        binary.exists(),
+        "{} is not built: run `cargo build --workspace --bins` first",
+        binary.display()
+    );
+    binary
+}
