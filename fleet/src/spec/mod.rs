@@ -62,6 +62,8 @@ pub struct Bot {
     pub shards_per_process: u32,
     /// Speaks the worker socket: asks for IDENTIFY permits and keeps its sessions with the agent.
     pub worker: bool,
+    /// Sends IDENTIFY on its own, so that its starts are spaced by the identify broker.
+    pub identifies: bool,
     /// Variable that gets the token, for bots that read it from there.
     pub token_env: Option<String>,
     /// Variable that gets the database's URI with its token, for bots of the original protocol.

@@ -185,7 +185,7 @@ impl Bot {
         }
         spec.shard_ids = shards;
         spec.shard_count = self.shards;
-        spec.gated = !self.worker;
+        spec.gated = self.identifies;
         spec
     }
 }

@@ -83,6 +83,13 @@ fn a_whole_fleet() {
     assert_eq!(legacy.stop.signal, "INT");
     let tanako = &processes[9];
     assert!(!tanako.gated);
+    let free = GOOD.replace("shards = 3", "shards = 3\nidentifies = false");
+    let free = parse(&free, "fleet.toml").expect("a good spec");
+    assert!(
+        free.processes(&places())
+            .iter()
+            .all(|process| !process.gated)
+    );
     assert_eq!(tanako.shard_ids, [6, 7]);
     assert_eq!(tanako.env["SHARD_IDS"], "6,7");
     assert_eq!(tanako.env["TANAKO_API_URL"], "http://127.0.0.1:8080");
@@ -122,6 +129,10 @@ fn refusals_name_place_reason_and_remedy() {
         ("shards = 8", "shards = \"auto\""),
         ("shards = 8", "shards = 8\nguilds = 50000"),
         ("shards_per_process = 2", "shards_per_process = 20"),
+        (
+            "shards_per_process = 2",
+            "shards_per_process = 2\nidentifies = true",
+        ),
         (
             "command = [\"node\", \"bot.js\"]",
             "command = [\"node bot.js\"]",

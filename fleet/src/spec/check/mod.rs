@@ -185,6 +185,20 @@ impl Checker {
         let worker = raw
             .worker
             .unwrap_or_else(|| is_program(&command, "tanako-bot"));
+        let identifies = raw
+            .identifies
+            .as_ref()
+            .map_or(!worker, |flag| *flag.get_ref());
+        if worker
+            && identifies
+            && let Some(flag) = &raw.identifies
+        {
+            self.refuse(
+                flag.span(),
+                "a worker asks the agent before each IDENTIFY; its starts need no spacing",
+                "remove identifies, or set worker = false",
+            );
+        }
         let refused_before = self.problems.len();
         let shards = match (*raw.shards.get_ref(), raw.guilds) {
             (raw::Shards::Count(0), _) => {
@@ -285,6 +299,7 @@ impl Checker {
             shards,
             shards_per_process,
             worker,
+            identifies,
             token_env,
             db_uri_env,
             shard_env,
