@@ -107,16 +107,18 @@ impl Default for Config {
 impl Config {
     /// Shards that `GET /gateway/bot` recommends for a number of guilds.
     pub(crate) fn recommended_shards_for(&self, guilds: u32) -> u32 {
-        self.recommended_shards.unwrap_or_else(|| guilds.div_ceil(1000).max(1))
+        self.recommended_shards
+            .unwrap_or_else(|| guilds.div_ceil(1000).max(1))
     }
 
     /// IDENTIFYs allowed in 24 hours for a number of guilds.
     pub(crate) fn identify_total_for(&self, guilds: u32) -> u32 {
-        self.identify_total.unwrap_or(if guilds > crate::gateway::limits::LARGE_BOT_GUILDS {
-            (guilds / 1000 * 5).max(2000)
-        } else {
-            1000
-        })
+        self.identify_total
+            .unwrap_or(if guilds > crate::gateway::limits::LARGE_BOT_GUILDS {
+                (guilds / 1000 * 5).max(2000)
+            } else {
+                1000
+            })
     }
 }
 
@@ -125,8 +127,8 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let signed: jiff::SignedDuration = text
         .parse()
         .map_err(|_| format!("`{text}` is not a duration; write it like 90s, 2m or 250ms"))?;
-    let duration =
-        Duration::try_from(signed).map_err(|_| format!("`{text}` is negative; a duration cannot be"))?;
+    let duration = Duration::try_from(signed)
+        .map_err(|_| format!("`{text}` is negative; a duration cannot be"))?;
     if duration.is_zero() {
         return Err("a duration of zero is not possible here".to_owned());
     }
@@ -136,7 +138,9 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
 fn rate(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(rate) if (0.0..=RATE_MAX).contains(&rate) => Ok(rate),
-        _ => Err(format!("`{text}` is not a rate between 0 and {RATE_MAX} a second")),
+        _ => Err(format!(
+            "`{text}` is not a rate between 0 and {RATE_MAX} a second"
+        )),
     }
 }
 

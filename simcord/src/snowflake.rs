@@ -29,7 +29,10 @@ pub fn unix_ms() -> u64 {
 /// A moment, in Unix milliseconds, in the form of Discord's timestamps.
 pub fn iso8601(unix_ms: u64) -> String {
     jiff::Timestamp::from_millisecond(unix_ms as i64)
-        .map_or_else(|_| String::from("1970-01-01T00:00:00Z"), |at| format!("{at:.6}"))
+        .map_or_else(
+            |_| String::from("1970-01-01T00:00:00Z"),
+            |at| format!("{at:.6}"),
+        )
         .replace('Z', "+00:00")
 }
 

@@ -10,10 +10,10 @@ mod member;
 mod overlay;
 mod words;
 
-pub(crate) use events::{Generated, KINDS};
+pub(crate) use events::KINDS;
 pub(crate) use guild::Permissions;
 pub(crate) use interactions::{Invocation, InvocationError};
-pub(crate) use overlay::{Ban, MemberPatch, Overlay};
+pub(crate) use overlay::{Ban, Overlay};
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -99,7 +99,8 @@ impl World {
         let ms = (id >> LOW_BITS).checked_sub(GUILD_FIRST_MS)?;
         let index = u32::try_from(ms / GUILD_STRIDE_MS).ok()?;
         let offset = ms % GUILD_STRIDE_MS;
-        (self.has(index) && offset > 0 && self.part_id(index, offset) == id).then_some((index, offset))
+        (self.has(index) && offset > 0 && self.part_id(index, offset) == id)
+            .then_some((index, offset))
     }
 
     fn part_id(&self, index: GuildIndex, offset_ms: u64) -> u64 {
@@ -175,7 +176,14 @@ fn low_bits(hash: u64) -> u64 {
 
 #[cfg(test)]
 pub(crate) fn test_world(guilds: u32) -> World {
-    World::new(7, guilds, Bot { id: 1_100_000_000_000_000_000, name: "tester".to_owned() })
+    World::new(
+        7,
+        guilds,
+        Bot {
+            id: 1_100_000_000_000_000_000,
+            name: "tester".to_owned(),
+        },
+    )
 }
 
 #[cfg(test)]
@@ -189,7 +197,10 @@ mod tests {
             let spread = world.spread(count);
             let (low, high) = (spread.iter().min(), spread.iter().max());
             let (low, high) = (low.copied().unwrap_or(0), high.copied().unwrap_or(0));
-            assert!(high - low <= 1 + 50_000 / count / 50, "{count} shards: {low}..{high}");
+            assert!(
+                high - low <= 1 + 50_000 / count / 50,
+                "{count} shards: {low}..{high}"
+            );
         }
     }
 
@@ -202,7 +213,11 @@ mod tests {
             assert_eq!(world.guild_index(id ^ 1), None);
             assert_eq!(world.guild_index(id + (1 << LOW_BITS)), None);
         }
-        assert_eq!(world.guild_index(world.guild_id(5_000)), None, "not created");
+        assert_eq!(
+            world.guild_index(world.guild_id(5_000)),
+            None,
+            "not created"
+        );
         assert_eq!(world.guild_index(0), None);
         assert_eq!(world.guild_index(u64::MAX), None);
     }

@@ -79,7 +79,13 @@ impl Messages {
     }
 
     /// The newest messages of a channel, newest first.
-    pub(crate) fn of_channel(&self, channel: u64, before: u64, after: u64, limit: usize) -> Vec<&Value> {
+    pub(crate) fn of_channel(
+        &self,
+        channel: u64,
+        before: u64,
+        after: u64,
+        limit: usize,
+    ) -> Vec<&Value> {
         let channel = channel.to_string();
         self.order
             .iter()

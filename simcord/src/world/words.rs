@@ -2,17 +2,18 @@
 
 /// First words of guild and user names.
 pub(crate) const FIRST: [&str; 32] = [
-    "amber", "brisk", "calm", "dapper", "eager", "fuzzy", "gentle", "hidden", "ivory", "jolly", "keen",
-    "lunar", "mellow", "nimble", "opal", "polar", "quiet", "rapid", "silver", "tidal", "umber", "vivid",
-    "witty", "young", "zesty", "crimson", "drowsy", "electric", "frosty", "golden", "humble", "misty",
+    "amber", "brisk", "calm", "dapper", "eager", "fuzzy", "gentle", "hidden", "ivory", "jolly",
+    "keen", "lunar", "mellow", "nimble", "opal", "polar", "quiet", "rapid", "silver", "tidal",
+    "umber", "vivid", "witty", "young", "zesty", "crimson", "drowsy", "electric", "frosty",
+    "golden", "humble", "misty",
 ];
 
 /// Second words of guild and user names.
 pub(crate) const SECOND: [&str; 32] = [
-    "otter", "falcon", "harbor", "meadow", "comet", "lantern", "pixel", "raven", "summit", "tavern",
-    "willow", "badger", "canyon", "dragon", "ember", "fjord", "garden", "heron", "island", "jungle",
-    "kraken", "lagoon", "mantis", "nebula", "orchard", "panda", "quarry", "river", "sparrow", "tiger",
-    "valley", "wizard",
+    "otter", "falcon", "harbor", "meadow", "comet", "lantern", "pixel", "raven", "summit",
+    "tavern", "willow", "badger", "canyon", "dragon", "ember", "fjord", "garden", "heron",
+    "island", "jungle", "kraken", "lagoon", "mantis", "nebula", "orchard", "panda", "quarry",
+    "river", "sparrow", "tiger", "valley", "wizard",
 ];
 
 /// What people write.
@@ -37,12 +38,25 @@ pub(crate) const SENTENCES: [&str; 16] = [
 
 /// Reasons for moderation commands.
 pub(crate) const REASONS: [&str; 6] = [
-    "spamming invites", "rude in general chat", "advertising", "off-topic again", "ping abuse", "see the log",
+    "spamming invites",
+    "rude in general chat",
+    "advertising",
+    "off-topic again",
+    "ping abuse",
+    "see the log",
 ];
 
 /// Names of the text channels that guilds start with.
-pub(crate) const CHANNELS: [&str; 8] =
-    ["general", "announcements", "off-topic", "support", "bots", "media", "events", "moderation"];
+pub(crate) const CHANNELS: [&str; 8] = [
+    "general",
+    "announcements",
+    "off-topic",
+    "support",
+    "bots",
+    "media",
+    "events",
+    "moderation",
+];
 
 /// Names of the roles that guilds start with, after @everyone.
 pub(crate) const ROLES: [&str; 6] = ["Admin", "Moderator", "Bots", "Helper", "Member", "Muted"];
