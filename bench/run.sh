@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# All benchmarks, side by side with what a user would pick instead; prints tables.
+#   bench/run.sh [supervise|db|bot]…
+# Installs what it compares with: runit and redis-server (Debian), supervisor (PyPI), pm2 (npm).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+target=${CARGO_TARGET_DIR:-target}
+mkdir -p "$target"
+tools=$(cd "$target" && pwd)/bench-tools
+
+if ! command -v runsvdir >/dev/null || ! command -v redis-server >/dev/null; then
+  # A policy that refuses keeps the packages from starting daemons.
+  [ -e /usr/sbin/policy-rc.d ] || { printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d; chmod 0755 /usr/sbin/policy-rc.d; }
+  apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends runit redis-server redis-tools >/dev/null
+fi
+[ -x "$tools/python/bin/supervisord" ] || {
+  python3 -m venv "$tools/python"
+  "$tools/python/bin/pip" -q install supervisor
+}
+[ -x "$tools/node/node_modules/.bin/pm2" ] || npm install --silent --no-audit --no-fund --prefix "$tools/node" pm2 >/dev/null
+export PATH=$tools/python/bin:$tools/node/node_modules/.bin:$PATH
+
+cargo build --release --locked --bins
+binaries=$target/release
+for part in "${@:-supervise db bot}"; do
+  for name in $part; do
+    printf '\n## %s\n\n' "$name"
+    "bench/$name/run.py" --binaries "$binaries"
+  done
+done
