@@ -1,13 +1,46 @@
 //! The identify broker: the one way to an IDENTIFY on this fleet.
+//!
+//! The decisions are [`tanako_fleet::identify`]'s; here they are carried out. One task owns the
+//! ledger and its timer. A permit is given out only after its record is synced to
+//! `DIR/identify/BOT.ledger`; while that file cannot be written, nobody gets one (a RESUME needs
+//! none).
+//!
+//! - `task`: the loop.
+//! - `file`: the ledger on disk.
+//! - `gate`: starts of bots that identify on their own.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+mod clock;
+mod file;
+mod gate;
+mod task;
 
-use tanako_fleet::ProcessName;
+use std::{
+    collections::{HashMap, HashSet},
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tanako_fleet::{
+    ProcessName,
+    identify::{Input, Ledger, ReportedLimits, Request, RequestId},
+};
 use tanako_proto::{fleet::v1 as fleet, worker::v1::GatewayLimits};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::history::History;
+use self::{
+    clock::Clock,
+    file::Files,
+    task::{Message, Task, free_text},
+};
+use crate::{history::History, metrics::Latency};
+
+/// Messages that wait for the task; a sender waits when there are more.
+const INBOX_MAX: usize = 1024;
 
 /// A bot as the broker knows it before Discord has been asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,7 +73,7 @@ pub struct Permit {
     pub number: u64,
     /// IDENTIFY must go out within this time.
     pub valid: Duration,
-    /// IDENTIFYs left today, the reserve not counted.
+    /// IDENTIFYs left today, the reserve included.
     pub remaining: u32,
 }
 
@@ -48,12 +81,12 @@ pub struct Permit {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AcquireError {
     /// The day's budget is spent down to the reserve.
-    #[error("the IDENTIFY budget of {bot} is spent; the next one is free at {resets_at}")]
+    #[error("the IDENTIFY budget of {bot} is spent down to the reserve; {}", free_text(*free_at))]
     Exhausted {
         /// The bot.
         bot: String,
-        /// Milliseconds since 1970.
-        resets_at: i64,
+        /// When the next one is free, milliseconds since 1970; unset when the reserve is all.
+        free_at: Option<i64>,
     },
     /// A newer attempt of the process asks.
     #[error("a newer attempt of the process has taken its place")]
@@ -78,7 +111,15 @@ pub enum StartError {
 
 /// Handle to the broker; cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Broker;
+pub struct Broker {
+    inbox: mpsc::Sender<Message>,
+    /// Requests whose askers are gone. At most one for each request that the inbox let in, so it
+    /// needs no bound of its own; a drop cannot wait.
+    gone: mpsc::UnboundedSender<RequestId>,
+    next_id: Arc<AtomicU64>,
+    status: watch::Receiver<Arc<fleet::IdentifyStatus>>,
+    latency: Arc<Latency>,
+}
 
 impl Broker {
     /// Loads the ledgers in `directory` and starts the broker.
@@ -88,31 +129,140 @@ impl Broker {
         cancel: CancellationToken,
         tracker: &TaskTracker,
     ) -> Result<Self, StartError> {
-        todo!()
+        let opened = {
+            let directory = directory.clone();
+            tokio::task::spawn_blocking(move || {
+                let files = Files::open(directory)?;
+                let found = files.load()?;
+                Ok((files, found))
+            })
+            .await
+        };
+        let (files, found) = opened
+            .unwrap_or_else(|panic| Err(std::io::Error::other(panic)))
+            .map_err(|source| StartError::Directory { directory, source })?;
+
+        let (inbox, inbox_rx) = mpsc::channel(INBOX_MAX);
+        let (gone, gone_rx) = mpsc::unbounded_channel();
+        let (status_tx, status) = watch::channel(Arc::default());
+        let latency = Arc::new(Latency::new());
+        let mut task = Task {
+            ledger: Ledger::new(),
+            clock: Clock::new(),
+            history,
+            latency: Arc::clone(&latency),
+            status: status_tx,
+            rewrite: HashSet::new(),
+            waiting: HashMap::new(),
+        };
+        for (bot, records) in found {
+            if records.contains(&None) {
+                task.rewrite.insert(bot.clone());
+            }
+            task.load(bot, records);
+        }
+        tracker.spawn(task.run(files, inbox_rx, gone_rx, cancel));
+        Ok(Self {
+            inbox,
+            gone,
+            next_id: Arc::new(AtomicU64::new(1)),
+            status,
+            latency,
+        })
     }
 
     /// The bots of the current spec. Bots that are gone keep their ledger.
     pub async fn configure(&self, bots: Vec<BotConfig>) {
-        todo!()
+        for bot in bots {
+            self.send(Input::Configure {
+                bot: bot.bot,
+                max_concurrency: bot.max_concurrency,
+                reserve: bot.reserve,
+            })
+            .await;
+        }
     }
 
     /// Waits for a permit. Dropping the future gives up the place in the queue.
     pub async fn acquire(&self, ask: Ask) -> Result<Permit, AcquireError> {
-        todo!()
+        const STOPPING: AcquireError = AcquireError::Unavailable("the agent is stopping");
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let (answer, answered) = oneshot::channel();
+        let request = Request {
+            id,
+            bot: ask.process.group().to_owned(),
+            process: ask.process.to_string(),
+            attempt: ask.attempt,
+            shard: ask.shard_id,
+            count: ask.shard_count,
+        };
+        self.inbox
+            .send(Message::Request(request, answer))
+            .await
+            .map_err(|_| STOPPING)?;
+        let mut place = Place {
+            gone: &self.gone,
+            id,
+            waiting: true,
+        };
+        let outcome = answered.await.unwrap_or(Err(STOPPING));
+        place.waiting = false;
+        outcome
     }
 
     /// What `GET /gateway/bot` said.
     pub async fn limits(&self, bot: &str, limits: GatewayLimits) {
-        todo!()
+        self.send(Input::Limits {
+            bot: bot.to_owned(),
+            limits: ReportedLimits {
+                total: limits.total,
+                remaining: limits.remaining,
+                reset_after_ms: limits.reset_after_ms,
+                max_concurrency: limits.max_concurrency,
+                recommended: limits.recommended_shards,
+            },
+        })
+        .await;
     }
 
-    /// The shard became ready: its latest IDENTIFY was not wasted.
-    pub async fn ready(&self, bot: &str, shard_id: u32) {
-        todo!()
+    /// The shard became ready: its latest IDENTIFY was not wasted, if it stays so.
+    pub async fn ready(&self, bot: &str, shard_id: u32, shard_count: u32) {
+        self.send(Input::Ready {
+            bot: bot.to_owned(),
+            shard: shard_id,
+            count: shard_count,
+        })
+        .await;
     }
 
     /// Budget and queue, as `tanakoctl identify` shows them.
     pub fn status(&self) -> watch::Receiver<Arc<fleet::IdentifyStatus>> {
-        todo!()
+        self.status.clone()
+    }
+
+    /// How long permits were waited for.
+    pub fn latency(&self) -> Arc<Latency> {
+        Arc::clone(&self.latency)
+    }
+
+    async fn send(&self, input: Input) {
+        // A broker that has stopped decides nothing any more.
+        let _ = self.inbox.send(Message::Input(input)).await;
+    }
+}
+
+/// A place in the queue, given up when dropped.
+struct Place<'a> {
+    gone: &'a mpsc::UnboundedSender<RequestId>,
+    id: RequestId,
+    waiting: bool,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        if self.waiting {
+            // A broker that has stopped has no queue any more.
+            let _ = self.gone.send(self.id);
+        }
     }
 }

@@ -1,12 +1,15 @@
 //! What this host and its processes use, once a second.
 
+mod latency;
+
 use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
 use tanako_fleet::ProcessName;
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::worker::Processes;
+pub use self::latency::{Latency, LatencySummary};
+use crate::supervisor::Table;
 
 /// What the host uses.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -89,7 +92,7 @@ impl Metrics {
     /// Starts sampling at 1 Hz. `data_dir` says which file system counts as the disk.
     pub fn start(
         data_dir: PathBuf,
-        processes: Arc<dyn Processes>,
+        table: watch::Receiver<Arc<Table>>,
         cancel: CancellationToken,
         tracker: &TaskTracker,
     ) -> Self {

@@ -8,47 +8,44 @@ use std::{
     time::Duration,
 };
 
-use tanako_fleet::{ProcessName, ProcessSpec};
+use futures_util::future::BoxFuture;
+use tanako_fleet::ProcessName;
 use tanako_proto::worker::v1 as wire;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{identify::Broker, vault::Vault};
+use crate::{
+    identify::Broker,
+    supervisor::{Supervisor, Table, WorkerInput},
+    vault::Vault,
+};
 
-/// A supervised process that runs now.
-#[derive(Debug, Clone)]
-pub struct Running {
-    /// Its attempt.
-    pub attempt: u64,
-    /// Its process id, which is also its process group.
-    pub pid: u32,
-    /// What it was started from.
-    pub spec: Arc<ProcessSpec>,
-}
-
-/// What a worker says about itself, as far as supervision cares.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Signal {
-    /// It said Hello.
-    Attached,
-    /// It is ready.
-    Ready,
-    /// It is not (or no longer) ready, and why.
-    NotReady(String),
-    /// It lives: any report feeds the watchdog.
-    Alive,
-    /// It is finishing on its own.
-    Draining,
-}
-
-/// What the worker socket and the sampler need of the supervisor.
+/// What the worker socket needs of the supervisor.
 pub trait Processes: Send + Sync + 'static {
-    /// The running attempt of a process; `None` when it does not run.
-    fn running(&self, name: &ProcessName) -> Option<Running>;
-    /// Process ids of everything that runs.
-    fn pids(&self) -> Vec<(ProcessName, u32)>;
-    /// Passes on what a worker said. Must not block; stale attempts are ignored.
-    fn signal(&self, name: &ProcessName, attempt: u64, signal: Signal);
+    /// The processes of this host.
+    fn table(&self) -> watch::Receiver<Arc<Table>>;
+    /// Passes on what a worker said. What a past attempt says falls away.
+    fn worker_input(
+        &self,
+        name: ProcessName,
+        attempt: u64,
+        input: WorkerInput,
+    ) -> BoxFuture<'_, ()>;
+}
+
+impl Processes for Supervisor {
+    fn table(&self) -> watch::Receiver<Arc<Table>> {
+        self.status()
+    }
+
+    fn worker_input(
+        &self,
+        name: ProcessName,
+        attempt: u64,
+        input: WorkerInput,
+    ) -> BoxFuture<'_, ()> {
+        Box::pin(async move { Supervisor::worker_input(self, &name, attempt, input).await })
+    }
 }
 
 /// Where and how the socket is bound.
