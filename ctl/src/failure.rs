@@ -76,6 +76,12 @@ impl Failure {
         self
     }
 
+    /// With another exit code than the problem's code leads to.
+    pub fn exit(mut self, exit: Exit) -> Self {
+        self.exit = exit;
+        self
+    }
+
     /// Adds a picture that is shown to people instead of the text.
     pub fn picture(mut self, picture: String) -> Self {
         self.picture = Some(picture);

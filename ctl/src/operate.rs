@@ -48,8 +48,16 @@ pub struct Running {
     #[arg(long)]
     pub dry_run: bool,
     #[command(flatten)]
+    #[allow(
+        missing_docs,
+        reason = "a doc comment here would become the verb's help"
+    )]
     pub waiting: Waiting,
     #[command(flatten)]
+    #[allow(
+        missing_docs,
+        reason = "a doc comment here would become the verb's help"
+    )]
     pub consent: Consent,
 }
 

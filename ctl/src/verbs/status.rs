@@ -6,12 +6,13 @@ use tanako_proto::fleet::v1::FleetStatus;
 use tokio::time::Instant;
 
 use crate::{
+    client::Endpoint,
     exit::Exit,
     failure::{Failure, Outcome},
     operate::backoff,
     progress::Progress,
     session::{Session, status},
-    ui::Format,
+    ui::{Format, Ui},
     units::{age, parse_duration},
     view::StatusView,
 };
@@ -42,7 +43,7 @@ impl Args {
             return watch(session, self.interval).await;
         }
         let now = if self.wait {
-            until_healthy(session, self.timeout).await?
+            until_healthy(&session.ui, &session.endpoint()?, self.timeout).await?
         } else {
             status(&mut session.fleet().await?).await?
         };
@@ -63,12 +64,12 @@ pub(super) fn show(session: &Session, now: FleetStatus) -> Outcome {
 
 /// Waits until the fleet is healthy. Nothing there yet is a state like any other.
 pub(super) async fn until_healthy(
-    session: &Session,
+    ui: &Ui,
+    endpoint: &Endpoint,
     patience: Duration,
 ) -> Result<FleetStatus, Failure> {
-    let endpoint = session.endpoint()?;
     let deadline = Instant::now() + patience;
-    let mut progress = Progress::new(&session.ui);
+    let mut progress = Progress::new(ui);
     let mut tries = 0;
     let mut last = String::from("no answer yet");
     loop {

@@ -1,0 +1,280 @@
+//! `tanakoctl demo down`.
+
+use std::{fs, io, path::Path, time::Duration};
+
+use serde::Serialize;
+use tanako_proto::fleet::v1::OperationRequest;
+
+use super::{daemon, place::Place, process::Live, record::Record};
+use crate::{
+    confirm::{Change, Consent, Severity, confirm},
+    context,
+    exit::Exit,
+    failure::{Failure, Outcome},
+    operate::{follow, patiently, request_id},
+    paint::Paint,
+    session::Session,
+    ui::Report,
+};
+
+/// How long the fleet's processes may take to stop through the agent.
+const FLEET_PATIENCE: Duration = Duration::from_mins(2);
+
+/// How long the agent, simcord and whatever is left may take to obey SIGTERM.
+const GRACE: Duration = Duration::from_secs(15);
+
+/// Stop the demo: its processes, its agent and its simulated Discord
+///
+/// Leaves no process, socket or port behind. The data stays for the next `demo up`, unless --purge.
+/// Whatever an interrupted or killed demo has left is cleaned up as well.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Delete the demo's data, logs and tokens as well (asks for the context's name)
+    #[arg(long)]
+    purge: bool,
+    /// Say what would be stopped, stop nothing (exit 4 when something would be)
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    consent: Consent,
+}
+
+/// `demo down -o json`.
+#[derive(Debug, Default, Serialize)]
+struct Stopped {
+    context: String,
+    stopped: Vec<String>,
+    already_stopped: bool,
+    purged: bool,
+}
+
+impl Report for Stopped {
+    fn table(&self, _paint: Paint, _wide: bool) -> String {
+        let mut text = if self.already_stopped {
+            "the demo does not run\n".to_owned()
+        } else {
+            format!("stopped: {}\n", self.stopped.join(", "))
+        };
+        if self.purged {
+            text.push_str("its data is deleted\n");
+        }
+        text
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.stopped.clone()
+    }
+}
+
+impl Args {
+    pub(super) async fn run(self, session: &Session, place: &Place) -> Outcome {
+        let record = Record::load(&place.record())?;
+        if self.dry_run {
+            return dry_run(session, place, record.as_ref());
+        }
+        session.may_write()?;
+        let Some(record) = record else {
+            // Nothing was ever started from here: a record is written before anything starts.
+            session.ui.report(&Stopped {
+                context: place.context.clone(),
+                already_stopped: true,
+                ..Stopped::default()
+            })?;
+            return Ok(Exit::Ok);
+        };
+        if self.purge {
+            let blast = format!(
+                "deletes everything of the demo in {}",
+                place.data_dir.display()
+            );
+            let change = Change {
+                severity: Severity::Destructive,
+                blast: &blast,
+                name: &record.context,
+                production: None,
+            };
+            confirm(&session.ui, &self.consent, &change).await?;
+        }
+        session.if_cancelled(Some(
+            "call `tanakoctl demo down` again to stop the rest".into(),
+        ));
+        let _lock = place.lock().await?;
+        let stopped = stop(session, place, record.clone()).await?;
+        if self.purge {
+            purge(place)?;
+        }
+        session.ui.report(&Stopped {
+            context: record.context,
+            already_stopped: stopped.is_empty(),
+            stopped,
+            purged: self.purge,
+        })?;
+        Ok(Exit::Ok)
+    }
+}
+
+async fn stop(
+    session: &Session,
+    place: &Place,
+    mut record: Record,
+) -> Result<Vec<String>, Failure> {
+    let ui = &session.ui;
+    let mut stopped = Vec::new();
+    let count = children(&record).len();
+    if daemon::agent(place, &record).is_some() || count > 0 {
+        ui.note("stopping the fleet's processes");
+        // Before the agent is asked: whatever happens now, the next `up` starts everything.
+        record.stopped = true;
+        record.save(&place.record())?;
+        if let Err(failure) = stop_fleet(session, place, &mut record).await {
+            let problem = failure
+                .problem
+                .map(|problem| problem.message)
+                .unwrap_or_default();
+            ui.note(&format!(
+                "the agent could not stop its processes ({problem}); ending them directly"
+            ));
+        }
+        if count > 0 {
+            stopped.push(format!("{count} processes"));
+        }
+    }
+    if let Some(agent) = daemon::agent(place, &record) {
+        end(&agent, "the agent").await?;
+        stopped.push("tanako-agent".into());
+    }
+    // Processes that the agent did not know, and forks of those it knew.
+    let left = children(&record);
+    for live in &left {
+        live.signal(rustix::process::Signal::TERM);
+    }
+    for live in &left {
+        end(live, "a process of the fleet").await?;
+    }
+    if let Some(simcord) = daemon::simcord(place, &record) {
+        end(&simcord, "simcord").await?;
+        stopped.push("simcord".into());
+    }
+    record.agent = None;
+    record.simcord = None;
+    record.save(&place.record())?;
+    remove(&record.run_dir)?;
+    remove(&place.agent_info())?;
+    remove(&place.simcord_info())?;
+    remove_context(&record)?;
+    Ok(stopped)
+}
+
+/// The agent's children and theirs: all of them inherit the path of its socket.
+fn children(record: &Record) -> Vec<Live> {
+    Live::by_environment("TANAKO_SOCKET", &record.worker_socket())
+}
+
+/// Stops every process through the agent; starts the agent first when it is gone.
+async fn stop_fleet(session: &Session, place: &Place, record: &mut Record) -> Result<(), Failure> {
+    let endpoint = session.endpoint_at(record.agent_socket());
+    if daemon::agent(place, record).is_none() {
+        session
+            .ui
+            .note("the agent is gone; starting it to stop its processes in order");
+        daemon::start_agent(place, record, &endpoint).await?;
+    }
+    let fleet = endpoint.open().await?;
+    let mut writer = fleet.writer()?;
+    let request = OperationRequest {
+        request_id: request_id(),
+        kind: "stop".into(),
+        targets: vec!["all".into()],
+        // Whatever else runs gives way: everything ends here.
+        force: true,
+        ..OperationRequest::default()
+    };
+    let operation = patiently(async || writer.submit(request.clone()).await).await?;
+    let ended = follow(session, &fleet, operation, FLEET_PATIENCE).await?;
+    match ended.problem.filter(|problem| !problem.code.is_empty()) {
+        Some(problem) => Err(problem.into()),
+        None => Ok(()),
+    }
+}
+
+async fn end(live: &Live, what: &str) -> Result<(), Failure> {
+    if live.end(GRACE).await {
+        return Ok(());
+    }
+    Err(Failure::new(
+        "not-stopped",
+        format!("pid {}", live.pid),
+        format!("{what} does not end, not even by SIGKILL"),
+    )
+    .cause("it waits inside the kernel, or belongs to another user")
+    .hint("look at it with `ps`, then call `tanakoctl demo down` again"))
+}
+
+/// Removes a file or a directory with all in it; none there is as good.
+fn remove(path: &Path) -> Result<(), Failure> {
+    let result = match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match result {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Failure::io(path, "remove it", &error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Removes the context if it still leads to this demo.
+fn remove_context(record: &Record) -> Result<(), Failure> {
+    context::update(|config| {
+        let ours = config.contexts()?.iter().any(|context| {
+            context.name == record.context && context.socket == record.agent_socket()
+        });
+        Ok((ours && config.remove(&record.context), ()))
+    })
+}
+
+/// Removes what a demo makes, and the directory if nothing else is in it.
+fn purge(place: &Place) -> Result<(), Failure> {
+    for path in place.contents() {
+        remove(&path)?;
+    }
+    match fs::remove_dir(&place.data_dir) {
+        Err(error)
+            if !matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty
+            ) =>
+        {
+            Err(Failure::io(&place.data_dir, "remove the directory", &error))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn dry_run(session: &Session, place: &Place, record: Option<&Record>) -> Outcome {
+    let mut running = Vec::new();
+    if let Some(record) = record {
+        let children = children(record).len();
+        if children > 0 {
+            running.push(format!("{children} processes"));
+        }
+        if let Some(agent) = daemon::agent(place, record) {
+            running.push(format!("tanako-agent (pid {})", agent.pid));
+        }
+        if let Some(simcord) = daemon::simcord(place, record) {
+            running.push(format!("simcord (pid {})", simcord.pid));
+        }
+    }
+    if running.is_empty() {
+        session
+            .ui
+            .print("nothing to stop: the demo does not run\n")?;
+        return Ok(Exit::Ok);
+    }
+    session
+        .ui
+        .print(&format!("would stop: {}\n", running.join(", ")))?;
+    Ok(Exit::Changes)
+}
