@@ -1,0 +1,200 @@
+//! IDENTIFY is scarce: no shard sends one without a permit.
+//!
+//! With an agent the permit comes from the agent, and while the agent is gone the shard waits.
+//! Without one a queue of this process keeps Discord's rule: one IDENTIFY per bucket
+//! (`shard_id % max_concurrency`) per five seconds. RESUME never comes here.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+use tonic::Code;
+use tracing::warn;
+use twilight_gateway_queue::Queue;
+
+use crate::agent::Permits;
+use crate::backoff::Backoff;
+use crate::rest::Limits;
+
+/// Between two IDENTIFYs of one bucket; Discord's 5 s and a margin for the way there.
+const BUCKET_INTERVAL: Duration = Duration::from_millis(5_250);
+
+/// What the gate tells the shard that waits at it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GateEvent {
+    /// Still waiting, for this reason.
+    Waiting(String),
+    /// IDENTIFY goes out now.
+    Granted,
+}
+
+/// Where permits come from.
+#[derive(Clone)]
+pub enum Gate {
+    /// From the agent.
+    Agent(Permits),
+    /// From this process alone.
+    Alone(Arc<Alone>),
+}
+
+/// The queue of a process without an agent.
+pub struct Alone {
+    limits: watch::Receiver<Option<Limits>>,
+    next: Mutex<HashMap<u32, Instant>>,
+}
+
+impl Alone {
+    /// Waits for the limits of `/gateway/bot` before the first permit.
+    pub fn new(limits: watch::Receiver<Option<Limits>>) -> Self {
+        Self {
+            limits,
+            next: Mutex::default(),
+        }
+    }
+
+    async fn acquire(&self, shard: u32) {
+        let mut limits = self.limits.clone();
+        let Ok(max_concurrency) = limits.wait_for(Option::is_some).await.map(|limits| {
+            limits
+                .as_ref()
+                .map_or(1, |limits| limits.max_concurrency.max(1))
+        }) else {
+            // The process ends.
+            return std::future::pending().await;
+        };
+        let at = {
+            let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+            reserve(&mut next, shard % max_concurrency, Instant::now())
+        };
+        tokio::time::sleep_until(at).await;
+    }
+}
+
+/// Takes the bucket's next free moment.
+fn reserve(next: &mut HashMap<u32, Instant>, bucket: u32, now: Instant) -> Instant {
+    let at = next.get(&bucket).copied().unwrap_or(now).max(now);
+    next.insert(bucket, at + BUCKET_INTERVAL);
+    at
+}
+
+/// The gate of one shard, in the form twilight asks for.
+#[derive(Clone)]
+pub struct ShardQueue {
+    /// Where permits come from.
+    pub gate: Gate,
+    /// The shard's number of shards.
+    pub shard_count: u32,
+    /// Tells the shard task.
+    pub events: mpsc::Sender<GateEvent>,
+    /// Owns the tasks that wait.
+    pub tasks: TaskTracker,
+}
+
+impl Queue for ShardQueue {
+    fn enqueue(&self, shard: u32) -> oneshot::Receiver<()> {
+        let (permit, receiver) = oneshot::channel();
+        let this = self.clone();
+        self.tasks
+            .spawn(async move { this.wait(shard, permit).await });
+        receiver
+    }
+}
+
+impl ShardQueue {
+    /// Keeps `permit` alive until it is granted or nobody waits for it any more: dropping it would make
+    /// twilight ask again at once.
+    async fn wait(self, shard: u32, mut permit: oneshot::Sender<()>) {
+        let granted = tokio::select! {
+            () = self.acquire(shard) => true,
+            () = permit.closed() => false,
+        };
+        if granted && !permit.is_closed() {
+            // First the event: the shard must know of it when READY comes.
+            let _ = self.events.send(GateEvent::Granted).await;
+            let _ = permit.send(());
+        }
+    }
+
+    async fn acquire(&self, shard: u32) {
+        let permits = match &self.gate {
+            Gate::Alone(alone) => return alone.acquire(shard).await,
+            Gate::Agent(permits) => permits,
+        };
+        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
+        loop {
+            let status = match permits.acquire(shard, self.shard_count).await {
+                Ok(permit) => {
+                    let answered = Instant::now();
+                    if answered.elapsed() < Duration::from_millis(permit.valid_ms) {
+                        return;
+                    }
+                    continue;
+                }
+                Err(status) => status,
+            };
+            let reason = match status.code() {
+                Code::FailedPrecondition => format!("no IDENTIFY permit: {}", status.message()),
+                Code::Aborted => {
+                    permits.superseded();
+                    return std::future::pending().await;
+                }
+                _ => "waiting for the agent to grant an IDENTIFY".to_owned(),
+            };
+            if backoff.failures() == 0 {
+                warn!(shard, code = ?status.code(), "{reason}");
+            }
+            let _ = self.events.try_send(GateEvent::Waiting(reason));
+            tokio::time::sleep(backoff.next()).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn one_identify_per_bucket_per_interval(requests in prop::collection::vec((0..64u32, 0..3000u64), 1..100), max_concurrency in 1..20u32) {
+            let start = Instant::now();
+            let mut now = start;
+            let mut next = HashMap::new();
+            let mut granted: HashMap<u32, Vec<Instant>> = HashMap::new();
+            for (shard, later) in requests {
+                now += Duration::from_millis(later);
+                let bucket = shard % max_concurrency;
+                let at = reserve(&mut next, bucket, now);
+                prop_assert!(at >= now);
+                granted.entry(bucket).or_default().push(at);
+            }
+            for times in granted.values() {
+                for pair in times.windows(2) {
+                    prop_assert!(pair[1] - pair[0] >= Duration::from_secs(5));
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_permit_nobody_waits_for_is_given_up() {
+        let (_limits_tx, limits) = watch::channel(None);
+        let (events, _rx) = mpsc::channel(4);
+        let queue = ShardQueue {
+            gate: Gate::Alone(Arc::new(Alone::new(limits))),
+            shard_count: 1,
+            events,
+            tasks: TaskTracker::new(),
+        };
+        let receiver = queue.enqueue(0);
+        assert_eq!(queue.tasks.len(), 1);
+        drop(receiver);
+        queue.tasks.close();
+        tokio::time::timeout(Duration::from_secs(5), queue.tasks.wait())
+            .await
+            .expect("the waiting task ends");
+    }
+}

@@ -1,0 +1,245 @@
+//! Answers a command exactly once and in time.
+//!
+//! A handler returns its reply; only this module talks to Discord. When the handler takes too long the
+//! interaction is deferred and the reply follows as an edit. So there is one first answer by construction.
+//! The interaction's token is never logged.
+
+use std::panic::AssertUnwindSafe;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use serde_json::{Value, json};
+use serenity::all::{CommandInteraction, InteractionId, Permissions};
+use tokio::time::Instant;
+use tracing::{error, warn};
+
+use super::Outcome;
+use crate::commands::{self, Command, CommandError, Context, Reply};
+use crate::rest::RestError;
+use crate::services::Services;
+
+/// Discord wants the first answer within 3 s of sending the interaction. Deferring at 2.5 s would leave half
+/// a second for the way of both messages; this leaves a whole one.
+const DEFER_AFTER: Duration = Duration::from_secs(2);
+/// Longest run of a handler. Discord takes edits for 15 minutes; nobody waits that long.
+const HANDLER_WITHIN: Duration = Duration::from_secs(45);
+/// Tries for one answer.
+const TRIES: u32 = 3;
+
+/// An interaction to be answered.
+pub struct Target<'a> {
+    /// Its id.
+    pub id: InteractionId,
+    /// The secret that lets one answer it.
+    pub token: &'a str,
+    /// When it arrived.
+    pub received: Instant,
+}
+
+/// Runs a command and answers.
+pub async fn run(
+    services: &Services,
+    shard: u32,
+    interaction: &CommandInteraction,
+    target: Target<'_>,
+) -> Outcome {
+    let Some(command) = commands::find(&interaction.data.name) else {
+        let reply = Reply::private(
+            "I do not know this command any more. It should disappear from the list within an hour.",
+        );
+        return answer(services, &target, &reply).await;
+    };
+    if let Some(refusal) = refusal(command, interaction) {
+        return answer(services, &target, &refusal).await;
+    }
+    let context = Context {
+        services,
+        shard,
+        interaction,
+    };
+    let work = tokio::time::timeout(
+        HANDLER_WITHIN,
+        AssertUnwindSafe((command.run)(&context)).catch_unwind(),
+    );
+    tokio::pin!(work);
+    let mut deferred = false;
+    let result = tokio::select! {
+        biased;
+        result = &mut work => result,
+        () = tokio::time::sleep_until(target.received + DEFER_AFTER) => {
+            let body = json!({ "type": 5, "data": flags(command.private) });
+            match callback(services, &target, &body).await {
+                Outcome::Answered => {}
+                other => return other,
+            }
+            deferred = true;
+            work.await
+        }
+    };
+    let (reply, failed) = match result {
+        Ok(Ok(Ok(reply))) => (reply, false),
+        Ok(Ok(Err(CommandError::Refused(words)))) => (Reply::private(words), false),
+        Ok(Ok(Err(CommandError::Failed { words, source }))) => (
+            reported(command, interaction, shard, words, &chain(source.as_ref())),
+            true,
+        ),
+        Ok(Err(_panic)) => (
+            reported(command, interaction, shard, SORRY, "the handler panicked"),
+            true,
+        ),
+        Err(_elapsed) => (
+            reported(
+                command,
+                interaction,
+                shard,
+                SORRY,
+                "the handler took too long",
+            ),
+            true,
+        ),
+    };
+    let outcome = if deferred {
+        edit(services, &target, &reply).await
+    } else {
+        answer(services, &target, &reply).await
+    };
+    if failed && outcome == Outcome::Answered {
+        Outcome::Failed
+    } else {
+        outcome
+    }
+}
+
+const SORRY: &str = "Sorry, something went wrong on my side.";
+
+/// Why this member may not run this command here. Discord checks the permission too, but an administrator
+/// of the guild can override that, and a foreign tool can send what it likes.
+fn refusal(command: &Command, interaction: &CommandInteraction) -> Option<Reply> {
+    if command.guild_only && interaction.guild_id.is_none() {
+        return Some(Reply::private("This command works in servers only."));
+    }
+    let needed = command.permission?;
+    let held = interaction
+        .member
+        .as_ref()
+        .and_then(|member| member.permissions)
+        .unwrap_or(Permissions::empty());
+    if held.contains(needed) || held.contains(Permissions::ADMINISTRATOR) {
+        return None;
+    }
+    Some(Reply::private(format!(
+        "You need the permission **{needed}** to use this command."
+    )))
+}
+
+/// Logs a failure under an id and tells the user that id.
+fn reported(
+    command: &Command,
+    interaction: &CommandInteraction,
+    shard: u32,
+    words: &str,
+    why: &str,
+) -> Reply {
+    let id: String =
+        std::iter::repeat_with(|| fastrand::choice(b"23456789ABCDEFGHJKMNPQRSTVWXYZ".iter()))
+            .filter_map(|letter| letter.map(|letter| char::from(*letter)))
+            .take(8)
+            .collect();
+    let guild = interaction.guild_id.map_or(0, serenity::all::GuildId::get);
+    error!(error_id = %id, command = command.name, shard, guild, error = why, "a command failed");
+    Reply::private(format!(
+        "{words}\nIf it happens again, tell the operator this error id: `{id}`"
+    ))
+}
+
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}
+
+fn flags(private: bool) -> Value {
+    // 64 = ephemeral.
+    if private {
+        json!({ "flags": 64 })
+    } else {
+        json!({})
+    }
+}
+
+/// The first answer.
+pub async fn answer(services: &Services, target: &Target<'_>, reply: &Reply) -> Outcome {
+    let mut data = reply.body();
+    if reply.private {
+        data["flags"] = json!(64);
+    }
+    match send(services, target, &json!({ "type": 4, "data": data })).await {
+        Ok(()) => Outcome::Answered,
+        // A predecessor deferred it and was killed, or answered it: either way an edit makes it right.
+        Err(error) if error.is_already_answered() => edit(services, target, reply).await,
+        Err(error) => unsent(&error),
+    }
+}
+
+/// Any other first answer.
+pub async fn callback(services: &Services, target: &Target<'_>, body: &Value) -> Outcome {
+    match send(services, target, body).await {
+        Ok(()) => Outcome::Answered,
+        Err(error) if error.is_already_answered() => Outcome::Answered,
+        Err(error) => unsent(&error),
+    }
+}
+
+async fn send(services: &Services, target: &Target<'_>, body: &Value) -> Result<(), RestError> {
+    let http = services.rest.callbacks();
+    let mut tries = 1;
+    loop {
+        let call = http.create_interaction_response(target.id, target.token, body, Vec::new());
+        let result = services.rest.call(call).await;
+        match result {
+            Err(error)
+                if error.is_retryable()
+                    && tries < TRIES
+                    && target.received.elapsed() < DEFER_AFTER =>
+            {
+                tries += 1;
+                tokio::time::sleep(Duration::from_millis(100).mul_f64(0.5 + fastrand::f64())).await;
+            }
+            result => return result,
+        }
+    }
+}
+
+/// The answer to an interaction that was deferred.
+async fn edit(services: &Services, target: &Target<'_>, reply: &Reply) -> Outcome {
+    let body = reply.body();
+    let http = services.rest.callbacks();
+    for attempt in 1..=TRIES {
+        let call = http.edit_original_interaction_response(target.token, &body, Vec::new());
+        match services.rest.call(call).await {
+            // An answer that serenity cannot read was still taken.
+            Ok(_) | Err(RestError::Undecodable) => return Outcome::Answered,
+            Err(error) if error.is_retryable() && attempt < TRIES => {
+                tokio::time::sleep(
+                    Duration::from_secs(1 << attempt).mul_f64(0.5 + fastrand::f64() / 2.0),
+                )
+                .await;
+            }
+            Err(error) => return unsent(&error),
+        }
+    }
+    Outcome::Failed
+}
+
+fn unsent(error: &RestError) -> Outcome {
+    if error.is_expired() {
+        return Outcome::Expired;
+    }
+    warn!(%error, "an interaction could not be answered");
+    Outcome::Failed
+}
