@@ -10,6 +10,7 @@
 //!                               └─▶ peer ─▶ another node; merge puts answers together
 //! ```
 
+pub mod backup;
 pub mod config;
 mod connection;
 pub mod engine;
@@ -28,5 +29,6 @@ pub mod row;
 pub mod schema;
 pub mod server;
 pub mod store;
+pub mod worker;
 mod write;
 mod writer;

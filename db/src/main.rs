@@ -7,10 +7,13 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
+use tanako_db::backup;
 use tanako_db::config::{Settings, Tuning, parse_peer, read_token};
 use tanako_db::node::Node;
 use tanako_db::server::Server;
 use tanako_db::store::{chain, write_atomically};
+use tanako_db::worker::{Identity, Worker};
+use tanako_fleet::ring::{Ring, RingNode};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -27,7 +30,35 @@ struct Cli {
 }
 
 #[derive(Subcommand)]
-enum Command {}
+enum Command {
+    /// Read backup archives completely and check every checksum and row count.
+    Verify(Verify),
+    /// Replace the data of a stopped node by the rows of a backup that belong to it.
+    Restore(Restore),
+}
+
+#[derive(Args)]
+struct Verify {
+    /// The archives, NODE.tbk.
+    #[arg(required = true, value_name = "ARCHIVE")]
+    archives: Vec<PathBuf>,
+}
+
+#[derive(Args)]
+struct Restore {
+    /// An archive of the backup, NODE.tbk; give those of all nodes.
+    #[arg(long = "archive", required = true)]
+    archives: Vec<PathBuf>,
+    /// The directory of the node's data.
+    #[arg(long, env = "TANAKO_DB_DATA_DIR")]
+    data_dir: PathBuf,
+    /// The node's name in the ring.
+    #[arg(long, env = "TANAKO_DB_NAME", default_value = "node1")]
+    name: String,
+    /// A node of the ring that the data is restored into, NAME=ws://HOST:PORT or NAME.
+    #[arg(long = "peer", env = "TANAKO_DB_PEERS", value_delimiter = ',')]
+    peers: Vec<String>,
+}
 
 #[derive(Args)]
 struct Serve {
@@ -82,6 +113,11 @@ fn main() -> ExitCode {
                 .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
         )
         .init();
+    match cli.command {
+        Some(Command::Verify(options)) => return verify(&options),
+        Some(Command::Restore(options)) => return restore(&options),
+        None => {}
+    }
     let Some(options) = cli.serve else {
         let _ = writeln!(
             std::io::stderr(),
@@ -140,37 +176,135 @@ fn settings(options: &Serve) -> anyhow::Result<Settings> {
     })
 }
 
+fn verify(options: &Verify) -> ExitCode {
+    let mut code = ExitCode::SUCCESS;
+    for path in &options.archives {
+        match backup::verify(path, &mut report(&format!("verify {}", path.display()))) {
+            Ok(manifest) => {
+                let _ = writeln!(
+                    std::io::stdout(),
+                    "{}: good, node {}, {} rows, {} bytes, of {}",
+                    path.display(),
+                    manifest.node,
+                    manifest.rows(),
+                    manifest.bytes,
+                    manifest.created_at
+                );
+            }
+            Err(error) => code = fail(&error.into(), 1),
+        }
+    }
+    code
+}
+
+fn restore(options: &Restore) -> ExitCode {
+    let names = options
+        .peers
+        .iter()
+        .map(|peer| {
+            peer.split_once('=')
+                .map_or(peer.as_str(), |(name, _)| name)
+                .trim()
+        })
+        .chain([options.name.as_str()]);
+    let names: std::collections::BTreeSet<&str> = names.filter(|name| !name.is_empty()).collect();
+    let nodes: Vec<RingNode> = names.into_iter().map(RingNode::new).collect();
+    let result = Ring::new(&nodes, [])
+        .map_err(anyhow::Error::from)
+        .and_then(|ring| {
+            let mut progress = report("restore");
+            backup::restore_offline(
+                &options.archives,
+                &ring,
+                &options.name,
+                &options.data_dir,
+                &mut progress,
+            )
+            .map_err(anyhow::Error::from)
+        });
+    match result {
+        Ok(loaded) => {
+            let _ = writeln!(
+                std::io::stdout(),
+                "restored {} of {} rows into {} for {}",
+                loaded.rows_loaded,
+                loaded.rows_total,
+                options.data_dir.display(),
+                options.name
+            );
+            ExitCode::SUCCESS
+        }
+        Err(error) => fail(&error, 1),
+    }
+}
+
+/// Plain lines about progress on stderr, at most one a second.
+fn report(what: &str) -> impl FnMut(u64, u64) + Send + use<> {
+    let what = what.to_owned();
+    let mut told = std::time::Instant::now();
+    move |done, total| {
+        if told.elapsed().as_secs() >= 1 {
+            told = std::time::Instant::now();
+            let of = if total > 0 {
+                format!(" of {total}")
+            } else {
+                String::new()
+            };
+            let _ = writeln!(std::io::stderr(), "{what}: {done}{of} rows");
+        }
+    }
+}
+
 /// The life of a node: bind, open, serve, drain, sync.
 async fn serve(settings: Settings, info_file: Option<PathBuf>) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let stop = CancellationToken::new();
+    let end = CancellationToken::new();
+    let worker = Identity::from_environment(&settings.name)
+        .map(|identity| Worker::new(identity, stop.clone()));
+    let attached = worker
+        .clone()
+        .map(|worker| tokio::spawn(worker.run(end.clone())));
     let server = Server::bind(settings.listen).await?;
     let address = server.address();
+    let url = format!("ws://{address}");
     let node = {
         let settings = settings.clone();
         tokio::task::spawn_blocking(move || Node::open(&settings))
             .await
             .context("opening was given up")??
     };
-    let stop = CancellationToken::new();
+    let serving = tokio::spawn(server.run(node.clone(), settings.tuning, stop.clone()));
     tracing::info!(node = %settings.name, %address, rows = node.metrics.rows_total(), "ready");
     if let Some(path) = &info_file {
         let info = serde_json::json!({
             "name": settings.name,
             "address": address.to_string(),
-            "url": format!("ws://{address}"),
+            "url": url,
             "pid": std::process::id(),
         });
         write_atomically(path, info.to_string().as_bytes())?;
     }
-    let serving = tokio::spawn(server.run(node.clone(), settings.tuning, stop.clone()));
+    if let Some(worker) = &worker {
+        worker.ready(node.clone(), url);
+    }
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        () = stop.cancelled() => {}
     }
     tracing::info!("stopping: finishing what is in flight");
+    if let Some(worker) = &worker {
+        worker.draining();
+    }
     stop.cancel();
     serving.await.context("serving was given up")?;
+    end.cancel();
+    if let Some(attached) = attached {
+        attached.await.context("the worker was given up")?;
+    }
+    drop(worker);
     node.stop().await;
     tracing::info!("stopped");
     Ok(())

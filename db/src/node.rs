@@ -79,6 +79,7 @@ pub struct Node {
     backup_dir: PathBuf,
     topology: RwLock<Arc<Topology>>,
     scans: Arc<Semaphore>,
+    backups: Arc<Semaphore>,
     draining: AtomicBool,
     tasks: TaskTracker,
     writer_thread: std::sync::Mutex<Option<std::thread::JoinHandle<()>>>,
@@ -159,10 +160,26 @@ impl Node {
             backup_dir: settings.backup_dir.clone(),
             topology: RwLock::new(Arc::new(topology)),
             scans: Arc::new(Semaphore::new(SCANS)),
+            backups: Arc::new(Semaphore::new(1)),
             draining: AtomicBool::new(false),
             tasks,
             writer_thread: std::sync::Mutex::new(Some(thread)),
         }))
+    }
+
+    /// Where backups asked for by clients go.
+    pub(crate) fn backup_dir(&self) -> &std::path::Path {
+        &self.backup_dir
+    }
+
+    /// Held while a backup or restore runs: a second one is refused.
+    pub(crate) fn one_backup(&self) -> Result<tokio::sync::OwnedSemaphorePermit, Failure> {
+        Arc::clone(&self.backups).try_acquire_owned().map_err(|_| {
+            Failure::new(
+                Code::Overloaded,
+                "A backup or restore of this node runs already: retry when it has ended",
+            )
+        })
     }
 
     /// The token that clients must show.
@@ -443,7 +460,13 @@ impl Node {
                 let node = Arc::clone(self);
                 let id = id.to_owned();
                 Ok(Begun::later(false, None, async move {
-                    node.client_backup(&id).await
+                    match node.client_backup().await {
+                        Ok(path) => reply::success(&id, |out| {
+                            reply::member(out, "path");
+                            reply::text(out, &path.display().to_string());
+                        }),
+                        Err(failure) => reply::failure(&id, &failure),
+                    }
                 }))
             }
             call => {
@@ -624,11 +647,6 @@ impl Node {
             "uptime_seconds": self.metrics.uptime().as_secs(),
             "forwards": self.metrics.forwards.load(Relaxed),
         })
-    }
-
-    async fn client_backup(self: Arc<Self>, id: &str) -> Vec<u8> {
-        let _ = &self.backup_dir;
-        reply::failure(id, &Failure::new(Code::Storage, "Backup failed"))
     }
 }
 

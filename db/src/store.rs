@@ -94,21 +94,7 @@ impl Store {
     /// Locks and opens the directory, or creates it.
     pub fn open(options: StoreOptions) -> Result<Self, StoreError> {
         let directory = &options.directory;
-        std::fs::create_dir_all(directory).map_err(io_error("create", directory))?;
-        let lock_path = directory.join(LOCK);
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&lock_path)
-            .map_err(io_error("open", &lock_path))?;
-        flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|error| {
-            if error == rustix::io::Errno::WOULDBLOCK {
-                StoreError::Locked(directory.clone())
-            } else {
-                io_error("lock", &lock_path)(error.into())
-            }
-        })?;
+        let lock = lock(directory)?;
         let generation = match current(directory)? {
             Some(generation) => generation,
             None => {
@@ -258,19 +244,50 @@ impl Store {
     }
 }
 
-/// An empty directory for a new generation beside the present one.
+/// Locks a data directory, making it if need be. The lock is held until the file is dropped.
+pub fn lock(directory: &Path) -> Result<File, StoreError> {
+    std::fs::create_dir_all(directory).map_err(io_error("create", directory))?;
+    let path = directory.join(LOCK);
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(io_error("open", &path))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(StoreError::Locked(directory.to_owned())),
+        Err(error) => Err(io_error("lock", &path)(error.into())),
+    }
+}
+
+/// An empty directory for a new generation beside the present one. Works whatever state the present
+/// one is in: a restore must be possible when nothing else is.
 pub fn prepare_generation(directory: &Path) -> Result<(String, PathBuf), StoreError> {
-    let number = current(directory)?
-        .and_then(|name| {
-            name.strip_prefix("gen-")
-                .and_then(|number| number.parse::<u32>().ok())
+    let newest = std::fs::read_dir(directory)
+        .map_err(io_error("read", directory))?
+        .filter_map(Result::ok)
+        .filter_map(|entry| {
+            entry
+                .file_name()
+                .to_str()?
+                .strip_prefix("gen-")?
+                .parse::<u32>()
+                .ok()
         })
+        .max()
         .unwrap_or_default();
-    let name = generation_name(number + 1);
+    let name = generation_name(newest + 1);
     let path = directory.join(&name);
-    remove_directory(&path)?;
     std::fs::create_dir(&path).map_err(io_error("create", &path))?;
     Ok((name, path))
+}
+
+/// Makes a complete generation the data of a directory that no node uses, and removes the others.
+pub fn make_current(directory: &Path, generation: &str) -> Result<(), StoreError> {
+    sync_directory(directory)?;
+    set_current(directory, generation)?;
+    remove_others(directory, generation)
 }
 
 fn generation_name(number: u32) -> String {

@@ -477,17 +477,33 @@ fn update(
     Ok(encoded)
 }
 
+/// All index entries of a row, for loading a backup.
+pub fn index_entries(key: &[u8], row: &Row<'_>) -> Vec<(Space, Vec<u8>, Vec<u8>)> {
+    let table = row.table();
+    let mut entries: Vec<_> = table
+        .secondary()
+        .map(|at| (Space::Index, entry(table, at, row, key), Vec::new()))
+        .collect();
+    if table.has_key_directory() {
+        let directory = keys::directory(table, &key[ROW_PREFIX..]);
+        entries.push((Space::Index, directory, key[1..ROW_PREFIX].to_vec()));
+    }
+    entries
+}
+
 /// Adds the index entries of a row that `before` did not have.
-pub fn link(overlay: &mut Overlay<'_>, key: &[u8], row: &Row<'_>, before: Option<&Row<'_>>) {
+fn link(overlay: &mut Overlay<'_>, key: &[u8], row: &Row<'_>, before: Option<&Row<'_>>) {
+    let Some(before) = before else {
+        for (space, key, value) in index_entries(key, row) {
+            overlay.put(space, key, value);
+        }
+        return;
+    };
     let table = row.table();
     for at in table.secondary() {
-        if before.is_none_or(|before| before.column(at) != row.column(at)) {
+        if before.column(at) != row.column(at) {
             overlay.put(Space::Index, entry(table, at, row, key), Vec::new());
         }
-    }
-    if table.has_key_directory() && before.is_none() {
-        let directory = keys::directory(table, &key[ROW_PREFIX..]);
-        overlay.put(Space::Index, directory, key[1..ROW_PREFIX].to_vec());
     }
 }
 
