@@ -15,7 +15,7 @@ use crate::commands::Commands;
 use crate::config::Config;
 use crate::gateway::limits::{GUILDS_PER_SHARD_MAX, IdentifyLimits, LARGE_BOT_GUILDS, Permit};
 use crate::gateway::session::{Bounds, Item, ResumeRefusal, Session};
-use crate::gateway::{CloseCode, Control, Event, Identify, Intents, Link, Resume, Shard};
+use crate::gateway::{Body, CloseCode, Control, Event, Identify, Intents, Link, Resume, Shard};
 use crate::interactions::Interactions;
 use crate::rest::limits::RestLimits;
 use crate::snowflake;
@@ -428,7 +428,7 @@ impl Hub {
                     self.account.sent_by_type.count(&event.name);
                     Frame {
                         seq,
-                        body: event.body_for(intents).clone(),
+                        body: event.body_for(intents),
                         name: event.name,
                     }
                 }
@@ -443,7 +443,7 @@ impl Hub {
                     Frame {
                         seq,
                         name,
-                        body: event.body,
+                        body: event.body_for(intents),
                     }
                 }
             })
@@ -600,7 +600,7 @@ pub(crate) enum Fetched {
 pub(crate) struct Frame {
     pub seq: u64,
     pub name: Cow<'static, str>,
-    pub body: Arc<str>,
+    pub body: Body,
 }
 
 /// An id in the form of Discord's: 32 hexadecimal digits.

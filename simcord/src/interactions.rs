@@ -33,6 +33,8 @@ pub(crate) struct Interaction {
     pub command: String,
     pub guild: GuildIndex,
     pub channel: String,
+    /// Who invoked the command.
+    pub user: u64,
     pub sent: Instant,
     pub state: State,
     pub answered_after: Option<Duration>,
@@ -42,6 +44,17 @@ pub(crate) struct Interaction {
     pub original: Option<u64>,
     pub followups: u32,
     overdue: bool,
+}
+
+/// An interaction that is about to be sent.
+#[derive(Debug, Default)]
+pub(crate) struct Invoked {
+    pub id: u64,
+    pub token: String,
+    pub command: String,
+    pub guild: GuildIndex,
+    pub channel: String,
+    pub user: u64,
 }
 
 /// Why a callback is refused.
@@ -83,15 +96,8 @@ pub(crate) struct Interactions {
 }
 
 impl Interactions {
-    pub(crate) fn sent(
-        &mut self,
-        now: Instant,
-        id: u64,
-        token: String,
-        command: String,
-        guild: GuildIndex,
-        channel: String,
-    ) {
+    pub(crate) fn sent(&mut self, now: Instant, invoked: Invoked) {
+        let Invoked { id, token, command, guild, channel, user } = invoked;
         self.counters.sent += 1;
         self.by_token.insert(token.clone(), id);
         self.order.push_back(id);
@@ -102,6 +108,7 @@ impl Interactions {
             command,
             guild,
             channel,
+            user,
             sent: now,
             state: State::Pending,
             answered_after: None,
@@ -236,7 +243,7 @@ mod tests {
 
     fn sent(at: Instant) -> Interactions {
         let mut interactions = Interactions::default();
-        interactions.sent(at, 1, "t".to_owned(), "ping".to_owned(), 0, "5".to_owned());
+        interactions.sent(at, Invoked { id: 1, token: "t".to_owned(), ..Invoked::default() });
         interactions
     }
 

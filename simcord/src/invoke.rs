@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::gateway::{Event, Intents};
 use crate::hub::Hub;
+use crate::interactions::Invoked;
 use crate::snowflake::{self, mix};
 use crate::world::{Invocation, InvocationError};
 
@@ -84,7 +85,8 @@ impl Hub {
             self.interactions.counters.unrouted += 1;
             return Err(InvokeError::Unrouted);
         }
-        self.interactions.sent(now, id, token, name, guild, channel);
+        let user = body["member"]["user"]["id"].as_str().and_then(|id| id.parse().ok()).unwrap_or_default();
+        self.interactions.sent(now, Invoked { id, token, command: name, guild, channel, user });
         Ok(id)
     }
 }

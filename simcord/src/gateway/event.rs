@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
+use std::ops::Range;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -17,8 +18,8 @@ pub(crate) struct Event {
     pub needs: Intents,
     /// The encoded `d`.
     pub body: Arc<str>,
-    /// The encoded `d` for sessions without MESSAGE_CONTENT, where that differs.
-    reduced: Option<Arc<str>>,
+    /// The part of the body that sessions without MESSAGE_CONTENT do not get to see.
+    hidden: Range<usize>,
 }
 
 impl Event {
@@ -27,31 +28,39 @@ impl Event {
         needs: Intents,
         body: &impl Serialize,
     ) -> Self {
-        Self {
-            name: name.into(),
-            needs,
-            body: encode(body),
-            reduced: None,
-        }
+        Self { name: name.into(), needs, body: encode(body).into(), hidden: 0..0 }
     }
 
-    pub(crate) fn with_reduced(mut self, body: &impl Serialize) -> Self {
-        self.reduced = Some(encode(body));
+    /// Fills the empty `content` of a message's body, for those who may see it.
+    pub(crate) fn with_content(mut self, content: &str) -> Self {
+        let empty = r#""content":""#;
+        if let Some(place) = self.body.find(r#""content":"""#) {
+            let start = place + empty.len();
+            let quoted = encode(&content);
+            let content = &quoted[1..quoted.len() - 1];
+            let (before, after) = self.body.split_at(start);
+            self.body = format!("{before}{content}{after}").into();
+            self.hidden = start..start + content.len();
+        }
         self
     }
 
-    /// The body that a session with these intents may see.
-    pub(crate) fn body_for(&self, intents: Intents) -> &Arc<str> {
-        match &self.reduced {
-            Some(reduced) if !intents.contains(Intents::MESSAGE_CONTENT) => reduced,
-            _ => &self.body,
-        }
+    /// The body that a session with these intents may see, in two parts.
+    pub(crate) fn body_for(&self, intents: Intents) -> Body {
+        let hidden = if intents.contains(Intents::MESSAGE_CONTENT) { 0..0 } else { self.hidden.clone() };
+        Body { whole: Arc::clone(&self.body), hidden }
     }
 
     /// The bytes that the event holds.
     pub(crate) fn size(&self) -> usize {
-        self.body.len() + self.reduced.as_ref().map_or(0, |reduced| reduced.len())
+        self.body.len()
     }
+}
+
+/// A body on its way to one session.
+pub(crate) struct Body {
+    whole: Arc<str>,
+    hidden: Range<usize>,
 }
 
 fn encode(body: &impl Serialize) -> Arc<str> {
@@ -61,12 +70,13 @@ fn encode(body: &impl Serialize) -> Arc<str> {
 }
 
 /// The whole frame of a dispatch.
-pub(crate) fn frame(name: &str, seq: u64, body: &str) -> String {
-    let mut frame = String::with_capacity(body.len() + name.len() + 48);
+pub(crate) fn frame(name: &str, seq: u64, body: &Body) -> String {
+    let mut frame = String::with_capacity(body.whole.len() + name.len() + 48);
     // Names are upper-case words: no escaping is needed.
     write!(frame, r#"{{"t":"{name}","s":{seq},"op":0,"d":"#)
         .expect("invariant: writing to a string succeeds");
-    frame.push_str(body);
+    frame.push_str(&body.whole[..body.hidden.start]);
+    frame.push_str(&body.whole[body.hidden.end..]);
     frame.push('}');
     frame
 }
@@ -78,21 +88,14 @@ mod tests {
 
     #[test]
     fn frames_are_json_and_content_needs_its_intent() {
-        let event = Event::new(
-            "MESSAGE_CREATE",
-            Intents::GUILD_MESSAGES,
-            &json!({ "content": "a \"b\"" }),
-        )
-        .with_reduced(&json!({ "content": "" }));
-        let full = frame(&event.name, 7, event.body_for(Intents::MESSAGE_CONTENT));
-        let full: Value = serde_json::from_str(&full).expect("JSON");
-        assert_eq!(
-            full,
-            json!({ "t": "MESSAGE_CREATE", "s": 7, "op": 0, "d": { "content": "a \"b\"" } })
-        );
-        assert_eq!(
-            event.body_for(Intents::GUILD_MESSAGES).as_ref(),
-            r#"{"content":""}"#
-        );
+        let body = json!({ "content": "", "id": "5" });
+        let event =
+            Event::new("MESSAGE_CREATE", Intents::GUILD_MESSAGES, &body).with_content("a \"b\"");
+        for (intents, content) in [(Intents::MESSAGE_CONTENT, "a \"b\""), (Intents::GUILDS, "")] {
+            let frame = frame(&event.name, 7, &event.body_for(intents));
+            let frame: Value = serde_json::from_str(&frame).expect("JSON");
+            let d = json!({ "content": content, "id": "5" });
+            assert_eq!(frame, json!({ "t": "MESSAGE_CREATE", "s": 7, "op": 0, "d": d }));
+        }
     }
 }

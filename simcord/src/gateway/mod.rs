@@ -21,7 +21,7 @@ mod link;
 mod protocol;
 pub(crate) mod session;
 
-pub(crate) use event::Event;
+pub(crate) use event::{Body, Event};
 pub(crate) use intents::Intents;
 pub(crate) use link::{Control, Link};
 pub(crate) use protocol::{CloseCode, Command, Identify, RequestGuildMembers, Resume, Shard};

@@ -135,18 +135,24 @@ fn check_modal(data: &Map<String, Value>) -> Result<(), ApiError> {
 /// Makes and keeps a message that answers an interaction.
 fn answer(hub: &mut Hub, interaction: u64, data: &Map<String, Value>, flags: u64) -> Value {
     let id = snowflake::now();
-    let (channel, command) = hub
+    let (channel, command, user) = hub
         .interactions
         .get(interaction)
-        .map(|interaction| (interaction.channel.clone(), interaction.command.clone()))
+        .map(|of| (of.channel.clone(), of.command.clone(), of.user))
         .unwrap_or_default();
+    let user = hub.world.user(user);
     let mut message = hub.world.message(id, &channel, hub.world.bot_user(), "");
     apply(&mut message, data);
     message["type"] = 20.into();
     message["flags"] = (message["flags"].as_u64().unwrap_or(0) | flags).into();
     message["application_id"] = hub.world.bot.id.to_string().into();
     message["webhook_id"] = hub.world.bot.id.to_string().into();
-    message["interaction"] = json!({ "id": interaction.to_string(), "type": 2, "name": command });
+    message["interaction_metadata"] = json!({
+        "id": interaction.to_string(), "type": 2, "user": user, "name": command,
+        "authorizing_integration_owners": {},
+    });
+    message["interaction"] =
+        json!({ "id": interaction.to_string(), "type": 2, "name": command, "user": user });
     hub.world.messages.insert(id, message.clone());
     message
 }

@@ -144,13 +144,12 @@ impl World {
         content: &str,
     ) -> Option<Event> {
         let id = snowflake::now();
-        let mut message = self.message(id, channel, self.user(author)?, content);
+        // The content is filled in as the part that not every session sees.
+        let mut message = self.message(id, channel, self.user(author)?, "");
         message["guild_id"] = self.guild_id(guild).to_string().into();
         message["member"] = self.member_without_user(guild, author);
         let event = Event::new("MESSAGE_CREATE", Intents::GUILD_MESSAGES, &message);
-        // Without the privileged intent the content is not shown.
-        message["content"] = "".into();
-        Some(event.with_reduced(&message))
+        Some(event.with_content(content))
     }
 
     /// A message object.
