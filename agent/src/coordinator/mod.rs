@@ -1,0 +1,238 @@
+//! The planner of the fleet: accepts operations, carries them forward, keeps desired and observed
+//! state together.
+//!
+//! One task ([`task`]) owns the operations, the desired state and the audit log, so that requests are
+//! decided one after the other. It selects over requests, the supervisor's table, the reports of
+//! backup jobs, one deadline and cancellation.
+//!
+//! - [`planning`]: from a request and what is to the steps; pure.
+//! - [`submit`]: what a request must satisfy before it becomes an operation.
+//! - [`schedule`]: when the daily backup is due; pure.
+
+mod carry;
+mod jobs;
+pub mod planning;
+pub mod schedule;
+mod submit;
+mod task;
+
+use std::sync::Arc;
+
+use tanako_proto::fleet::v1::{self as wire, Problem};
+use tanako_store::Store;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    audit::{Audit, Record},
+    desired::{Desired, DesiredError},
+    history::History,
+    identify::Broker,
+    operations::ledger,
+    problem,
+    supervisor::Supervisor,
+    vault::Vault,
+    worker::Workers,
+};
+
+/// What operations on archives hold, besides database nodes.
+pub const ARCHIVES: &str = "backups";
+/// Requests that wait; more are refused by making the caller wait.
+const COMMANDS_MAX: usize = 64;
+/// Ended operations that status shows.
+pub const RECENT_MAX: usize = 10;
+
+/// Who asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    /// `uid 0 (root)`.
+    pub who: String,
+    /// `unix socket, pid 4711`.
+    pub from: String,
+}
+
+impl Caller {
+    /// The agent itself.
+    pub fn agent(who: &str) -> Self {
+        Self {
+            who: who.to_owned(),
+            from: "agent".to_owned(),
+        }
+    }
+}
+
+type Answer<T> = oneshot::Sender<Result<T, Problem>>;
+
+enum Command {
+    Submit(wire::OperationRequest, Caller, Answer<wire::Operation>),
+    Apply(wire::ApplyRequest, Caller, Answer<wire::Operation>),
+    Plan(wire::PlanRequest, Answer<wire::PlanReply>),
+    Control(wire::ControlRequest, Caller, Answer<wire::Operation>),
+    Audit(Record, Answer<()>),
+}
+
+/// The operations that run, and those that ended lately, newest last.
+pub type Operations = Vec<Arc<wire::Operation>>;
+
+/// What the coordinator needs of the rest of the agent.
+#[derive(Clone)]
+pub struct Parts {
+    /// The durable state.
+    pub store: Arc<dyn Store>,
+    /// The processes.
+    pub supervisor: Supervisor,
+    /// Their reports, and the way to give them commands.
+    pub workers: Workers,
+    /// Their sessions.
+    pub vault: Vault,
+    /// Their budget.
+    pub broker: Broker,
+    /// What happened.
+    pub history: History,
+    /// Name of this host.
+    pub host: String,
+}
+
+/// A handle on the coordinator; clones are cheap.
+#[derive(Clone)]
+pub struct Coordinator {
+    commands: mpsc::Sender<Command>,
+    operations: watch::Receiver<Arc<Operations>>,
+    desired: watch::Receiver<Arc<Desired>>,
+    store: Arc<dyn Store>,
+}
+
+impl Coordinator {
+    /// Reads what is stored, makes the supervisor's table agree with it, and goes on with the
+    /// operations that were under way.
+    pub async fn start(
+        parts: Parts,
+        desired: Desired,
+        cancel: CancellationToken,
+        tracker: &TaskTracker,
+    ) -> Result<Self, DesiredError> {
+        let (commands, commands_rx) = mpsc::channel(COMMANDS_MAX);
+        let (operations_tx, operations) = watch::channel(Arc::default());
+        let (desired_tx, desired_rx) = watch::channel(Arc::new(desired.clone()));
+        let loaded = ledger::load(&*parts.store, RECENT_MAX).await?;
+        let audit = Audit::load(&*parts.store).await?;
+        let store = parts.store.clone();
+        let task = task::Task::new(
+            parts,
+            desired,
+            audit,
+            loaded,
+            operations_tx,
+            desired_tx,
+            tracker.clone(),
+        );
+        tracker.spawn(task.run(commands_rx, cancel));
+        Ok(Self {
+            commands,
+            operations,
+            desired: desired_rx,
+            store,
+        })
+    }
+
+    /// Starts an operation, or returns the one that the same request id has started.
+    pub async fn submit(
+        &self,
+        request: wire::OperationRequest,
+        caller: Caller,
+    ) -> Result<wire::Operation, Problem> {
+        self.ask(|answer| Command::Submit(request, caller, answer))
+            .await
+    }
+
+    /// Makes a new spec the desired state, as an operation.
+    pub async fn apply(
+        &self,
+        request: wire::ApplyRequest,
+        caller: Caller,
+    ) -> Result<wire::Operation, Problem> {
+        self.ask(|answer| Command::Apply(request, caller, answer))
+            .await
+    }
+
+    /// What a request would do and cost.
+    pub async fn plan(&self, request: wire::PlanRequest) -> Result<wire::PlanReply, Problem> {
+        self.ask(|answer| Command::Plan(request, answer)).await
+    }
+
+    /// Pauses, resumes or aborts an operation.
+    pub async fn control(
+        &self,
+        request: wire::ControlRequest,
+        caller: Caller,
+    ) -> Result<wire::Operation, Problem> {
+        self.ask(|answer| Command::Control(request, caller, answer))
+            .await
+    }
+
+    /// Writes a record for a change that is made elsewhere.
+    pub async fn audit(&self, record: Record) -> Result<(), Problem> {
+        self.ask(|answer| Command::Audit(record, answer)).await
+    }
+
+    /// The operation of that id, however old.
+    pub async fn operation(&self, id: &str) -> Result<wire::Operation, Problem> {
+        if let Some(found) = self.operations.borrow().iter().find(|op| op.id == id) {
+            return Ok((**found).clone());
+        }
+        let unknown = || {
+            Problem::new(
+                "unknown-operation",
+                id,
+                format!("there is no operation {id:?}"),
+            )
+            .hint("`tanakoctl rollout list` lists them; the oldest are dropped")
+        };
+        let number = id
+            .rsplit_once('-')
+            .and_then(|(_, number)| number.parse().ok())
+            .ok_or_else(unknown)?;
+        let found = ledger::by_number(&*self.store, number)
+            .await
+            .map_err(|error| problem::from_store(&error))?;
+        found
+            .filter(|op| op.id == id)
+            .map(|op| op.to_wire())
+            .ok_or_else(unknown)
+    }
+
+    /// The latest operations, newest first.
+    pub async fn operations(&self, limit: usize) -> Result<Vec<wire::Operation>, Problem> {
+        let stored = ledger::list(&*self.store, limit)
+            .await
+            .map_err(|error| problem::from_store(&error))?;
+        // What runs is fresher here than on disk.
+        let fresh = self.operations.borrow().clone();
+        Ok(stored
+            .iter()
+            .map(|op| {
+                let known = fresh.iter().find(|known| known.id == op.id);
+                known.map_or_else(|| op.to_wire(), |known| (**known).clone())
+            })
+            .collect())
+    }
+
+    /// The operations that run or ended lately, as a value that changes.
+    pub fn watch_operations(&self) -> watch::Receiver<Arc<Operations>> {
+        self.operations.clone()
+    }
+
+    /// The desired state, as a value that changes.
+    pub fn watch_desired(&self) -> watch::Receiver<Arc<Desired>> {
+        self.desired.clone()
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(Answer<T>) -> Command) -> Result<T, Problem> {
+        let (answer, reply) = oneshot::channel();
+        self.commands
+            .send(command(answer))
+            .await
+            .map_err(|_| problem::stopping())?;
+        reply.await.unwrap_or_else(|_| Err(problem::stopping()))
+    }
+}

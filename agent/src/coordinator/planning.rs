@@ -1,0 +1,267 @@
+//! From what is asked and what is to the steps of an operation; pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tanako_fleet::{
+    ProcessKind, ProcessName, ProcessSpec,
+    plan::{self, Action, Move},
+};
+
+use crate::{
+    desired::Desired,
+    operations::model::{Step, StepAction},
+    supervisor::{State, Table},
+};
+
+/// Added to what a spec says, so that the supervisor's own deadline speaks first and says why.
+const SLACK_MS: i64 = 5_000;
+
+/// One line of a plan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Line {
+    /// create, update, remove, start, stop, restart, keep.
+    pub action: &'static str,
+    /// The process.
+    pub object: ProcessName,
+    /// Why.
+    pub why: String,
+}
+
+/// What a request comes to.
+#[derive(Debug, Clone, Default)]
+pub struct Plan {
+    /// The steps, in order.
+    pub steps: Vec<Step>,
+    /// The same for people.
+    pub lines: Vec<Line>,
+    /// What moves, for the cost.
+    pub moves: Vec<(ProcessSpec, Move)>,
+    /// What they should know first.
+    pub warnings: Vec<String>,
+}
+
+fn ms(duration: std::time::Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX / 4)
+}
+
+fn timeout_ms(spec: &ProcessSpec, action: StepAction) -> i64 {
+    let (ready, grace) = (ms(spec.ready.timeout), ms(spec.stop.grace));
+    SLACK_MS
+        + match action {
+            StepAction::Start => ready,
+            StepAction::Restart => ready + grace,
+            StepAction::Stop | StepAction::Remove | StepAction::Archive => grace + SLACK_MS,
+        }
+}
+
+fn step(spec: &ProcessSpec, action: StepAction, phase: u16) -> Step {
+    Step::new(spec.name.as_str(), action, phase, timeout_ms(spec, action))
+}
+
+impl Plan {
+    fn push(&mut self, spec: &ProcessSpec, action: StepAction, phase: u16, why: &str) {
+        let (word, cost) = match action {
+            StepAction::Start => ("start", Some(Move::Start)),
+            StepAction::Restart => ("restart", Some(Move::Restart)),
+            StepAction::Stop => ("stop", Some(Move::Stop)),
+            StepAction::Remove => ("remove", Some(Move::Stop)),
+            StepAction::Archive => ("archive", None),
+        };
+        self.steps.push(step(spec, action, phase));
+        self.line(word, spec, why);
+        self.moves.extend(cost.map(|cost| (spec.clone(), cost)));
+    }
+
+    fn skip(&mut self, spec: &ProcessSpec, action: StepAction, why: &str) {
+        self.steps
+            .push(Step::skipped(spec.name.as_str(), action, why));
+        self.line("keep", spec, why);
+    }
+
+    fn line(&mut self, action: &'static str, spec: &ProcessSpec, why: &str) {
+        self.lines.push(Line {
+            action,
+            object: spec.name.clone(),
+            why: why.to_owned(),
+        });
+    }
+
+    /// Whether nothing would happen.
+    pub fn is_empty(&self) -> bool {
+        self.steps.iter().all(|step| step.state.is_ended())
+    }
+}
+
+/// Starting `names`, all at once, database nodes first.
+pub fn start(names: &[ProcessName], desired: &Desired, table: &Table) -> Plan {
+    let mut plan = Plan::default();
+    for spec in chosen(names, desired) {
+        let running = table
+            .get(&spec.name)
+            .is_some_and(|process| process.state == State::Ready && desired.is_wanted(&spec.name));
+        if running {
+            plan.skip(spec, StepAction::Start, "already running");
+        } else {
+            plan.push(spec, StepAction::Start, 0, "");
+        }
+    }
+    note_stopped(&mut plan, desired);
+    plan
+}
+
+/// Stopping `names`: bots before the database that they write to.
+pub fn stop(names: &[ProcessName], desired: &Desired, table: &Table) -> Plan {
+    let mut plan = Plan::default();
+    for spec in chosen(names, desired) {
+        let process = table.get(&spec.name);
+        let stopped = process.is_none_or(|process| process.state == State::Stopped);
+        if stopped && !desired.is_wanted(&spec.name) {
+            plan.skip(spec, StepAction::Stop, "already stopped");
+        } else {
+            let phase = u16::from(spec.kind == ProcessKind::Db);
+            plan.push(spec, StepAction::Stop, phase, "");
+        }
+    }
+    note_stopped(&mut plan, desired);
+    plan
+}
+
+/// Restarting `names`, database nodes first. What the operator stopped stays stopped, unless it is
+/// among `named`, asked for by its own name.
+pub fn restart(
+    names: &[ProcessName],
+    named: &BTreeSet<ProcessName>,
+    desired: &Desired,
+    force: bool,
+) -> Plan {
+    let mut plan = Plan::default();
+    for spec in chosen(names, desired) {
+        if desired.is_wanted(&spec.name) || named.contains(&spec.name) {
+            // A database node and a bot are never down together, unless forced.
+            let phase = u16::from(spec.kind != ProcessKind::Db && !force);
+            plan.push(spec, StepAction::Restart, phase, "");
+        } else {
+            plan.skip(spec, StepAction::Restart, "stopped by the operator");
+        }
+    }
+    note_stopped(&mut plan, desired);
+    plan
+}
+
+/// From what runs to `next`: new database nodes, changed ones one by one, new bots, changed ones one
+/// by one, then what is no longer wanted. A bot whose shards move between its processes is stopped
+/// first and started after: two processes must not hold one shard.
+pub fn apply(table: &Table, next: &Desired) -> Plan {
+    let old: Vec<ProcessSpec> = table
+        .values()
+        .map(|process| (*process.spec).clone())
+        .collect();
+    let moved = moving_bots(&old, &next.processes);
+    let mut plan = Plan::default();
+    for bot in &moved {
+        plan.warnings.push(format!(
+            "the shards of {bot} move between its processes: all of them stop before the new ones start"
+        ));
+    }
+    let specs: BTreeMap<&ProcessName, &ProcessSpec> = old
+        .iter()
+        .chain(next.processes.iter())
+        .map(|spec| (&spec.name, spec))
+        .collect();
+    for change in plan::diff(&old, &next.processes) {
+        let Some(spec) = specs.get(&change.process).copied() else {
+            continue;
+        };
+        let wanted = next.is_wanted(&spec.name);
+        let process = table.get(&spec.name);
+        let live = process
+            .is_some_and(|process| process.state.is_live() || process.state == State::Backoff);
+        let stale = process.is_some_and(|process| process.needs_restart);
+        let db = spec.kind == ProcessKind::Db;
+        let why = change.why.as_str();
+        let action = change.action.as_str();
+        let before = plan.lines.len();
+        match change.action {
+            Action::Remove if moved.contains(spec.name.group()) => {
+                plan.push(spec, StepAction::Remove, 0, why);
+            }
+            Action::Remove => plan.push(spec, StepAction::Remove, if db { 6 } else { 5 }, why),
+            Action::Create | Action::Update | Action::Keep if !wanted => {
+                if change.action == Action::Keep {
+                    plan.line("keep", spec, "stopped by the operator");
+                } else {
+                    plan.skip(spec, StepAction::Start, "stays stopped");
+                }
+            }
+            Action::Update if live && moved.contains(spec.name.group()) => {
+                plan.push(spec, StepAction::Stop, 0, why);
+                plan.push(spec, StepAction::Start, 1, why);
+            }
+            Action::Update if live => {
+                plan.push(spec, StepAction::Restart, if db { 2 } else { 4 }, why);
+            }
+            Action::Keep if live && stale => {
+                let why = "runs from an older spec";
+                plan.push(spec, StepAction::Restart, if db { 2 } else { 4 }, why);
+            }
+            Action::Keep if live => plan.line("keep", spec, ""),
+            // Finished work, or was given up: a new spec that does not change it changes nothing.
+            Action::Keep => plan.line("keep", spec, "does not run"),
+            Action::Create | Action::Update => {
+                plan.push(spec, StepAction::Start, if db { 1 } else { 3 }, why);
+            }
+        }
+        for line in plan.lines.iter_mut().skip(before) {
+            if line.action != "keep" && change.action != Action::Keep {
+                line.action = action;
+            }
+        }
+        // A stop and a start of one process are one line for people.
+        plan.lines.truncate(before + 1);
+    }
+    plan.steps.sort_by_key(|step| step.phase);
+    plan
+}
+
+/// Bots of which some shard changes its process, or whose shards are counted anew.
+fn moving_bots(old: &[ProcessSpec], new: &[ProcessSpec]) -> BTreeSet<String> {
+    let mut moving = BTreeSet::new();
+    let owners: BTreeMap<(&str, u32), (&ProcessName, u32)> = old
+        .iter()
+        .flat_map(|spec| {
+            spec.shard_ids
+                .iter()
+                .map(move |shard| ((spec.name.group(), *shard), (&spec.name, spec.shard_count)))
+        })
+        .collect();
+    for spec in new {
+        for shard in &spec.shard_ids {
+            if let Some((owner, count)) = owners.get(&(spec.name.group(), *shard))
+                && (*owner != &spec.name || *count != spec.shard_count)
+            {
+                moving.insert(spec.name.group().to_owned());
+            }
+        }
+    }
+    moving
+}
+
+fn chosen<'a>(
+    names: &'a [ProcessName],
+    desired: &'a Desired,
+) -> impl Iterator<Item = &'a ProcessSpec> {
+    // In the order of the spec: database nodes first.
+    desired
+        .processes
+        .iter()
+        .filter(|spec| names.contains(&spec.name))
+}
+
+fn note_stopped(plan: &mut Plan, desired: &Desired) {
+    for step in &mut plan.steps {
+        step.was_stopped = step
+            .object
+            .parse::<ProcessName>()
+            .is_ok_and(|name| desired.document.stopped.contains(&name));
+    }
+}

@@ -1,0 +1,441 @@
+//! The task that owns operations, desired state and audit log.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use tanako_fleet::ProcessName;
+use tanako_store::{Outcome, StoreError, Txn};
+use tokio::sync::{mpsc, watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{Command, Operations, Parts, RECENT_MAX, schedule};
+use crate::{
+    audit::{Audit, Record},
+    backup::JobEvent,
+    clock::now_ms,
+    desired::Desired,
+    history::Severity,
+    operations::{
+        OpState, Operation, StepAction,
+        ledger::{Index, Loaded},
+    },
+    supervisor::{Desired as Wanted, Table},
+};
+
+/// Reports of backup jobs that wait.
+const JOB_EVENTS_MAX: usize = 256;
+/// Pause after the store refused to take an operation's progress.
+const RETRY: Duration = Duration::from_secs(1);
+/// Progress that nothing depends on is written down at most this often.
+const PERSIST_EVERY_MS: i64 = 1_000;
+
+/// An operation under way.
+pub(super) struct Active {
+    pub(super) op: Operation,
+    /// When its state was last written down, in milliseconds since 1970.
+    pub(super) persisted_at: i64,
+    /// Whether it has changed since.
+    pub(super) dirty: bool,
+    /// Ends its backup job.
+    pub(super) job: Option<CancellationToken>,
+}
+
+impl Active {
+    pub(super) fn new(op: Operation) -> Self {
+        Self {
+            op,
+            persisted_at: 0,
+            dirty: false,
+            job: None,
+        }
+    }
+}
+
+/// State of the coordinator.
+pub(super) struct Task {
+    pub(super) parts: Parts,
+    pub(super) desired: Desired,
+    pub(super) audit: Audit,
+    pub(super) index: Index,
+    pub(super) active: Vec<Active>,
+    recent: VecDeque<Arc<tanako_proto::fleet::v1::Operation>>,
+    operations_tx: watch::Sender<Arc<Operations>>,
+    desired_tx: watch::Sender<Arc<Desired>>,
+    pub(super) job_events: mpsc::Sender<JobEvent>,
+    job_events_rx: Option<mpsc::Receiver<JobEvent>>,
+    pub(super) tracker: TaskTracker,
+    /// After the store has refused: nothing is carried forward before this time.
+    pub(super) retry_at: Option<tokio::time::Instant>,
+    pub(super) cancel: CancellationToken,
+}
+
+impl Task {
+    pub(super) fn new(
+        parts: Parts,
+        desired: Desired,
+        audit: Audit,
+        loaded: Loaded,
+        operations_tx: watch::Sender<Arc<Operations>>,
+        desired_tx: watch::Sender<Arc<Desired>>,
+        tracker: TaskTracker,
+    ) -> Self {
+        let (job_events, job_events_rx) = mpsc::channel(JOB_EVENTS_MAX);
+        Self {
+            parts,
+            desired,
+            audit,
+            index: loaded.index,
+            active: loaded.active.into_iter().map(Active::new).collect(),
+            recent: loaded
+                .ended
+                .iter()
+                .map(|op| Arc::new(op.to_wire()))
+                .collect(),
+            operations_tx,
+            desired_tx,
+            job_events,
+            job_events_rx: Some(job_events_rx),
+            tracker,
+            retry_at: None,
+            cancel: CancellationToken::new(),
+        }
+    }
+
+    pub(super) async fn run(
+        mut self,
+        mut commands: mpsc::Receiver<Command>,
+        cancel: CancellationToken,
+    ) {
+        self.cancel = cancel.clone();
+        let mut job_events = self
+            .job_events_rx
+            .take()
+            .expect("invariant: run is called once, with the receiver");
+        self.publish();
+        self.reconcile().await;
+        for index in 0..self.active.len() {
+            self.parts.history.event(
+                Severity::Info,
+                "operation-resumed",
+                &self.active[index].op.id,
+                "goes on after the agent's restart",
+            );
+            self.start_job(index);
+        }
+        let mut table = self.parts.supervisor.status();
+        let mut due = self.next_backup();
+        self.catch_up_backup().await;
+        loop {
+            self.advance().await;
+            let wake = self.wake();
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => break,
+                command = commands.recv() => match command {
+                    Some(command) => self.command(command).await,
+                    None => break,
+                },
+                Some(event) = job_events.recv() => self.job_event(event).await,
+                changed = table.changed(), if !self.active.is_empty() && self.retry_at.is_none() => {
+                    if changed.is_err() {
+                        break;
+                    }
+                    table.mark_unchanged();
+                }
+                () = sleep_until(wake) => self.retry_at = None,
+                () = sleep_until(until(due)), if due.is_some() => {
+                    self.scheduled_backup().await;
+                }
+            }
+            due = self.next_backup();
+        }
+        // What is only in memory is written down, as far as the store lets us.
+        for index in 0..self.active.len() {
+            if self.active[index].dirty {
+                let txn = self.index.update(Txn::new(), &self.active[index].op);
+                let _ = self.parts.store.commit(txn).await;
+            }
+        }
+    }
+
+    async fn command(&mut self, command: Command) {
+        match command {
+            Command::Submit(request, caller, answer) => {
+                let _ = answer.send(self.submit(request, &caller).await);
+            }
+            Command::Apply(request, caller, answer) => {
+                let _ = answer.send(self.apply(request, &caller).await);
+            }
+            Command::Plan(request, answer) => {
+                let _ = answer.send(self.plan(request));
+            }
+            Command::Control(request, caller, answer) => {
+                let _ = answer.send(self.control(request, &caller).await);
+            }
+            Command::Audit(record, answer) => {
+                let txn = self.audit.append(Txn::new(), &record);
+                let outcome = self.parts.store.commit(txn).await;
+                if outcome.is_ok() {
+                    self.audit.committed();
+                }
+                let _ = answer.send(
+                    outcome
+                        .map(|_| ())
+                        .map_err(|error| crate::problem::from_store(&error)),
+                );
+            }
+        }
+    }
+
+    /// Tells the supervisor what the desired state says, once at the start.
+    async fn reconcile(&mut self) {
+        let mut steps: HashMap<String, StepAction> = HashMap::new();
+        for active in &self.active {
+            for step in active.op.steps.iter().filter(|step| !step.state.is_ended()) {
+                steps.entry(step.object.clone()).or_insert(step.action);
+            }
+        }
+        let table = self.parts.supervisor.status().borrow().clone();
+        let desired = self.desired.clone();
+        for spec in desired.processes.iter() {
+            let live = table
+                .get(&spec.name)
+                .is_some_and(|process| process.state.is_live());
+            let wanted = match steps.get(spec.name.as_str()) {
+                // The operation starts it when its turn comes.
+                Some(StepAction::Start) if !live => Wanted::Stopped,
+                Some(StepAction::Stop) => Wanted::Stopped,
+                Some(StepAction::Remove) => continue,
+                _ if desired.is_wanted(&spec.name) => Wanted::Running,
+                _ => Wanted::Stopped,
+            };
+            if let Err(error) = self.parts.supervisor.define(spec.clone(), wanted).await {
+                tracing::error!(process = %spec.name, %error, "a process could not be defined");
+            }
+        }
+        for name in orphans(&table, &desired, &steps) {
+            tracing::warn!(process = %name, "a process that is not in the spec is stopped");
+            if let Err(error) = self.parts.supervisor.forget(&name).await {
+                tracing::error!(process = %name, %error, "a process could not be forgotten");
+            }
+        }
+        self.configure_broker().await;
+    }
+
+    pub(super) async fn configure_broker(&self) {
+        if let Some(spec) = &self.desired.spec {
+            let bots = spec
+                .bots
+                .iter()
+                .map(|(name, bot)| crate::identify::BotConfig {
+                    bot: name.clone(),
+                    max_concurrency: Some(bot.max_concurrency),
+                    reserve: bot.identify_reserve,
+                })
+                .collect();
+            self.parts.broker.configure(bots).await;
+        }
+    }
+
+    pub(super) fn table(&self) -> Arc<Table> {
+        self.parts.supervisor.status().borrow().clone()
+    }
+
+    /// Shows the operations to whoever watches.
+    pub(super) fn publish(&mut self) {
+        let active = self
+            .active
+            .iter()
+            .map(|active| Arc::new(active.op.to_wire()));
+        let all: Operations = self.recent.iter().cloned().chain(active).collect();
+        self.operations_tx.send_replace(Arc::new(all));
+    }
+
+    pub(super) fn publish_desired(&self) {
+        self.desired_tx.send_replace(Arc::new(self.desired.clone()));
+    }
+
+    /// Moves ended operations out of the active ones.
+    pub(super) fn retire(&mut self) {
+        let mut index = 0;
+        while index < self.active.len() {
+            if self.active[index].op.state.is_ended() && !self.active[index].dirty {
+                let active = self.active.remove(index);
+                self.recent.push_back(Arc::new(active.op.to_wire()));
+                if self.recent.len() > RECENT_MAX {
+                    self.recent.pop_front();
+                }
+            } else {
+                index += 1;
+            }
+        }
+    }
+
+    /// Adds an operation that ended at once to those that status shows.
+    pub(super) fn show_ended(&mut self, op: &Operation) {
+        self.recent.push_back(Arc::new(op.to_wire()));
+        if self.recent.len() > RECENT_MAX {
+            self.recent.pop_front();
+        }
+    }
+
+    /// Writes down the operation at `index` with, when it has ended, its audit record and what it
+    /// leaves of the desired state.
+    pub(super) async fn persist(&mut self, index: usize) -> Result<(), StoreError> {
+        let op = self.active[index].op.clone();
+        let mut txn = self.index.update(Txn::new(), &op);
+        let mut next = None;
+        let mut audited = false;
+        if op.state.is_ended() {
+            next = self.reverted(&op);
+            if let Some(next) = &next {
+                txn = next.commit(&self.desired, txn);
+            }
+            txn = self.audit.append(txn, &ended_record(&op));
+            audited = true;
+        }
+        match self.parts.store.commit(txn).await? {
+            Outcome::Committed { revision } => {
+                if let Some(mut next) = next {
+                    next.committed(revision);
+                    self.desired = next;
+                    self.publish_desired();
+                }
+            }
+            Outcome::Conflict { .. } => {
+                return Err(StoreError::Unavailable(
+                    "the desired state was changed by someone else".to_owned(),
+                ));
+            }
+        }
+        if audited {
+            self.audit.committed();
+        }
+        self.index.committed(&op);
+        let active = &mut self.active[index];
+        active.dirty = false;
+        active.persisted_at = now_ms();
+        Ok(())
+    }
+
+    /// The desired state without what a start or stop that ended early never got to.
+    fn reverted(&self, op: &Operation) -> Option<Desired> {
+        let untouched: Vec<(ProcessName, bool)> = op
+            .steps
+            .iter()
+            .filter(|step| {
+                step.started_at == 0
+                    && step.ended_at > 0
+                    && matches!(step.action, StepAction::Start | StepAction::Stop)
+            })
+            .filter_map(|step| Some((step.object.parse().ok()?, step.was_stopped)))
+            .collect();
+        let relevant = matches!(
+            op.kind,
+            crate::operations::Kind::Start | crate::operations::Kind::Stop
+        );
+        if !relevant || untouched.is_empty() {
+            return None;
+        }
+        Some(self.desired.with(|document| {
+            for (name, was_stopped) in untouched {
+                if was_stopped {
+                    document.stopped.insert(name);
+                } else {
+                    document.stopped.remove(&name);
+                }
+            }
+        }))
+    }
+
+    /// Whether progress that nothing depends on should be written down now.
+    pub(super) fn is_persist_due(active: &Active, now: i64) -> bool {
+        active.dirty && now - active.persisted_at >= PERSIST_EVERY_MS
+    }
+
+    pub(super) fn refuse(&mut self, error: &StoreError) {
+        if self.retry_at.is_none() {
+            tracing::error!(%error, "the progress of an operation cannot be written down");
+            self.parts.history.event(
+                Severity::Error,
+                "store-refused",
+                "store",
+                format!("operations wait: {error}; {}", error.hint()),
+            );
+        }
+        self.retry_at = Some(tokio::time::Instant::now() + RETRY);
+    }
+
+    fn wake(&self) -> Option<tokio::time::Instant> {
+        if self.retry_at.is_some() {
+            return self.retry_at;
+        }
+        let now = now_ms();
+        let steps = self
+            .active
+            .iter()
+            .filter(|active| !active.op.kind.is_backup())
+            .filter_map(|active| crate::operations::core::deadline(&active.op));
+        let persist = self
+            .active
+            .iter()
+            .filter(|active| active.dirty)
+            .map(|active| active.persisted_at + PERSIST_EVERY_MS);
+        until_from(now, steps.chain(persist).min())
+    }
+
+    fn next_backup(&self) -> Option<i64> {
+        let minute = self.desired.spec.as_ref()?.backup.schedule_minute?;
+        Some(schedule::next(now_ms(), minute))
+    }
+}
+
+fn orphans(
+    table: &Table,
+    desired: &Desired,
+    steps: &HashMap<String, StepAction>,
+) -> Vec<ProcessName> {
+    table
+        .keys()
+        .filter(|name| desired.process(name).is_none())
+        .filter(|name| steps.get(name.as_str()) != Some(&StepAction::Remove))
+        .cloned()
+        .collect()
+}
+
+fn ended_record(op: &Operation) -> Record {
+    let outcome = match op.state {
+        OpState::Failed => format!("failed: {}", op.message),
+        other => other.as_str().to_owned(),
+    };
+    Record {
+        at: op.ended_at,
+        who: op.requested_by.clone(),
+        from: "agent".to_owned(),
+        action: format!("{} ended", op.kind.as_str()),
+        object: op.id.clone(),
+        before: OpState::Running.as_str().to_owned(),
+        after: format!("{} of {} {}", op.done, op.total, op.unit),
+        outcome,
+    }
+}
+
+fn until(at_ms: Option<i64>) -> Option<tokio::time::Instant> {
+    until_from(now_ms(), at_ms)
+}
+
+fn until_from(now: i64, at_ms: Option<i64>) -> Option<tokio::time::Instant> {
+    // A wall clock that jumps is looked at again within the minute.
+    let wait = (at_ms? - now).clamp(0, 60_000);
+    Some(tokio::time::Instant::now() + Duration::from_millis(wait.unsigned_abs()))
+}
+
+async fn sleep_until(at: Option<tokio::time::Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,79 @@
+//! How the failures of the parts become problems that `tanakoctl` shows.
+
+use tanako_fleet::{spec::SpecError, target::TargetError};
+use tanako_proto::fleet::v1::Problem;
+use tanako_store::StoreError;
+use tonic::{Code, Status};
+
+/// A store that refused. Nothing was changed, or it is not known whether; the hint says.
+pub fn from_store(error: &StoreError) -> Problem {
+    let code = match error {
+        StoreError::NoSpace { .. } => "no-space",
+        StoreError::Corrupt { .. } | StoreError::Format { .. } => "store-damaged",
+        StoreError::TooLarge { .. } => "too-large",
+        _ => "store-unavailable",
+    };
+    let mut problem = Problem::new(code, "store", "the change could not be written down")
+        .cause(error.to_string())
+        .hint(error.hint());
+    problem.retryable = error.is_retryable();
+    problem
+}
+
+/// A target that stands for nothing.
+pub fn from_target(error: &TargetError) -> Problem {
+    let (code, object) = match error {
+        TargetError::Malformed { text } => ("invalid-target", text),
+        TargetError::Unknown { text, .. } => ("unknown-target", text),
+    };
+    Problem::new(code, object, error.to_string()).hint(error.hint())
+}
+
+/// A spec that is refused: every problem in the cause, the first one in front.
+pub fn from_spec(error: &SpecError, file_name: &str) -> Problem {
+    let object = error.problems().first().map_or_else(
+        || file_name.to_owned(),
+        |problem| format!("{file_name}:{}", error.place(problem).0),
+    );
+    let text = error.to_string();
+    let (first, rest) = text.split_once('\n').unwrap_or((&text, ""));
+    Problem::new("invalid-spec", object, first)
+        .cause(rest)
+        .hint(error.hint())
+}
+
+/// A plan made from a version that is no longer current.
+pub fn stale(base: u64, current: u64) -> Problem {
+    Problem::new(
+        "stale-plan",
+        "fleet",
+        format!("the plan was made from version {base}, the fleet is at version {current}"),
+    )
+    .cause("someone changed the desired state in between")
+    .hint("make the plan again and look at it: `tanakoctl plan`")
+}
+
+/// The agent is on its way out.
+pub fn stopping() -> Problem {
+    Problem::new("stopping", "agent", "the agent is stopping")
+        .hint("try again when it runs")
+        .retryable()
+}
+
+/// The status that carries a problem; the code follows from the problem's.
+pub fn status(problem: Problem) -> Status {
+    let code = match problem.code.as_str() {
+        "unknown-target" | "unknown-operation" | "unknown-backup" | "no-spec" => Code::NotFound,
+        "conflict" | "stale-plan" => Code::Aborted,
+        "denied" => Code::PermissionDenied,
+        "no-space" | "too-large" => Code::ResourceExhausted,
+        "store-unavailable" | "stopping" => Code::Unavailable,
+        "timeout" => Code::DeadlineExceeded,
+        "not-ready" | "store-damaged" | "already-ended" | "upgrade-failed" | "no-database" => {
+            Code::FailedPrecondition
+        }
+        "internal" => Code::Internal,
+        _ => Code::InvalidArgument,
+    };
+    problem.into_status(code)
+}
