@@ -72,7 +72,7 @@ impl SortKey {
     }
 
     /// Numbers start with the largest, words with the first.
-    fn descends(self) -> bool {
+    pub fn descends(self) -> bool {
         !matches!(self, Self::Name | Self::State | Self::Host | Self::Age)
     }
 
@@ -85,20 +85,32 @@ impl SortKey {
             Self::Shards => a.shards.len().cmp(&b.shards.len()),
             Self::Guilds => state::guilds(a).cmp(&state::guilds(b)),
             Self::Events => number(state::load(a), state::load(b)),
-            Self::Latency => number(state::latency(a).unwrap_or(0.0), state::latency(b).unwrap_or(0.0)),
+            Self::Latency => number(
+                state::latency(a).unwrap_or(0.0),
+                state::latency(b).unwrap_or(0.0),
+            ),
             Self::Cpu => number(a.cpu_percent, b.cpu_percent),
             Self::Rss => a.rss_bytes.cmp(&b.rss_bytes),
             Self::Restarts => a.restarts.cmp(&b.restarts),
             Self::Age => a.uptime_s.cmp(&b.uptime_s),
         };
-        if self.descends() { order.reverse() } else { order }
+        if self.descends() {
+            order.reverse()
+        } else {
+            order
+        }
     }
 }
 
 /// The worst first.
 fn rank(process: &Process) -> u8 {
-    const ORDER: [&str; 8] = ["failed", "backoff", "stopping", "draining", "starting", "running", "stopped", "ready"];
-    ORDER.iter().position(|state| *state == process.state).map_or(0, |at| at as u8)
+    const ORDER: [&str; 8] = [
+        "failed", "backoff", "stopping", "draining", "starting", "running", "stopped", "ready",
+    ];
+    ORDER
+        .iter()
+        .position(|state| *state == process.state)
+        .map_or(0, |at| at as u8)
 }
 
 /// A filter as it was typed: a regex, `!` in front = does not match.
@@ -125,7 +137,11 @@ impl Filter {
             .size_limit(1 << 20)
             .build()
             .map_err(|error| bad_regex(&error))?;
-        Ok(Some(Self { typed: typed.to_owned(), regex, inverse }))
+        Ok(Some(Self {
+            typed: typed.to_owned(),
+            regex,
+            inverse,
+        }))
     }
 
     /// As it was typed.
@@ -143,13 +159,24 @@ impl Filter {
         if self.inverse {
             return Vec::new();
         }
-        self.regex.find_iter(text).take(64).map(|m| m.range()).filter(|r| !r.is_empty()).collect()
+        self.regex
+            .find_iter(text)
+            .take(64)
+            .map(|m| m.range())
+            .filter(|r| !r.is_empty())
+            .collect()
     }
 
     fn accepts_process(&self, process: &Process) -> bool {
-        let any = [&process.name, &process.host, &process.state, &process.bot, &process.kind]
-            .into_iter()
-            .any(|text| self.regex.is_match(text));
+        let any = [
+            &process.name,
+            &process.host,
+            &process.state,
+            &process.bot,
+            &process.kind,
+        ]
+        .into_iter()
+        .any(|text| self.regex.is_match(text));
         any != self.inverse
     }
 }
@@ -157,7 +184,12 @@ impl Filter {
 /// The last line of the regex crate's message says what is wrong; the rest draws it.
 fn bad_regex(error: &regex::Error) -> String {
     let text = error.to_string();
-    let last = text.lines().last().unwrap_or("").trim().trim_start_matches("error: ");
+    let last = text
+        .lines()
+        .last()
+        .unwrap_or("")
+        .trim()
+        .trim_start_matches("error: ");
     format!("bad regex: {last}")
 }
 
@@ -180,7 +212,10 @@ impl Query {
     fn accepts(&self, model: &Model, process: &Process) -> bool {
         self.host.as_ref().is_none_or(|host| process.host == *host)
             && (!self.faults_only || model.is_fault(process))
-            && self.filter.as_ref().is_none_or(|filter| filter.accepts_process(process))
+            && self
+                .filter
+                .as_ref()
+                .is_none_or(|filter| filter.accepts_process(process))
     }
 }
 
@@ -227,8 +262,15 @@ impl Rows {
 
     /// The row of the process called `name`; `hint` is where it was.
     pub fn position(&self, model: &Model, name: &str, hint: usize) -> Option<usize> {
-        let is = |row: usize| self.process(model, row).is_some_and(|process| process.name == name);
-        if is(hint) { Some(hint) } else { (0..self.len()).find(|row| is(*row)) }
+        let is = |row: usize| {
+            self.process(model, row)
+                .is_some_and(|process| process.name == name)
+        };
+        if is(hint) {
+            Some(hint)
+        } else {
+            (0..self.len()).find(|row| is(*row))
+        }
     }
 
     /// Brings the rows up to date with `model`, of which `dirty` processes changed.
@@ -255,8 +297,13 @@ impl Rows {
             }
             // A host that becomes unreachable makes faults of processes that did not change.
             _ => {
-                self.shown = processes.iter().map(|process| self.query.accepts(model, process)).collect();
-                self.order = (0..processes.len() as u32).filter(|at| self.shown[*at as usize]).collect();
+                self.shown = processes
+                    .iter()
+                    .map(|process| self.query.accepts(model, process))
+                    .collect();
+                self.order = (0..processes.len() as u32)
+                    .filter(|at| self.shown[*at as usize])
+                    .collect();
             }
         }
         let (sort, reverse) = (self.query.sort, self.query.reverse);

@@ -47,7 +47,11 @@ impl Series {
 
     /// The largest sample.
     pub fn max(&self) -> Option<f64> {
-        self.values.iter().copied().filter(|v| v.is_finite()).reduce(f64::max)
+        self.values
+            .iter()
+            .copied()
+            .filter(|v| v.is_finite())
+            .reduce(f64::max)
     }
 
     /// The newest `n` samples, oldest first, padded in front with NaN.
@@ -70,7 +74,8 @@ const LATENCY_MAX: u64 = 60_000_000;
 impl Default for Latencies {
     fn default() -> Self {
         // Two digits keep it under 30 KB.
-        let histogram = Histogram::new_with_bounds(1, LATENCY_MAX, 2).expect("invariant: constant bounds are valid");
+        let histogram = Histogram::new_with_bounds(1, LATENCY_MAX, 2)
+            .expect("invariant: constant bounds are valid");
         Self { histogram }
     }
 }
@@ -79,7 +84,8 @@ impl Latencies {
     /// Counts one latency in milliseconds; zero, negative and NaN mean "unknown" and are ignored.
     pub fn record(&mut self, ms: f64) {
         if ms.is_finite() && ms > 0.0 {
-            self.histogram.saturating_record(((ms * 100.0).round() as u64).clamp(1, LATENCY_MAX));
+            self.histogram
+                .saturating_record(((ms * 100.0).round() as u64).clamp(1, LATENCY_MAX));
         }
     }
 

@@ -109,7 +109,8 @@ impl Model {
 
     /// Whether the host of `process` is reported unreachable, so that its data is old.
     pub fn is_unseen(&self, process: &Process) -> bool {
-        self.host(&process.host).is_some_and(|host| host.state == "unreachable")
+        self.host(&process.host)
+            .is_some_and(|host| host.state == "unreachable")
     }
 
     /// Whether `process` needs attention.
@@ -131,7 +132,10 @@ impl Model {
         self.processes.clear();
         for mut process in status.processes {
             clean_process(&mut process);
-            let trend = old.get(&process.name).and_then(|at| known.get(*at)).cloned();
+            let trend = old
+                .get(&process.name)
+                .and_then(|at| known.get(*at))
+                .cloned();
             let at = self.processes.len();
             // A name sent twice is one process: the later one wins.
             match self.index.get(&process.name) {
@@ -188,12 +192,26 @@ impl Model {
     /// Adds events from another source than the deltas; known ones are skipped.
     pub fn add_events(&mut self, events: Vec<Event>) {
         for mut event in events {
-            for text in [&mut event.severity, &mut event.kind, &mut event.object, &mut event.message, &mut event.host] {
+            for text in [
+                &mut event.severity,
+                &mut event.kind,
+                &mut event.object,
+                &mut event.message,
+                &mut event.host,
+            ] {
                 clean_in(text, TEXT_MAX);
             }
             // New events belong at the end; late ones where their time puts them.
-            let after = self.events.iter().rposition(|e| (e.at, e.id) <= (event.at, event.id));
-            let seen = |e: &Event| e.id == event.id && e.at == event.at && e.object == event.object && e.kind == event.kind;
+            let after = self
+                .events
+                .iter()
+                .rposition(|e| (e.at, e.id) <= (event.at, event.id));
+            let seen = |e: &Event| {
+                e.id == event.id
+                    && e.at == event.at
+                    && e.object == event.object
+                    && e.kind == event.kind
+            };
             if after.is_some_and(|at| seen(&self.events[at])) {
                 continue;
             }
@@ -221,7 +239,8 @@ impl Model {
                 self.processes[*at] = process;
             }
             None => {
-                self.index.insert(process.name.clone(), self.processes.len());
+                self.index
+                    .insert(process.name.clone(), self.processes.len());
                 self.processes.push(process);
                 self.trends.push(Series::default());
                 self.structure += 1;
@@ -231,7 +250,9 @@ impl Model {
 
     fn remove(&mut self, names: &[String]) {
         for name in names {
-            let Some(at) = self.index.remove(name) else { continue };
+            let Some(at) = self.index.remove(name) else {
+                continue;
+            };
             self.processes.swap_remove(at);
             self.trends.swap_remove(at);
             if let Some(moved) = self.processes.get(at) {
@@ -251,7 +272,13 @@ impl Model {
 
     fn set_hosts(&mut self, hosts: Vec<Host>) {
         for mut host in hosts {
-            for text in [&mut host.name, &mut host.state, &mut host.address, &mut host.agent_version, &mut host.os] {
+            for text in [
+                &mut host.name,
+                &mut host.state,
+                &mut host.address,
+                &mut host.agent_version,
+                &mut host.os,
+            ] {
                 clean_in(text, TEXT_MAX);
             }
             match self.hosts.iter_mut().find(|known| known.name == host.name) {
@@ -276,14 +303,22 @@ impl Model {
     fn set_operations(&mut self, operations: Vec<Operation>) {
         for mut operation in operations {
             clean_operation(&mut operation);
-            match self.operations.iter_mut().find(|known| known.id == operation.id) {
+            match self
+                .operations
+                .iter_mut()
+                .find(|known| known.id == operation.id)
+            {
                 // An answer overtaken by a later report must not turn the operation back.
                 Some(known) if operation.updated_at < known.updated_at => {}
                 Some(known) => *known = operation,
                 None => self.operations.push(operation),
             }
         }
-        self.operations.sort_by(|a, b| b.created_at.cmp(&a.created_at).then_with(|| natural(&b.id, &a.id)));
+        self.operations.sort_by(|a, b| {
+            b.created_at
+                .cmp(&a.created_at)
+                .then_with(|| natural(&b.id, &a.id))
+        });
         let mut kept = 0;
         self.operations.retain(|operation| {
             kept += 1;
@@ -308,7 +343,11 @@ impl Model {
                 totals.events_per_s += finite(shard.events_per_s);
             }
         }
-        totals.faults = self.processes.iter().filter(|process| self.is_fault(process)).count();
+        totals.faults = self
+            .processes
+            .iter()
+            .filter(|process| self.is_fault(process))
+            .count();
         self.rate.push(totals.events_per_s);
         self.totals = totals;
         self.name_width = widths;
@@ -319,7 +358,11 @@ impl Model {
 pub fn load(process: &Process) -> f64 {
     match &process.db {
         Some(db) => finite(db.reads_per_s) + finite(db.writes_per_s),
-        None => process.shards.iter().map(|shard| finite(shard.events_per_s)).sum(),
+        None => process
+            .shards
+            .iter()
+            .map(|shard| finite(shard.events_per_s))
+            .sum(),
     }
 }
 
@@ -329,19 +372,33 @@ pub fn latency(process: &Process) -> Option<f64> {
     if let Some(db) = &process.db {
         return Some(db.write_p99_ms).filter(|ms| ms.is_finite() && *ms > 0.0);
     }
-    let known = || process.shards.iter().map(|s| s.latency_ms).filter(|ms| ms.is_finite() && *ms > 0.0);
+    let known = || {
+        process
+            .shards
+            .iter()
+            .map(|s| s.latency_ms)
+            .filter(|ms| ms.is_finite() && *ms > 0.0)
+    };
     let n = known().count();
     (n > 0).then(|| known().sum::<f64>() / n as f64)
 }
 
 /// Guilds of all shards of a process.
 pub fn guilds(process: &Process) -> u64 {
-    process.shards.iter().map(|shard| u64::from(shard.guilds)).sum()
+    process
+        .shards
+        .iter()
+        .map(|shard| u64::from(shard.guilds))
+        .sum()
 }
 
 /// Shards of a process in stage `ready`.
 pub fn shards_ready(process: &Process) -> usize {
-    process.shards.iter().filter(|shard| shard.stage == "ready").count()
+    process
+        .shards
+        .iter()
+        .filter(|shard| shard.stage == "ready")
+        .count()
 }
 
 /// Whether what a process reports of itself needs attention. What the operator stopped does not.
@@ -349,7 +406,10 @@ pub fn is_fault(process: &Process) -> bool {
     match process.state.as_str() {
         "failed" | "backoff" => true,
         _ if process.desired == "stopped" => false,
-        "ready" => process.shards.iter().any(|s| matches!(s.stage.as_str(), "disconnected" | "fatal")),
+        "ready" => process
+            .shards
+            .iter()
+            .any(|s| matches!(s.stage.as_str(), "disconnected" | "fatal")),
         _ => true,
     }
 }
@@ -379,15 +439,29 @@ fn clean_process(process: &mut Process) {
     for shard in &mut process.shards {
         clean_in(&mut shard.stage, TEXT_MAX);
         clean_in(&mut shard.last_error, TEXT_MAX);
-        if shard.events_by_type.keys().any(|key| key.bytes().any(|b| !b.is_ascii_graphic())) {
-            shard.events_by_type = std::mem::take(&mut shard.events_by_type).into_iter().map(cleaned_key).collect();
+        if shard
+            .events_by_type
+            .keys()
+            .any(|key| key.bytes().any(|b| !b.is_ascii_graphic()))
+        {
+            shard.events_by_type = std::mem::take(&mut shard.events_by_type)
+                .into_iter()
+                .map(cleaned_key)
+                .collect();
         }
     }
     if let Some(db) = &mut process.db {
         clean_in(&mut db.url, TEXT_MAX);
     }
-    if process.metrics.keys().any(|key| key.bytes().any(|b| !b.is_ascii_graphic())) {
-        process.metrics = std::mem::take(&mut process.metrics).into_iter().map(cleaned_key).collect();
+    if process
+        .metrics
+        .keys()
+        .any(|key| key.bytes().any(|b| !b.is_ascii_graphic()))
+    {
+        process.metrics = std::mem::take(&mut process.metrics)
+            .into_iter()
+            .map(cleaned_key)
+            .collect();
     }
     process.shards.sort_by_key(|shard| shard.id);
 }
@@ -413,7 +487,12 @@ fn clean_operation(operation: &mut Operation) {
         clean_in(text, TEXT_MAX);
     }
     for step in &mut operation.steps {
-        for text in [&mut step.object, &mut step.action, &mut step.state, &mut step.message] {
+        for text in [
+            &mut step.object,
+            &mut step.action,
+            &mut step.state,
+            &mut step.message,
+        ] {
             clean_in(text, TEXT_MAX);
         }
     }

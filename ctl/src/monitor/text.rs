@@ -73,7 +73,10 @@ fn skip_sequence(introducer: char, chars: &mut std::iter::Peekable<std::str::Cha
     match kind {
         // CSI: parameters and intermediates, then one final byte.
         Some('[') => {
-            while chars.next_if(|c| ('\u{20}'..'\u{40}').contains(c)).is_some() {}
+            while chars
+                .next_if(|c| ('\u{20}'..'\u{40}').contains(c))
+                .is_some()
+            {}
             chars.next_if(|c| ('\u{40}'..'\u{7f}').contains(c));
         }
         // OSC, DCS, SOS, PM, APC: a string ended by BEL or ST. An unended one takes its line.
@@ -90,7 +93,10 @@ fn skip_sequence(introducer: char, chars: &mut std::iter::Peekable<std::str::Cha
         }
         // Two- and three-byte sequences: intermediates, then one final byte.
         Some('\u{20}'..='\u{2f}') => {
-            while chars.next_if(|c| ('\u{20}'..'\u{30}').contains(c)).is_some() {}
+            while chars
+                .next_if(|c| ('\u{20}'..'\u{30}').contains(c))
+                .is_some()
+            {}
             chars.next_if(|c| ('\u{30}'..'\u{7f}').contains(c));
         }
         _ => {}
@@ -192,12 +198,20 @@ pub fn count(n: u64) -> String {
 
 /// 1234567 as `1.2M`: at most five columns.
 pub fn short_count(n: u64) -> String {
-    if n < 10_000 { n.to_string() } else { scaled(n as f64, 1000.0, &["", "k", "M", "G", "T", "P", "E"]) }
+    if n < 10_000 {
+        n.to_string()
+    } else {
+        scaled(n as f64, 1000.0, &["", "k", "M", "G", "T", "P", "E"])
+    }
 }
 
 /// Bytes as `11.8M`: at most five columns, in powers of 1024.
 pub fn bytes(n: u64) -> String {
-    if n < 1000 { format!("{n}B") } else { scaled(n as f64, 1024.0, &["B", "K", "M", "G", "T", "P", "E"]) }
+    if n < 1000 {
+        format!("{n}B")
+    } else {
+        scaled(n as f64, 1024.0, &["B", "K", "M", "G", "T", "P", "E"])
+    }
 }
 
 fn scaled(value: f64, base: f64, units: &[&str]) -> String {
@@ -259,7 +273,11 @@ pub fn age(seconds: u64) -> String {
 
 /// Milliseconds since something as `0.3s` or, from ten seconds on, as [`age`].
 pub fn brief(ms: u64) -> String {
-    if ms < 10_000 { format!("{}.{}s", ms / 1000, ms % 1000 / 100) } else { age(ms / 1000) }
+    if ms < 10_000 {
+        format!("{}.{}s", ms / 1000, ms % 1000 / 100)
+    } else {
+        age(ms / 1000)
+    }
 }
 
 /// The time of day of `unix_ms` in a zone `offset_s` seconds east of UTC: `12:03:59`.
@@ -273,7 +291,10 @@ pub fn date_time(unix_ms: i64, offset_s: i32) -> String {
     if unix_ms <= 0 {
         return "-".into();
     }
-    let days = unix_ms.div_euclid(1000).saturating_add(i64::from(offset_s)).div_euclid(86_400);
+    let days = unix_ms
+        .div_euclid(1000)
+        .saturating_add(i64::from(offset_s))
+        .div_euclid(86_400);
     let (y, m, d) = civil(days);
     format!("{y:04}-{m:02}-{d:02} {}", clock(unix_ms, offset_s))
 }
@@ -283,10 +304,15 @@ fn civil(days: i64) -> (i64, i64, i64) {
     let z = days + 719_468;
     let era = z.div_euclid(146_097);
     let day_of_era = z.rem_euclid(146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let shifted = (5 * day_of_year + 2) / 153;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    let month = if shifted < 10 {
+        shifted + 3
+    } else {
+        shifted - 9
+    };
     let year = year_of_era + era * 400 + i64::from(month <= 2);
     (year, month, day_of_year - (153 * shifted + 2) / 5 + 1)
 }
@@ -298,7 +324,12 @@ pub fn natural(a: &str, b: &str) -> Ordering {
         let digits = |s: &[u8]| s.iter().take_while(|c| c.is_ascii_digit()).count();
         let (da, db) = (digits(a), digits(b));
         if da > 0 && db > 0 {
-            let trim = |s: &[u8]| s.iter().take_while(|c| **c == b'0').count().min(s.len() - 1);
+            let trim = |s: &[u8]| {
+                s.iter()
+                    .take_while(|c| **c == b'0')
+                    .count()
+                    .min(s.len() - 1)
+            };
             let (na, nb) = (&a[trim(&a[..da])..da], &b[trim(&b[..db])..db]);
             match na.len().cmp(&nb.len()).then_with(|| na.cmp(nb)) {
                 Ordering::Equal => (a, b) = (&a[da..], &b[db..]),
@@ -344,11 +375,23 @@ mod tests {
     #[test]
     fn numbers_read_well() {
         assert_eq!(count(1_234_567), "1,234,567");
-        assert_eq!((short_count(9_999), short_count(12_345)), ("9999".into(), "12.3k".into()));
-        assert_eq!((bytes(999), bytes(12_373_196)), ("999B".into(), "11.8M".into()));
+        assert_eq!(
+            (short_count(9_999), short_count(12_345)),
+            ("9999".into(), "12.3k".into())
+        );
+        assert_eq!(
+            (bytes(999), bytes(12_373_196)),
+            ("999B".into(), "11.8M".into())
+        );
         assert_eq!((rate(f64::NAN), rate(4812.4)), ("-".into(), "4,812".into()));
-        assert_eq!((millis(42.4), millis(1234.0)), ("42ms".into(), "1.2s".into()));
-        assert_eq!((age(59), age(8_000), age(90_000)), ("59s".into(), "2h13m".into(), "1d01h".into()));
+        assert_eq!(
+            (millis(42.4), millis(1234.0)),
+            ("42ms".into(), "1.2s".into())
+        );
+        assert_eq!(
+            (age(59), age(8_000), age(90_000)),
+            ("59s".into(), "2h13m".into(), "1d01h".into())
+        );
         assert_eq!(date_time(1_795_229_879_000, 0), "2026-11-21 03:37:59");
         assert_eq!(clock(-1, 3600), "00:59:59");
     }
@@ -357,7 +400,10 @@ mod tests {
     fn names_sort_as_people_count() {
         let mut names = ["tanako/10", "db/node1", "tanako/2", "tanako/02", "tanako"];
         names.sort_by(|a, b| natural(a, b));
-        assert_eq!(names, ["db/node1", "tanako", "tanako/2", "tanako/02", "tanako/10"]);
+        assert_eq!(
+            names,
+            ["db/node1", "tanako", "tanako/2", "tanako/02", "tanako/10"]
+        );
     }
 
     proptest! {

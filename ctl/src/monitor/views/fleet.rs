@@ -1,0 +1,237 @@
+//! The fleet: how it is, and a table of its processes.
+
+use std::borrow::Cow;
+
+use ratatui::layout::Rect;
+
+use super::{
+    paint::{Canvas, Piece, piece, pieces_width},
+    table::{Column, RowLook, Source, column, table},
+};
+use crate::monitor::{
+    app::{App, Clock, List},
+    rows::{Rows, SortKey},
+    state::{self, Model},
+    text,
+    theme::Role,
+};
+
+/// Screens lower than this get one line of sums instead of three.
+const ROOMY: u16 = 12;
+
+/// Draws the fleet view.
+pub fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, clock: Clock) {
+    let model = app.shown();
+    let mut body = area;
+    if area.height >= ROOMY {
+        sums(canvas, Rect { height: 1, ..area }, model);
+        load(canvas, Rect { y: area.y + 1, height: 1, ..area }, model);
+        super::identify::budget(canvas, Rect { y: area.y + 2, height: 1, ..area }, model, clock);
+        query(canvas, Rect { y: area.y + 3, height: 1, ..area }, app);
+        body.y += 4;
+        body.height -= 4;
+    } else {
+        compact(canvas, Rect { height: 1, ..area }, model);
+        body.y += 1;
+        body.height -= 1;
+    }
+    if !model.is_known() {
+        let text = if matches!(app.link, crate::monitor::app::LinkState::Lost { .. }) {
+            "no agent has answered yet"
+        } else {
+            "asking the agent"
+        };
+        canvas.text(body.x + 2, body.y + 1, body.width.saturating_sub(2), text, Role::Dim);
+        return;
+    }
+    processes(canvas, body, app, &app.rows, &app.screens[0].list);
+}
+
+fn sums(canvas: &mut Canvas<'_>, area: Rect, model: &Model) {
+    let totals = &model.totals;
+    let up = model.hosts.iter().filter(|host| host.state != "unreachable").count();
+    let mut pieces = vec![piece(" ", Role::Text)];
+    let part = |pieces: &mut Vec<Piece<'_>>, label: &'static str, value: String, bad: bool| {
+        pieces.push(piece(label, Role::Dim));
+        pieces.push(piece(format!(" {value}   "), if bad { Role::Warn } else { Role::Strong }));
+    };
+    let of = |ready: usize, all: usize| format!("{ready}/{all}");
+    part(&mut pieces, "hosts", of(up, model.hosts.len()), up < model.hosts.len());
+    let all = model.processes().len();
+    part(&mut pieces, "processes", of(totals.ready, all), totals.ready < all);
+    part(&mut pieces, "shards", of(totals.shards.1, totals.shards.0), totals.shards.1 < totals.shards.0);
+    part(&mut pieces, "guilds", text::count(totals.guilds), false);
+    let faults = totals.faults;
+    part(&mut pieces, "faults", faults.to_string(), faults > 0);
+    let right = [
+        piece(format!("spec v{}", model.version), Role::Dim),
+        piece(format!("  agent {}", model.agent_version), Role::Dim),
+    ];
+    if pieces_width(&pieces) + pieces_width(&right) < area.width {
+        canvas.line_right(Rect { width: area.width - 1, ..area }, &right);
+    }
+    canvas.line(area, &pieces);
+}
+
+fn load(canvas: &mut Canvas<'_>, area: Rect, model: &Model) {
+    let label = [
+        piece(" events/s ", Role::Dim),
+        piece(format!("{:>7} ", text::rate(model.totals.events_per_s)), Role::Strong),
+    ];
+    let columns = area.width.saturating_sub(pieces_width(&label) + 1).min(120);
+    let spark = canvas.spark(model.rate.tail(usize::from(columns)), 0.0);
+    let used = canvas.line(area, &label);
+    canvas.text(area.x + used, area.y, columns, &spark, Role::Accent);
+}
+
+/// The rule above the table says what it shows.
+fn query(canvas: &mut Canvas<'_>, area: Rect, app: &App) {
+    let query = app.rows.query();
+    let mut title = format!("{} of {} processes", app.rows.len(), app.shown().processes().len());
+    if app.rows.len() == app.shown().processes().len() {
+        title = format!("{} processes", app.rows.len());
+    }
+    if let Some(filter) = &query.filter {
+        title.push_str(&format!(" · filter {}", filter.typed()));
+    }
+    if query.faults_only {
+        title.push_str(" · faults only");
+    }
+    if !app.marked.is_empty() {
+        title.push_str(&format!(" · {} marked", app.marked.len()));
+    }
+    canvas.rule(area, &title);
+}
+
+fn compact(canvas: &mut Canvas<'_>, area: Rect, model: &Model) {
+    let totals = &model.totals;
+    let all = model.processes().len();
+    let (ready, shards) = (totals.ready, totals.shards);
+    let pieces = [
+        piece(format!(" {ready}/{all}"), if ready < all { Role::Warn } else { Role::Strong }),
+        piece(" proc ", Role::Dim),
+        piece(format!("{}/{}", shards.1, shards.0), if shards.1 < shards.0 { Role::Warn } else { Role::Strong }),
+        piece(" shards ", Role::Dim),
+        piece(text::rate(totals.events_per_s), Role::Strong),
+        piece(" ev/s ", Role::Dim),
+        piece(text::short_count(totals.guilds), Role::Strong),
+        piece(" guilds", Role::Dim),
+    ];
+    canvas.line(area, &pieces);
+}
+
+/// What a cell of the process table shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cell {
+    Sorted(SortKey),
+    Trend,
+    Detail,
+}
+
+/// The table of processes, here and in the host view.
+pub fn processes(canvas: &mut Canvas<'_>, area: Rect, app: &App, rows: &Rows, list: &List) {
+    use SortKey::{Age, Cpu, Events, Guilds, Host, Latency, Name, Restarts, Rss, Shards, State};
+    let (name, host) = app.shown().name_width;
+    let wide = |width: usize, least: u16, most: u16| (width as u16).clamp(least, most);
+    let columns = [
+        Column { width_max: wide(name, 9, 40), ..column(Cell::Sorted(Name), "NAME", 9, false, 0) },
+        Column { width_max: 13, ..column(Cell::Sorted(State), "STATE", 10, false, 0) },
+        Column { width_max: wide(host, 6, 24), ..column(Cell::Sorted(Host), "HOST", 6, false, 6) },
+        column(Cell::Sorted(Shards), "SHARDS", 6, true, 4),
+        column(Cell::Sorted(Guilds), "GUILDS", 6, true, 7),
+        column(Cell::Sorted(Events), "EV/S", 6, true, 3),
+        column(Cell::Sorted(Latency), "LAT", 6, true, 5),
+        column(Cell::Sorted(Cpu), "CPU%", 5, true, 1),
+        column(Cell::Sorted(Rss), "RSS", 5, true, 2),
+        column(Cell::Sorted(Restarts), "RST", 3, true, 8),
+        column(Cell::Sorted(Age), "AGE", 6, true, 9),
+        column(Cell::Trend, "EV/S TREND", 16, false, 10),
+        Column { width_max: 100, ..column(Cell::Detail, "DETAIL", 10, false, 11) },
+    ];
+    if rows.is_empty() && area.height > 1 {
+        let text = if app.shown().processes().is_empty() { "no processes" } else { "nothing passes the filter" };
+        canvas.text(area.x + 2, area.y + 1, area.width.saturating_sub(2), text, Role::Dim);
+    }
+    let source = Processes { app, rows };
+    table(canvas, area, &columns, list, rows.len(), &source);
+}
+
+struct Processes<'a> {
+    app: &'a App,
+    rows: &'a Rows,
+}
+
+impl Source<Cell> for Processes<'_> {
+    fn heading(&self, key: Cell, title: &'static str) -> Cow<'static, str> {
+        let query = self.rows.query();
+        // One letter wider headings would not fit: the arrow replaces the last one where needed.
+        match key {
+            Cell::Sorted(sort) if sort == query.sort => {
+                let arrow = if sort.descends() == query.reverse { '▲' } else { '▼' };
+                let title = if title.len() >= 6 { &title[..5] } else { title };
+                format!("{title}{arrow}").into()
+            }
+            _ => title.into(),
+        }
+    }
+
+    fn look(&self, row: usize) -> RowLook {
+        let model = self.app.shown();
+        let process = self.rows.process(model, row);
+        RowLook {
+            marked: process.is_some_and(|process| self.app.marked.contains(&process.name)),
+            faded: process.is_some_and(|process| model.is_unseen(process)),
+        }
+    }
+
+    fn cell(&self, canvas: &Canvas<'_>, row: usize, key: Cell, width: u16) -> Vec<Piece<'_>> {
+        let model = self.app.shown();
+        let Some(process) = self.rows.process(model, row) else { return Vec::new() };
+        let none = || vec![piece("-", Role::Track)];
+        let number = |text: String| vec![piece(text, Role::Text)];
+        let quiet = process.state == "stopped";
+        match key {
+            Cell::Sorted(SortKey::Name) => vec![piece(process.name.as_str(), Role::Text)],
+            Cell::Sorted(SortKey::State) => {
+                let (glyph, role, word) = state_of(canvas, model, process);
+                vec![piece(format!("{glyph} "), role), piece(word, role)]
+            }
+            Cell::Sorted(SortKey::Host) => vec![piece(process.host.as_str(), Role::Dim)],
+            Cell::Sorted(SortKey::Shards | SortKey::Guilds) if process.shards.is_empty() => none(),
+            Cell::Sorted(SortKey::Shards) => {
+                let (ready, all) = (state::shards_ready(process), process.shards.len());
+                let role = if ready < all && !quiet { Role::Warn } else { Role::Text };
+                vec![piece(format!("{ready}/{all}"), role)]
+            }
+            Cell::Sorted(SortKey::Guilds) => number(text::short_count(state::guilds(process))),
+            _ if quiet && !matches!(key, Cell::Sorted(SortKey::Restarts) | Cell::Detail) => none(),
+            Cell::Sorted(SortKey::Events) => number(text::rate(state::load(process))),
+            Cell::Sorted(SortKey::Latency) => state::latency(process).map_or_else(none, |ms| number(text::millis(ms))),
+            Cell::Sorted(SortKey::Cpu) => number(text::percent(process.cpu_percent)),
+            Cell::Sorted(SortKey::Rss) => number(text::bytes(process.rss_bytes)),
+            Cell::Sorted(SortKey::Restarts) => {
+                let role = if process.restarts > 0 { Role::Warn } else { Role::Dim };
+                vec![piece(text::short_count(process.restarts), role)]
+            }
+            Cell::Sorted(SortKey::Age) => number(text::age(process.uptime_s)),
+            Cell::Trend => {
+                let Some(at) = self.rows.at(row) else { return Vec::new() };
+                vec![piece(canvas.spark(model.trend(at).tail(usize::from(width)), 0.0), Role::Accent)]
+            }
+            Cell::Detail => vec![piece(process.detail.as_str(), Role::Dim)],
+        }
+    }
+}
+
+/// Glyph, look and word for the state of `process`.
+pub fn state_of<'m>(
+    canvas: &Canvas<'_>,
+    model: &Model,
+    process: &'m tanako_proto::fleet::v1::Process,
+) -> (&'static str, Role, &'m str) {
+    if model.is_unseen(process) {
+        return (canvas.theme.glyphs().unknown, Role::Bad, "unreachable");
+    }
+    let (glyph, role) = canvas.theme.state(&process.state);
+    (glyph, role, process.state.as_str())
+}
