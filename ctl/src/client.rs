@@ -138,7 +138,7 @@ impl Endpoint {
         problem
     }
 
-    fn timeout(&self, what: &str) -> Problem {
+    pub(crate) fn timeout(&self, what: &str) -> Problem {
         Problem::new(
             "timeout",
             self.object(),

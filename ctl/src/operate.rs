@@ -68,8 +68,6 @@ pub struct Wish {
     pub request: OperationRequest,
     /// How much it hurts when it stops or restarts something.
     pub severity: Severity,
-    /// What must be typed when it is destructive; the targets when unset.
-    pub name: Option<String>,
     /// Follows the verb and its targets in the confirmation: what is lost.
     pub loses: Option<String>,
     /// How long to wait unless `--timeout` says else.
@@ -104,16 +102,18 @@ pub async fn run(session: &Session, running: &Running, wish: Wish) -> Outcome {
         ui.note(view.table(ui.err, false).trim_end());
     }
     let blast = blast(&wish, &view, &now);
+    // What is destroyed belongs to the whole fleet, and its name guards against the wrong context.
+    let name = match wish.severity {
+        Severity::Destructive => now.fleet.clone(),
+        _ => wish.request.targets.join(" "),
+    };
     confirm(
         ui,
         &running.consent,
         &Change {
             severity: severity(&wish, &view),
             blast: &blast,
-            name: wish
-                .name
-                .as_deref()
-                .unwrap_or(&wish.request.targets.join(" ")),
+            name: &name,
             production: production(session, &now)?.then_some(&now.fleet),
         },
     )
@@ -200,7 +200,8 @@ pub async fn patiently<T>(mut call: impl AsyncFnMut() -> Result<T, Problem>) -> 
     }
 }
 
-fn is_passing(problem: &Problem) -> bool {
+/// Whether the agent may be back soon.
+pub fn is_passing(problem: &Problem) -> bool {
     problem.retryable
         && matches!(
             problem.code.as_str(),

@@ -1,11 +1,26 @@
 //! The verbs, one file each. The doc comment of each `Args` is the verb's help.
 
+mod agent;
 mod apply;
+mod audit;
+mod backup;
+mod completions;
+mod context;
 mod demo;
 mod detach;
+mod doctor;
+mod events;
+mod guild;
+mod identify;
+mod init;
+mod logs;
+mod man;
 mod monitor;
+mod operation;
 mod plan;
 mod restart;
+mod restore;
+mod sizing;
 mod start;
 mod status;
 mod stop;
@@ -18,14 +33,30 @@ use crate::{failure::Outcome, session::Session};
 #[derive(Debug, Subcommand)]
 #[allow(missing_docs, reason = "each verb's help is in its own file")]
 pub enum Command {
-    Status(status::Args),
-    Monitor(monitor::Args),
+    Init(init::Args),
+    Plan(plan::Args),
+    Apply(apply::Args),
     Start(start::Args),
     Stop(stop::Args),
     Restart(restart::Args),
-    Plan(plan::Args),
-    Apply(apply::Args),
+    Status(status::Args),
+    Monitor(monitor::Args),
+    Logs(logs::Args),
+    Events(events::Args),
+    Operation(operation::Args),
+    Backup(backup::Args),
+    Restore(restore::Args),
+    Guild(guild::Args),
+    Identify(identify::Args),
+    Sizing(sizing::Args),
+    Audit(audit::Args),
+    Agent(agent::Args),
+    Doctor(doctor::Args),
     Demo(demo::Args),
+    Context(context::Args),
+    Completions(completions::Args),
+    #[command(hide = true)]
+    Man(man::Args),
     #[command(name = "__detach", hide = true)]
     Detach(detach::Args),
 }
@@ -34,14 +65,29 @@ impl Command {
     /// Does it.
     pub async fn run(self, session: &Session) -> Outcome {
         match self {
-            Self::Status(args) => args.run(session).await,
-            Self::Monitor(args) => args.run(session).await,
+            Self::Init(args) => args.run(session),
+            Self::Plan(args) => args.run(session).await,
+            Self::Apply(args) => args.run(session).await,
             Self::Start(args) => args.run(session).await,
             Self::Stop(args) => args.run(session).await,
             Self::Restart(args) => args.run(session).await,
-            Self::Plan(args) => args.run(session).await,
-            Self::Apply(args) => args.run(session).await,
+            Self::Status(args) => args.run(session).await,
+            Self::Monitor(args) => args.run(session).await,
+            Self::Logs(args) => args.run(session).await,
+            Self::Events(args) => args.run(session).await,
+            Self::Operation(args) => args.run(session).await,
+            Self::Backup(args) => args.run(session).await,
+            Self::Restore(args) => args.run(session).await,
+            Self::Guild(args) => args.run(session).await,
+            Self::Identify(args) => args.run(session).await,
+            Self::Sizing(args) => args.run(session).await,
+            Self::Audit(args) => args.run(session).await,
+            Self::Agent(args) => args.run(session).await,
+            Self::Doctor(args) => args.run(session).await,
             Self::Demo(args) => args.run(session).await,
+            Self::Context(args) => args.run(session).await,
+            Self::Completions(args) => args.run(session),
+            Self::Man(args) => args.run(session),
             Self::Detach(args) => args.run(),
         }
     }

@@ -40,7 +40,6 @@ impl Args {
         let wish = Wish {
             request,
             severity: Severity::Harmless,
-            name: None,
             loses: None,
             patience: operate::PATIENCE,
         };

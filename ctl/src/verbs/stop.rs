@@ -33,7 +33,6 @@ impl Args {
         let wish = Wish {
             request,
             severity: Severity::Disruptive,
-            name: None,
             loses: None,
             patience: operate::PATIENCE,
         };

@@ -1,9 +1,14 @@
 //! What verbs print: the documented JSON on one side, the table for people on the other, both made from
 //! the agent's answers. Fields are only ever added. Times are RFC 3339 in UTC, `null` when unknown.
 
+pub mod backup;
+pub mod doctor;
+pub mod guild;
+pub mod identify;
 pub mod operation;
 pub mod plan;
 pub mod status;
+pub mod stream;
 
 use jiff::Timestamp;
 

@@ -1,0 +1,212 @@
+//! `tanakoctl init`.
+
+use std::{
+    fs::OpenOptions,
+    io::{self, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use tanako_fleet::sizing::recommend;
+
+use crate::{
+    exit::Exit,
+    failure::{Failure, Outcome},
+    session::Session,
+};
+
+/// Write a commented fleet.toml to start from
+///
+/// An existing file is never overwritten. Nothing is asked and nothing is started.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The file
+    #[arg(default_value = "fleet.toml", value_name = "FILE")]
+    file: PathBuf,
+    /// Name of the fleet: lower-case letters, digits, dashes
+    #[arg(long, value_name = "NAME", default_value = "my-fleet")]
+    name: String,
+    /// Guilds the bot is in: sizes shards, processes and database
+    #[arg(long, value_name = "N", default_value_t = 1_000)]
+    guilds: u64,
+    /// Print the file instead of writing it
+    #[arg(long)]
+    dry_run: bool,
+}
+
+impl Args {
+    pub(super) fn run(self, session: &Session) -> Outcome {
+        let file = std::path::absolute(&self.file)
+            .map_err(|error| Failure::io(&self.file, "use the path", &error))?;
+        let directory = file.parent().unwrap_or(Path::new("/"));
+        let text = text(&self.name, self.guilds, directory);
+        // What this writes must be accepted later; a bad name shows here and not at `apply`.
+        if let Err(error) = tanako_fleet::spec::parse(&text, &self.file.display().to_string()) {
+            return Err(
+                Failure::usage("--name", format!("{:?} cannot name a fleet", self.name))
+                    .cause(
+                        error
+                            .problems()
+                            .first()
+                            .map(|problem| problem.message.clone())
+                            .unwrap_or_default(),
+                    )
+                    .hint(error.hint()),
+            );
+        }
+        if self.dry_run {
+            session.ui.print(&text)?;
+            return Ok(Exit::Ok);
+        }
+        session.may_write()?;
+        let opened = OpenOptions::new()
+            .create_new(true)
+            .write(true)
+            .mode(0o644)
+            .open(&file);
+        opened
+            .and_then(|mut file| {
+                file.write_all(text.as_bytes())?;
+                file.sync_all()
+            })
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::AlreadyExists => Failure::new(
+                    "exists",
+                    self.file.display().to_string(),
+                    "the file is there already and stays as it is",
+                )
+                .hint("name another file, or look at a fresh one with --dry-run"),
+                io::ErrorKind::NotFound => {
+                    Failure::io(&file, "write the file", &error).hint("make its directory first")
+                }
+                _ => Failure::io(&file, "write the file", &error),
+            })?;
+        session.ui.print(&format!("{}\n", self.file.display()))?;
+        session.ui.note(&next(&self.file, directory));
+        Ok(Exit::Ok)
+    }
+}
+
+fn next(file: &Path, directory: &Path) -> String {
+    let directory = directory.display();
+    let file = file.display();
+    format!(
+        "Next:
+  1. The bot's token, readable for the agent's user alone, never on a command line:
+       install -m 600 /dev/null {directory}/discord.token && $EDITOR {directory}/discord.token
+     (Discord Developer Portal, your application, Bot, Reset Token)
+  2. A token of your own for the database:
+       (umask 077; head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \\n' > {directory}/db.token)
+  3. Look, then do it:
+       tanakoctl plan {file}
+       tanakoctl apply {file}"
+    )
+}
+
+fn text(name: &str, guilds: u64, directory: &Path) -> String {
+    let sizing = recommend(guilds);
+    let quoted = |text: &str| toml_edit::Value::from(text).to_string();
+    let path = |file: &str| quoted(&directory.join(file).to_string_lossy());
+    let nodes = sizing.db_nodes_min;
+    format!(
+        r#"# The desired state of a fleet. `tanakoctl plan` shows what a change would do and cost, `tanakoctl
+# apply` does it. Sized for {guilds} guilds (tanakoctl sizing --guilds {guilds}).
+
+[fleet]
+name = {name}
+# Red colours and stricter confirmations.
+production = false
+
+# One table for each bot; the name behind the dot is the bot's, and its processes are called
+# tanako/0, tanako/1, …
+[bots.tanako]
+# Program and arguments. A bare name is looked up beside tanako-agent, then in PATH.
+command = ["tanako-bot"]
+# File of mode 0600 with the token.
+token_file = {discord_token}
+shards = {shards}
+shards_per_process = {per_process}
+# IDENTIFYs that are never spent automatically; a tenth of the day's total unless set.
+# identify_reserve = 100
+# env = {{ RUST_LOG = "info" }}
+# ready = {{ kind = "worker", timeout = "60s" }}
+# restart = {{ when = "always", backoff_min = "1s", backoff_max = "60s" }}
+# stop = {{ signal = "TERM", grace = "20s" }}
+# limits = {{ memory = "512MiB", open_files = 4096 }}
+
+# A bot in any other language runs as it is:
+# [bots.mybot]
+# command = ["node", "index.js"]
+# directory = "/srv/mybot"
+# token_file = {discord_token}
+# token_env = "DISCORD_TOKEN"
+# shards = 2
+# ready = {{ kind = "log", pattern = "Ready", timeout = "60s" }}
+
+# The guild database: nodes on ports {port}, {port} + 1, …
+[database]
+nodes = {nodes}
+base_port = {port}
+# File of mode 0600 with a token of your own; the bots show it.
+token_file = {db_token}
+
+[backup]
+# directory = "/var/backups/tanako"
+# UTC, daily.
+schedule = "03:00"
+keep = 7
+"#,
+        name = quoted(name),
+        discord_token = path("discord.token"),
+        db_token = path("db.token"),
+        shards = sizing.shards,
+        per_process = sizing.shards_per_process,
+        port = 7101,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_is_one_that_the_fleet_accepts() {
+        for guilds in [0, 1_000, 10_000, 1_000_000] {
+            let text = text("my-fleet", guilds, Path::new("/srv/it's \"here\""));
+            let spec = tanako_fleet::spec::parse(&text, "fleet.toml").expect("a spec");
+            let sizing = recommend(guilds);
+            assert_eq!(spec.bots["tanako"].shards, sizing.shards);
+            assert_eq!(
+                spec.database.expect("a database").nodes.len() as u32,
+                sizing.db_nodes_min
+            );
+            assert_eq!(
+                spec.bots["tanako"].token_file.as_deref(),
+                Some("/srv/it's \"here\"/discord.token")
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_commented_out_is_accepted_as_well() {
+        let text = text("my-fleet", 10_000, Path::new("/srv"));
+        // Comments that hold a setting begin with "# " and a key or a table.
+        let active: String = text
+            .lines()
+            .map(|line| match line.strip_prefix("# ") {
+                Some(rest)
+                    if rest.starts_with('[')
+                        || rest
+                            .split_once(" = ")
+                            .is_some_and(|(key, _)| !key.contains(' ')) =>
+                {
+                    format!("{rest}\n")
+                }
+                _ => format!("{line}\n"),
+            })
+            .collect();
+        let spec = tanako_fleet::spec::parse(&active, "fleet.toml").expect("a spec");
+        assert_eq!(spec.bots.len(), 2);
+        assert_eq!(spec.bots["tanako"].identify_reserve, Some(100));
+    }
+}
