@@ -79,7 +79,7 @@ pub async fn run(config: Config) -> anyhow::Result<ExitCode> {
         &tasks,
         &stop,
     ));
-    let rest = Rest::new(&config.token, config.api_url.as_deref());
+    let rest = Rest::new(&config.token, config.api_url.as_deref())?;
     let (services, ensure) = Services::new(rest, database, shards_rx.clone());
     let services = Arc::new(services);
     let binding = Binding {

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::backoff::Backoff;
-use crate::rest::{Rest, RestError};
+use crate::rest::{Rest, RestError, json_body};
 use crate::services::Services;
 use crate::shard::ShardStatus;
 
@@ -19,13 +19,14 @@ pub async fn run(
     mut shard: watch::Receiver<ShardStatus>,
     stop: CancellationToken,
 ) {
-    let ready = async {
-        // The sender lives as long as the shard's task.
-        let _ = shard.wait_for(|status| status.deposit.is_some()).await;
-    };
     tokio::select! {
         () = stop.cancelled() => return,
-        () = ready => {}
+        ready = shard.wait_for(|status| status.deposit.is_some()) => {
+            if ready.is_err() {
+                // The shard has ended.
+                return;
+            }
+        }
     }
     let mut backoff = Backoff::new(Duration::from_secs(2), Duration::from_secs(300));
     loop {
@@ -47,21 +48,13 @@ pub async fn run(
 /// Asks what is registered and replaces it when it differs. True when it did.
 pub async fn register(rest: &Rest) -> Result<bool, RestError> {
     let application_id = rest.application().ok_or(RestError::Undecodable)?;
-    let route = Route::Commands {
-        application_id: application_id.into(),
-    };
-    let request = Request::new(route, LightMethod::Get);
-    let registered: Value = rest.call(rest.http().fire(request)).await?;
+    let request = |method| Request::new(Route::Commands { application_id }, method);
+    let registered: Value = rest.fetch(request(LightMethod::Get)).await?;
     let wanted = serde_json::to_value(super::definitions()).map_err(|_| RestError::Undecodable)?;
     if canonical_list(&registered) == canonical_list(&wanted) {
         return Ok(false);
     }
-    let body = serde_json::to_vec(&wanted).map_err(|_| RestError::Undecodable)?;
-    let route = Route::Commands {
-        application_id: application_id.into(),
-    };
-    let request = Request::new(route, LightMethod::Put).body(Some(body));
-    let _: Value = rest.call(rest.http().fire(request)).await?;
+    rest.call(request(LightMethod::Put).body(json_body(&wanted))).await?;
     Ok(true)
 }
 

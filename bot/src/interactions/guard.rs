@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use serde_json::{Value, json};
-use serenity::all::{CommandInteraction, InteractionId, Permissions};
+use serenity::all::{ApplicationId, CommandInteraction, InteractionId, Permissions};
+use serenity::http::{LightMethod, Request, Route};
 use tokio::time::Instant;
 use tracing::{error, warn};
 
 use super::Outcome;
 use crate::commands::{self, Command, CommandError, Context, Reply};
-use crate::rest::RestError;
+use crate::rest::{RestError, json_body};
 use crate::services::Services;
 
 /// Discord wants the first answer within 3 s of sending the interaction. Deferring at 2.5 s would leave half
@@ -30,6 +31,8 @@ const TRIES: u32 = 3;
 pub struct Target<'a> {
     /// Its id.
     pub id: InteractionId,
+    /// The application, for the route of edits.
+    pub application: ApplicationId,
     /// The secret that lets one answer it.
     pub token: &'a str,
     /// When it arrived.
@@ -196,12 +199,11 @@ pub async fn callback(services: &Services, target: &Target<'_>, body: &Value) ->
 }
 
 async fn send(services: &Services, target: &Target<'_>, body: &Value) -> Result<(), RestError> {
-    let http = services.rest.callbacks();
     let mut tries = 1;
     loop {
-        let call = http.create_interaction_response(target.id, target.token, body, Vec::new());
-        let result = services.rest.call(call).await;
-        match result {
+        let route = Route::InteractionResponse { interaction_id: target.id, token: target.token };
+        let request = Request::new(route, LightMethod::Post).body(json_body(body));
+        match services.rest.callback(request).await {
             Err(error)
                 if error.is_retryable()
                     && tries < TRIES
@@ -218,17 +220,14 @@ async fn send(services: &Services, target: &Target<'_>, body: &Value) -> Result<
 /// The answer to an interaction that was deferred.
 async fn edit(services: &Services, target: &Target<'_>, reply: &Reply) -> Outcome {
     let body = reply.body();
-    let http = services.rest.callbacks();
     for attempt in 1..=TRIES {
-        let call = http.edit_original_interaction_response(target.token, &body, Vec::new());
-        match services.rest.call(call).await {
-            // An answer that serenity cannot read was still taken.
-            Ok(_) | Err(RestError::Undecodable) => return Outcome::Answered,
+        let route =
+            Route::WebhookOriginalInteractionResponse { application_id: target.application, token: target.token };
+        let request = Request::new(route, LightMethod::Patch).body(json_body(&body));
+        match services.rest.callback(request).await {
+            Ok(()) => return Outcome::Answered,
             Err(error) if error.is_retryable() && attempt < TRIES => {
-                tokio::time::sleep(
-                    Duration::from_secs(1 << attempt).mul_f64(0.5 + fastrand::f64() / 2.0),
-                )
-                .await;
+                tokio::time::sleep(Duration::from_secs(1 << attempt).mul_f64(0.5 + fastrand::f64() / 2.0)).await;
             }
             Err(error) => return unsent(&error),
         }

@@ -5,7 +5,7 @@ pub mod panel;
 
 use serde::Deserialize;
 use serde_json::json;
-use serenity::all::{CommandInteraction, InteractionId};
+use serenity::all::{ApplicationId, CommandInteraction, InteractionId};
 use tokio::time::Instant;
 use tracing::warn;
 
@@ -30,6 +30,8 @@ struct Brief {
     #[serde(deserialize_with = "crate::shard::envelope::snowflake")]
     id: u64,
     token: String,
+    #[serde(deserialize_with = "crate::shard::envelope::snowflake")]
+    application_id: u64,
     #[serde(rename = "type")]
     kind: u8,
 }
@@ -45,6 +47,7 @@ pub async fn handle(services: &Services, shard: u32, payload: &str, received: In
     };
     let target = Target {
         id: InteractionId::new(brief.id.max(1)),
+        application: ApplicationId::new(brief.application_id.max(1)),
         token: &brief.token,
         received,
     };
