@@ -1,6 +1,7 @@
 //! What this host and its processes use, once a second.
 
 mod latency;
+mod proc;
 
 use std::{collections::HashMap, path::PathBuf, sync::Arc};
 
@@ -9,6 +10,7 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::latency::{Latency, LatencySummary};
+pub(crate) use self::proc::process_group_of;
 use crate::supervisor::Table;
 
 /// What the host uses.

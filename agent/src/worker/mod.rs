@@ -1,24 +1,57 @@
 //! The worker socket: our bot and database node register here, report, ask for IDENTIFY permits,
 //! deposit sessions and take commands.
+//!
+//! - `listen`: the socket, its mode, and how strangers are kept short.
+//! - `admit`: who may speak for a process.
+//! - `clean`: what a report may contain.
+//! - `registry`: the last reports, the live streams, the commands under way.
+//! - `service`: the gRPC service that ties them together.
+//!
+//! At most one stream speaks for a process: the newest Hello of its current attempt. What an older
+//! one still sends falls away.
+
+mod admit;
+mod clean;
+mod listen;
+mod registry;
+mod service;
 
 use std::{
     collections::{BTreeMap, HashMap},
     path::PathBuf,
-    sync::Arc,
-    time::Duration,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use futures_util::future::BoxFuture;
 use tanako_fleet::ProcessName;
-use tanako_proto::worker::v1 as wire;
-use tokio::sync::{mpsc, oneshot, watch};
+use tanako_proto::worker::v1::{self as wire, worker_server::WorkerServer};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use self::{
+    registry::Registry,
+    service::{Service, Shared},
+};
 use crate::{
     identify::Broker,
+    metrics::Latency,
     supervisor::{Supervisor, Table, WorkerInput},
     vault::Vault,
 };
+
+/// Largest message of a worker: a shard's 2,500 guilds take 40 kB, a process's report far less.
+const MESSAGE_BYTES_MAX: usize = 4 << 20;
+/// Calls under way on one connection: a permit for each shard, and the stream.
+const CALLS_MAX: u32 = 1024;
+/// States are published no more often than this.
+const PUBLISH_EVERY: Duration = Duration::from_millis(100);
+/// How long a worker may take to take a command.
+const SEND_WITHIN: Duration = Duration::from_secs(5);
+/// How long the streams may take to end when the agent stops.
+const STOP_WITHIN: Duration = Duration::from_secs(2);
+/// Dead peers are noticed by pings.
+const PING_EVERY: Duration = Duration::from_secs(30);
 
 /// What the worker socket needs of the supervisor.
 pub trait Processes: Send + Sync + 'static {
@@ -147,11 +180,25 @@ pub enum StartError {
 }
 
 /// Handle to the worker socket; cheap to clone.
-#[derive(Debug, Clone)]
-pub struct Workers;
+#[derive(Clone)]
+pub struct Workers {
+    registry: Arc<Mutex<Registry>>,
+    changed: Arc<Notify>,
+    states: watch::Receiver<Arc<States>>,
+    latency: Arc<Latency>,
+}
+
+impl std::fmt::Debug for Workers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Workers")
+            .field("workers", &self.states.borrow().len())
+            .finish_non_exhaustive()
+    }
+}
 
 impl Workers {
-    /// Binds the socket and serves it.
+    /// Binds the socket and serves it until cancelled. Workers that lose their stream then come
+    /// back to the next agent by themselves.
     pub async fn start(
         config: Config,
         processes: Arc<dyn Processes>,
@@ -160,21 +207,133 @@ impl Workers {
         cancel: CancellationToken,
         tracker: &TaskTracker,
     ) -> Result<Self, StartError> {
-        todo!()
+        let listener = listen::bind_socket(&config.socket, config.group).map_err(|source| {
+            StartError::Bind {
+                path: config.socket.clone(),
+                source,
+            }
+        })?;
+        let (published, states) = watch::channel(Arc::default());
+        let workers = Self {
+            registry: Arc::default(),
+            changed: Arc::new(Notify::new()),
+            states,
+            latency: Arc::new(Latency::new()),
+        };
+        let table = processes.table();
+        let service = Shared(Arc::new(Service {
+            processes,
+            broker,
+            vault,
+            registry: Arc::clone(&workers.registry),
+            changed: Arc::clone(&workers.changed),
+            report_interval: config.report_interval,
+            latency: Arc::clone(&workers.latency),
+            cancel: cancel.clone(),
+            tracker: tracker.clone(),
+        }));
+        let server = tonic::transport::Server::builder()
+            .max_concurrent_streams(CALLS_MAX)
+            .http2_keepalive_interval(Some(PING_EVERY))
+            .http2_keepalive_timeout(Some(PING_EVERY))
+            .http2_max_pending_accept_reset_streams(Some(64))
+            .add_service(WorkerServer::new(service).max_decoding_message_size(MESSAGE_BYTES_MAX));
+        let stop = cancel.clone();
+        tracker.spawn(async move {
+            let stopped = stop.clone();
+            let serving = server
+                .serve_with_incoming_shutdown(listen::accept(listener), stop.cancelled_owned());
+            tokio::pin!(serving);
+            let outcome = tokio::select! {
+                outcome = &mut serving => outcome,
+                // A peer that keeps a call open does not keep the agent.
+                outcome = async {
+                    stopped.cancelled().await;
+                    tokio::time::sleep(STOP_WITHIN).await;
+                    Ok(())
+                } => outcome,
+            };
+            if let Err(error) = outcome {
+                tracing::error!(error = %error, "worker socket ended");
+            }
+        });
+        tracker.spawn(workers.clone().publish_loop(published, table, cancel));
+        Ok(workers)
     }
 
     /// What the workers last reported; published at most ten times a second.
     pub fn states(&self) -> watch::Receiver<Arc<States>> {
-        todo!()
+        self.states.clone()
     }
 
-    /// Sends a command to a worker; its id is set here. The result comes within `deadline`.
+    /// How long a worker's message takes to handle.
+    pub fn latency(&self) -> Arc<Latency> {
+        Arc::clone(&self.latency)
+    }
+
+    /// Sends a command to a worker; its id is set here. The result, or the reason why there is
+    /// none, comes within `deadline`.
     pub async fn command(
         &self,
         process: &ProcessName,
         command: wire::command::Command,
         deadline: Duration,
     ) -> Result<CommandRun, CommandError> {
-        todo!()
+        let (outbox, message, run) = self
+            .registry
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .command(process, command, deadline)?;
+        self.changed.notify_one();
+        outbox
+            .send_timeout(Ok(message), SEND_WITHIN)
+            .await
+            .map_err(|_| CommandError::Gone(process.clone()))?;
+        Ok(run)
+    }
+
+    /// Publishes states and lets commands expire, until cancelled.
+    async fn publish_loop(
+        self,
+        published: watch::Sender<Arc<States>>,
+        mut table: watch::Receiver<Arc<Table>>,
+        cancel: CancellationToken,
+    ) {
+        loop {
+            let deadline = self.lock(|registry| registry.next_deadline());
+            let expiry = async {
+                match deadline {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                () = self.changed.notified() => {}
+                () = expiry => {}
+                changed = table.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let table = table.borrow_and_update().clone();
+                    self.lock(|registry| registry.forget(|name| table.contains_key(name)));
+                }
+            }
+            let changes = self.lock(|registry| {
+                registry.expire(Instant::now());
+                registry.take_changes()
+            });
+            if let Some(states) = changes {
+                published.send_replace(Arc::new(states));
+                tokio::select! {
+                    () = cancel.cancelled() => return,
+                    () = tokio::time::sleep(PUBLISH_EVERY) => {}
+                }
+            }
+        }
+    }
+
+    fn lock<T>(&self, act: impl FnOnce(&mut Registry) -> T) -> T {
+        act(&mut self.registry.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
