@@ -161,7 +161,7 @@ impl Metrics {
     }
 
     /// Counts a group commit.
-    pub fn group(&self, writes: usize, _took: Duration) {
+    pub fn group(&self, writes: usize) {
         self.groups.fetch_add(1, Relaxed);
         self.grouped.fetch_add(writes as u64, Relaxed);
         self.largest_group.fetch_max(writes as u64, Relaxed);

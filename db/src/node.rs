@@ -472,9 +472,19 @@ impl Node {
             call => {
                 let blocking = call.may_block();
                 if session.must_wait(scope) {
-                    let barrier = self.writer.submit(Op::Barrier)?;
                     let node = Arc::clone(self);
                     let id = id.to_owned();
+                    if !blocking {
+                        let kept = id.clone();
+                        let look = self
+                            .writer
+                            .look(move |view| node.read_from(Some(view), &id, &call, style))?;
+                        return Ok(Begun::later(false, None, async move {
+                            let answer = look.await.unwrap_or_else(|_| Err(stopping()));
+                            answer.unwrap_or_else(|failure| reply::failure(&kept, &failure))
+                        }));
+                    }
+                    let barrier = self.writer.submit(Op::Barrier)?;
                     return Ok(Begun::later(false, None, async move {
                         match settled(barrier.await) {
                             Ok(_) => node.read_aside(id, call, style).await,
@@ -514,6 +524,17 @@ impl Node {
     }
 
     fn read(&self, id: &str, call: &Call, style: Style) -> Result<Vec<u8>, Failure> {
+        self.read_from(None, id, call, style)
+    }
+
+    /// Reads from the view, or from the store as it is now.
+    fn read_from(
+        &self,
+        given: Option<&dyn View>,
+        id: &str,
+        call: &Call,
+        style: Style,
+    ) -> Result<Vec<u8>, Failure> {
         match call {
             Call::Ping => Ok(reply::success(id, |out| {
                 reply::boolean(out, "pong", true);
@@ -548,7 +569,7 @@ impl Node {
                 }))
             }
             Call::Select(select) => {
-                let view = self.view(&select.filter.path())?;
+                let view = self.view(given, &select.filter.path())?;
                 let stored = read::select(view.as_view(), select)?;
                 let table = select.filter.table();
                 let mut result = Ok(());
@@ -558,7 +579,7 @@ impl Node {
                 result.map(|()| reply)
             }
             Call::Find(filter) => {
-                let view = self.view(&filter.path())?;
+                let view = self.view(given, &filter.path())?;
                 let stored = read::first(view.as_view(), filter)?;
                 let mut result = Ok(());
                 let reply = reply::success(id, |out| {
@@ -567,12 +588,12 @@ impl Node {
                 result.map(|()| reply)
             }
             Call::Count(filter) => {
-                let view = self.view(&filter.path())?;
+                let view = self.view(given, &filter.path())?;
                 let count = read::count(view.as_view(), filter)?;
                 Ok(reply::success(id, |out| reply::number(out, "count", count)))
             }
             Call::Exists(filter) => {
-                let view = self.view(&filter.path())?;
+                let view = self.view(given, &filter.path())?;
                 let exists = read::first(view.as_view(), filter)?.is_some();
                 Ok(reply::success(id, |out| {
                     reply::boolean(out, "exists", exists)
@@ -583,7 +604,10 @@ impl Node {
     }
 
     /// A single row is read as it is now; anything longer from one moment.
-    fn view(&self, path: &Path) -> Result<ReadView, Failure> {
+    fn view<'v>(&self, given: Option<&'v dyn View>, path: &Path) -> Result<ReadView<'v>, Failure> {
+        if let Some(view) = given {
+            return Ok(ReadView::Given(view));
+        }
         let engine = self.store.engine()?;
         Ok(match path {
             Path::Row(_) => ReadView::Live(engine),
@@ -674,7 +698,8 @@ impl Begun {
     }
 }
 
-enum ReadView {
+enum ReadView<'v> {
+    Given(&'v dyn View),
     Live(Arc<dyn crate::engine::Engine>),
     Frozen {
         snapshot: Box<dyn View + Send + Sync>,
@@ -683,9 +708,10 @@ enum ReadView {
     },
 }
 
-impl ReadView {
+impl ReadView<'_> {
     fn as_view(&self) -> &dyn View {
         match self {
+            Self::Given(view) => *view,
             Self::Live(engine) => &**engine,
             Self::Frozen { snapshot, .. } => &**snapshot,
         }

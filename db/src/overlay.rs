@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
 
 use crate::engine::{Batch, EngineError, Space, Stored, View, Visit};
+use crate::read::counter_key;
 use crate::schema::TABLES;
 
 type Key = (Space, Vec<u8>);
@@ -115,6 +116,16 @@ impl View for Overlay<'_> {
             && let Some(written) = self.writes.get(&(space, key.to_vec()))
         {
             return Ok(written.clone());
+        }
+        if space == Space::Meta
+            && let Some(at) = TABLES.iter().position(|table| counter_key(table) == key)
+        {
+            // The counters are written when the group is complete; until then they are sums.
+            let before = self.below.get(space, key)?;
+            let before = before
+                .and_then(|bytes| bytes[..].try_into().ok())
+                .map_or(0, i64::from_le_bytes);
+            return Ok(Some((before + self.rows[at]).to_le_bytes().to_vec().into()));
         }
         self.below.get(space, key)
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::engine::{Engine, EngineError, Space};
+use crate::engine::{Engine, EngineError, Space, View};
 use crate::failure::{Code, Failure};
 use crate::metrics::Metrics;
 use crate::overlay::Overlay;
@@ -25,8 +25,13 @@ const GROUP_BYTES: usize = 8 << 20;
 /// What a write is answered with.
 pub type Answer = Result<Outcome, Failure>;
 
+/// A short read in its place among the writes.
+type Look = Box<dyn FnOnce(&dyn View) -> Result<Vec<u8>, Failure> + Send>;
+
 enum Job {
     Write(Op, oneshot::Sender<Answer>),
+    /// Sees every earlier write and no later one; answered once what it saw is on disk.
+    Look(Look, oneshot::Sender<Result<Vec<u8>, Failure>>),
     /// Runs alone between two groups: no write happens meanwhile.
     Alone(Box<dyn FnOnce() + Send>),
 }
@@ -53,16 +58,28 @@ impl Writer {
     /// Queues a write now, in the order of the calls. The receiver gets the answer.
     pub fn submit(&self, op: Op) -> Result<oneshot::Receiver<Answer>, Failure> {
         let (sender, receiver) = oneshot::channel();
-        self.jobs
-            .try_send(Job::Write(op, sender))
-            .map_err(|error| match error {
-                mpsc::error::TrySendError::Full(_) => Failure::new(
-                    Code::Overloaded,
-                    format!("Too many writes wait on this node ({QUEUE}): retry after a pause"),
-                ),
-                mpsc::error::TrySendError::Closed(_) => stopping(),
-            })?;
+        self.queue(Job::Write(op, sender))?;
         Ok(receiver)
+    }
+
+    /// Queues a short read among the writes.
+    pub fn look(
+        &self,
+        read: impl FnOnce(&dyn View) -> Result<Vec<u8>, Failure> + Send + 'static,
+    ) -> Result<oneshot::Receiver<Result<Vec<u8>, Failure>>, Failure> {
+        let (sender, receiver) = oneshot::channel();
+        self.queue(Job::Look(Box::new(read), sender))?;
+        Ok(receiver)
+    }
+
+    fn queue(&self, job: Job) -> Result<(), Failure> {
+        self.jobs.try_send(job).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => Failure::new(
+                Code::Overloaded,
+                format!("Too many writes wait on this node ({QUEUE}): retry after a pause"),
+            ),
+            mpsc::error::TrySendError::Closed(_) => stopping(),
+        })
     }
 
     /// Runs a piece of work between two groups and waits for it.
@@ -96,11 +113,18 @@ fn run(mut queue: mpsc::Receiver<Job>, store: &Store, metrics: &Metrics) {
         };
         match job {
             Job::Alone(work) => work(),
-            Job::Write(op, answer) => {
-                left_over = group(&mut queue, store, metrics, (op, answer));
-            }
+            job => left_over = group(&mut queue, store, metrics, job),
         }
     }
+}
+
+/// An answer that is held back until its group is on disk.
+enum Held {
+    Write(oneshot::Sender<Answer>, Answer),
+    Look(
+        oneshot::Sender<Result<Vec<u8>, Failure>>,
+        Result<Vec<u8>, Failure>,
+    ),
 }
 
 /// One group commit. Returns the job that ended the gathering, if it must run alone.
@@ -108,54 +132,70 @@ fn group(
     queue: &mut mpsc::Receiver<Job>,
     store: &Store,
     metrics: &Metrics,
-    first: (Op, oneshot::Sender<Answer>),
+    first: Job,
 ) -> Option<Job> {
     let engine = match store.engine_for_writing() {
         Ok(engine) => engine,
         Err(failure) => {
-            let _ = first.1.send(Err(failure));
+            // A client that has gone no longer waits for its answer.
+            match first {
+                Job::Write(_, answer) => drop(answer.send(Err(failure))),
+                Job::Look(_, answer) => drop(answer.send(Err(failure))),
+                Job::Alone(work) => work(),
+            }
             return None;
         }
     };
-    let started = Instant::now();
     let mut overlay = Overlay::new(&*engine);
-    let mut answers = Vec::new();
+    let mut held = Vec::new();
     let mut left_over = None;
     let mut next = Some(first);
-    while let Some((op, answer)) = next.take() {
-        let result = apply(&mut overlay, &op);
-        match &result {
-            Ok(_) => overlay.keep(),
-            Err(_) => overlay.rollback(),
-        }
-        answers.push((answer, result));
-        if answers.len() < GROUP && overlay.bytes() < GROUP_BYTES {
-            match queue.try_recv() {
-                Ok(Job::Write(op, answer)) => next = Some((op, answer)),
-                Ok(alone) => left_over = Some(alone),
-                Err(_) => {}
+    while let Some(job) = next.take() {
+        match job {
+            Job::Write(op, answer) => {
+                let result = apply(&mut overlay, &op);
+                match &result {
+                    Ok(_) => overlay.keep(),
+                    Err(_) => overlay.rollback(),
+                }
+                held.push(Held::Write(answer, result));
+            }
+            Job::Look(read, answer) => {
+                let result = read(&overlay);
+                held.push(Held::Look(answer, result));
+            }
+            alone @ Job::Alone(_) => {
+                left_over = Some(alone);
+                break;
             }
         }
+        if held.len() < GROUP && overlay.bytes() < GROUP_BYTES {
+            next = queue.try_recv().ok();
+        }
     }
-    let count = answers.len();
+    metrics.group(held.len());
     let committed = commit(&*engine, overlay, metrics);
     drop(engine);
-    metrics.group(count, started.elapsed());
     let failure = committed.err().map(|error| {
         let reopen = !matches!(error, EngineError::Damaged(_));
         let failure = Failure::from(error);
-        tracing::error!(error = %failure, writes = count, "write refused, nothing of the group was acknowledged");
+        tracing::error!(error = %failure, writes = held.len(), "write refused, nothing of the group was acknowledged");
         if reopen {
             store.failed();
         }
         failure
     });
-    for (answer, result) in answers {
-        // A client that has gone no longer waits for its answer.
-        let _ = answer.send(match &failure {
-            Some(failure) => result.and(Err(failure.clone())),
-            None => result,
-        });
+    for held in held {
+        match held {
+            Held::Write(answer, result) => drop(answer.send(match &failure {
+                Some(failure) => result.and(Err(failure.clone())),
+                None => result,
+            })),
+            Held::Look(answer, result) => drop(answer.send(match &failure {
+                Some(failure) => result.and(Err(failure.clone())),
+                None => result,
+            })),
+        }
     }
     left_over
 }

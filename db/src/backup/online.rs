@@ -117,7 +117,8 @@ impl Node {
 
     /// A backup that a client asked for: always below this node's own backup directory.
     pub(crate) async fn client_backup(self: &Arc<Self>) -> Result<PathBuf, Failure> {
-        let root = std::path::absolute(self.backup_dir()).unwrap_or_else(|_| self.backup_dir().to_owned());
+        let root =
+            std::path::absolute(self.backup_dir()).unwrap_or_else(|_| self.backup_dir().to_owned());
         let stamp = jiff::Timestamp::now()
             .strftime("%Y%m%dT%H%M%S%3fZ")
             .to_string();

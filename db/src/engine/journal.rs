@@ -54,7 +54,13 @@ pub fn check(directory: &Path) -> Result<(), OpenError> {
 /// `open_ended`: the journal was being written when the process ended.
 fn find_damage(content: &[u8], open_ended: bool) -> Result<(), String> {
     let mut at = 0;
-    while let Some(length) = batch_length(&content[at..]) {
+    let mut newest = None;
+    while let Some((length, number)) = batch(&content[at..]) {
+        // The number is not covered by the batch's checksum, but it only ever grows.
+        if newest.is_some_and(|newest| newest >= number) {
+            return Err(format!("the write at byte {at} is out of order"));
+        }
+        newest = Some(number);
         at += length;
     }
     let rest = &content[at..];
@@ -64,29 +70,24 @@ fn find_damage(content: &[u8], open_ended: bool) -> Result<(), String> {
     if !open_ended {
         return Err(format!("unreadable at byte {at} although it was completed"));
     }
-    let mut search = rest;
-    while let Some(trailer) = search
-        .windows(TRAILER.len())
-        .position(|window| window == TRAILER)
-    {
-        search = &search[trailer + TRAILER.len()..];
-        if batch_length(search).is_some() {
-            return Err(format!(
-                "unreadable at byte {at}, with intact writes after it"
-            ));
-        }
+    // Any byte may be the damaged one, the previous batch's trailer included: look everywhere.
+    let later = |start: &usize| rest[*start] == START && batch(&rest[*start..]).is_some();
+    if (1..rest.len()).any(|start| later(&start)) {
+        return Err(format!(
+            "unreadable at byte {at}, with intact writes after it"
+        ));
     }
     Ok(())
 }
 
-/// The length of the intact batch at the start of `bytes`, if there is one.
-fn batch_length(bytes: &[u8]) -> Option<usize> {
+/// The length and the sequence number of the intact batch at the start of `bytes`, if there is one.
+fn batch(bytes: &[u8]) -> Option<(usize, u64)> {
     let mut reader = Reader { bytes, at: 0 };
     if reader.u8()? != START {
         return None;
     }
     let items = reader.u32()?;
-    reader.take(8)?;
+    let number = u64::from_le_bytes(reader.take(8)?.try_into().ok()?);
     let first = reader.at;
     for _ in 0..items {
         match reader.u8()? {
@@ -112,7 +113,8 @@ fn batch_length(bytes: &[u8]) -> Option<usize> {
         return None;
     }
     let checksum = u64::from_le_bytes(reader.take(8)?.try_into().ok()?);
-    (reader.take(4)? == TRAILER && checksum == xxh3_64(&bytes[first..end])).then_some(reader.at)
+    (reader.take(4)? == TRAILER && checksum == xxh3_64(&bytes[first..end]))
+        .then_some((reader.at, number))
 }
 
 struct Reader<'a> {
@@ -165,10 +167,7 @@ mod tests {
     fn the_engines_own_journals_are_intact() {
         let directory = tempfile::tempdir().expect("a directory");
         let (_, content) = journal(directory.path(), 20);
-        assert!(
-            batch_length(&content).is_some(),
-            "the format is the one we know"
-        );
+        assert!(batch(&content).is_some(), "the format is the one we know");
         assert_eq!(find_damage(&content, true), Ok(()));
     }
 
@@ -177,7 +176,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let (path, content) = journal(directory.path(), 6);
         let mut starts = vec![0];
-        while let Some(length) = batch_length(&content[starts[starts.len() - 1]..]) {
+        while let Some((length, _)) = batch(&content[starts[starts.len() - 1]..]) {
             starts.push(starts[starts.len() - 1] + length);
         }
         let last = starts[starts.len() - 2];
