@@ -21,6 +21,7 @@ pub mod agent;
 pub mod app;
 pub mod args;
 pub mod backoff;
+pub mod cases;
 pub mod commands;
 pub mod config;
 pub mod database;

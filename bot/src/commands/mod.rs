@@ -25,7 +25,16 @@ macro_rules! commands {
 }
 
 commands! {
+    help,
     ping,
+    shard,
+    metrics,
+    serverinfo,
+    userinfo,
+    warn,
+    warnings,
+    clearwarnings,
+    config,
 }
 
 /// A command: what Discord shows of it, who may use it, what it does.

@@ -54,7 +54,8 @@ pub async fn register(rest: &Rest) -> Result<bool, RestError> {
     if canonical_list(&registered) == canonical_list(&wanted) {
         return Ok(false);
     }
-    rest.call(request(LightMethod::Put).body(json_body(&wanted))).await?;
+    rest.call(request(LightMethod::Put).body(json_body(&wanted)))
+        .await?;
     Ok(true)
 }
 

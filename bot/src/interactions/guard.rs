@@ -201,7 +201,10 @@ pub async fn callback(services: &Services, target: &Target<'_>, body: &Value) ->
 async fn send(services: &Services, target: &Target<'_>, body: &Value) -> Result<(), RestError> {
     let mut tries = 1;
     loop {
-        let route = Route::InteractionResponse { interaction_id: target.id, token: target.token };
+        let route = Route::InteractionResponse {
+            interaction_id: target.id,
+            token: target.token,
+        };
         let request = Request::new(route, LightMethod::Post).body(json_body(body));
         match services.rest.callback(request).await {
             Err(error)
@@ -221,13 +224,18 @@ async fn send(services: &Services, target: &Target<'_>, body: &Value) -> Result<
 async fn edit(services: &Services, target: &Target<'_>, reply: &Reply) -> Outcome {
     let body = reply.body();
     for attempt in 1..=TRIES {
-        let route =
-            Route::WebhookOriginalInteractionResponse { application_id: target.application, token: target.token };
+        let route = Route::WebhookOriginalInteractionResponse {
+            application_id: target.application,
+            token: target.token,
+        };
         let request = Request::new(route, LightMethod::Patch).body(json_body(&body));
         match services.rest.callback(request).await {
             Ok(()) => return Outcome::Answered,
             Err(error) if error.is_retryable() && attempt < TRIES => {
-                tokio::time::sleep(Duration::from_secs(1 << attempt).mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+                tokio::time::sleep(
+                    Duration::from_secs(1 << attempt).mul_f64(0.5 + fastrand::f64() / 2.0),
+                )
+                .await;
             }
             Err(error) => return unsent(&error),
         }

@@ -28,7 +28,11 @@ struct Bucket {
 impl<K: Copy + Eq + Hash> Limiter<K> {
     /// Knows nothing yet.
     pub fn new(now: Instant) -> Self {
-        Self { buckets: HashMap::new(), full_at: now, held_until: now }
+        Self {
+            buckets: HashMap::new(),
+            full_at: now,
+            held_until: now,
+        }
     }
 
     /// Takes one request, or says when to ask again.
@@ -57,7 +61,10 @@ impl<K: Copy + Eq + Hash> Limiter<K> {
     /// What an answer says of its bucket.
     pub fn learn(&mut self, key: K, remaining: u32, reset_after: Duration, now: Instant) {
         let until = now + reset_after;
-        let bucket = self.buckets.entry(key).or_insert(Bucket { remaining, until });
+        let bucket = self
+            .buckets
+            .entry(key)
+            .or_insert(Bucket { remaining, until });
         // Answers overtake each other: within one window only fewer is news.
         if until > bucket.until + Duration::from_millis(500) || now >= bucket.until {
             *bucket = Bucket { remaining, until };
@@ -75,7 +82,13 @@ impl<K: Copy + Eq + Hash> Limiter<K> {
         if everything {
             self.held_until = self.held_until.max(until);
         } else {
-            self.buckets.insert(key, Bucket { remaining: 0, until });
+            self.buckets.insert(
+                key,
+                Bucket {
+                    remaining: 0,
+                    until,
+                },
+            );
         }
     }
 }

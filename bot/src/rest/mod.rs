@@ -139,8 +139,16 @@ impl Rest {
     /// `api_url` is the base without `/api/v10`; absent = Discord.
     pub fn new(token: &Token, api_url: Option<&str>) -> Result<Self, RestError> {
         let local = api_url.is_some_and(|url| {
-            let host = url.parse::<http::Uri>().ok().and_then(|uri| uri.host().map(str::to_owned)).unwrap_or_default();
-            host == "localhost" || host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+            let host = url
+                .parse::<http::Uri>()
+                .ok()
+                .and_then(|uri| uri.host().map(str::to_owned))
+                .unwrap_or_default();
+            host == "localhost"
+                || host
+                    .trim_matches(['[', ']'])
+                    .parse::<std::net::IpAddr>()
+                    .is_ok_and(|ip| ip.is_loopback())
         });
         let builder = reqwest::Client::builder()
             .use_rustls_tls()
@@ -152,7 +160,9 @@ impl Rest {
         // A proxy of the environment cannot reach this machine's own addresses.
         let builder = if local { builder.no_proxy() } else { builder };
         Ok(Self {
-            client: builder.build().map_err(|_| RestError::Unreachable("no HTTP client"))?,
+            client: builder
+                .build()
+                .map_err(|_| RestError::Unreachable("no HTTP client"))?,
             authorization: format!("Bot {}", token.expose()),
             base: api_url.map(str::to_owned),
             application: AtomicU64::new(0),
@@ -193,7 +203,9 @@ impl Rest {
 
     /// A call under the rate limits.
     pub async fn call(&self, request: Request<'_>) -> Result<Vec<u8>, RestError> {
-        tokio::time::timeout(CALL_WITHIN, self.limited(request)).await.unwrap_or(Err(RestError::Timeout(CALL_WITHIN)))
+        tokio::time::timeout(CALL_WITHIN, self.limited(request))
+            .await
+            .unwrap_or(Err(RestError::Timeout(CALL_WITHIN)))
     }
 
     async fn limited(&self, request: Request<'_>) -> Result<Vec<u8>, RestError> {
@@ -219,25 +231,49 @@ impl Rest {
         self.once(request, None).await.map(|_| ())
     }
 
-    async fn once(&self, request: Request<'_>, bucket: Option<RatelimitingBucket>) -> Result<Vec<u8>, RestError> {
+    async fn once(
+        &self,
+        request: Request<'_>,
+        bucket: Option<RatelimitingBucket>,
+    ) -> Result<Vec<u8>, RestError> {
         let started = Instant::now();
         let result = self.exchange(request, bucket).await;
         Recorder::lock(&self.latency).record(started.elapsed(), result.is_err());
         result
     }
 
-    async fn exchange(&self, request: Request<'_>, bucket: Option<RatelimitingBucket>) -> Result<Vec<u8>, RestError> {
+    async fn exchange(
+        &self,
+        request: Request<'_>,
+        bucket: Option<RatelimitingBucket>,
+    ) -> Result<Vec<u8>, RestError> {
         let mut response = request
             .build(&self.client, &self.authorization, self.base.as_deref())
             .map_err(|_| RestError::Unreachable("the request could not be made"))?
             .send()
             .await?;
-        let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()?.parse::<f64>().ok());
-        let seconds = |value: f64| Duration::try_from_secs_f64(value).unwrap_or_default().min(Duration::from_secs(3600));
-        if let (Some(bucket), Some(remaining), Some(reset_after)) =
-            (bucket, header("x-ratelimit-remaining"), header("x-ratelimit-reset-after"))
-        {
-            self.limiter().learn(bucket, remaining as u32, seconds(reset_after), Instant::now());
+        let header = |name: &str| {
+            response
+                .headers()
+                .get(name)
+                .and_then(|value| value.to_str().ok()?.parse::<f64>().ok())
+        };
+        let seconds = |value: f64| {
+            Duration::try_from_secs_f64(value)
+                .unwrap_or_default()
+                .min(Duration::from_secs(3600))
+        };
+        if let (Some(bucket), Some(remaining), Some(reset_after)) = (
+            bucket,
+            header("x-ratelimit-remaining"),
+            header("x-ratelimit-reset-after"),
+        ) {
+            self.limiter().learn(
+                bucket,
+                remaining as u32,
+                seconds(reset_after),
+                Instant::now(),
+            );
         }
         let status = response.status();
         let retry_after = header("retry-after");
@@ -252,21 +288,32 @@ impl Rest {
         if status.is_success() {
             return Ok(body);
         }
-        let refusal: Refusal = serde_json::from_slice(&body).unwrap_or_else(|_| Refusal { code: -1, ..Refusal::default() });
+        let refusal: Refusal = serde_json::from_slice(&body).unwrap_or_else(|_| Refusal {
+            code: -1,
+            ..Refusal::default()
+        });
         if let (Some(bucket), 429) = (bucket, status.as_u16()) {
             let wait = seconds(retry_after.unwrap_or(refusal.retry_after).max(0.1));
-            self.limiter().refused(bucket, global || refusal.global, wait, Instant::now());
+            self.limiter()
+                .refused(bucket, global || refusal.global, wait, Instant::now());
         }
         Err(RestError::Refused {
             status: status.as_u16(),
             code: refusal.code,
-            message: refusal.message.chars().filter(|letter| !letter.is_control()).take(200).collect(),
+            message: refusal
+                .message
+                .chars()
+                .filter(|letter| !letter.is_control())
+                .take(200)
+                .collect(),
         })
     }
 
     /// `GET /gateway/bot`.
     pub async fn limits(&self) -> Result<Limits, RestError> {
-        let answer: BotGateway = self.fetch(Request::new(Route::GatewayBot, LightMethod::Get)).await?;
+        let answer: BotGateway = self
+            .fetch(Request::new(Route::GatewayBot, LightMethod::Get))
+            .await?;
         let start = &answer.session_start_limit;
         Ok(Limits {
             url: answer.url,
@@ -274,7 +321,9 @@ impl Rest {
             total: u32::try_from(start.total).unwrap_or(u32::MAX),
             remaining: u32::try_from(start.remaining).unwrap_or(u32::MAX),
             reset_after_ms: start.reset_after,
-            max_concurrency: u32::try_from(start.max_concurrency).unwrap_or(u32::MAX).max(1),
+            max_concurrency: u32::try_from(start.max_concurrency)
+                .unwrap_or(u32::MAX)
+                .max(1),
         })
     }
 }

@@ -87,14 +87,14 @@ pub enum Verdict {
 
 /// Remembers what failed since the last established connection.
 #[derive(Debug, Default)]
-pub struct Strategy {
+pub struct Reconnector {
     has_session: bool,
     resume_url_failures: u32,
     refusals: u32,
     failures: u32,
 }
 
-impl Strategy {
+impl Reconnector {
     /// The first attempt, with a stored session or without.
     pub fn start(&mut self, has_session: bool) -> Plan {
         *self = Self {
@@ -211,7 +211,7 @@ mod tests {
 
     #[test]
     fn dead_resume_url_then_generic_then_identify() {
-        let mut strategy = Strategy::default();
+        let mut strategy = Reconnector::default();
         assert_eq!(strategy.start(true).route, Route::ResumeUrl);
         for _ in 0..2 {
             assert_eq!(retry(strategy.ended(dead(), 0.5)).0.route, Route::ResumeUrl);
@@ -237,7 +237,7 @@ mod tests {
 
     #[test]
     fn an_outage_keeps_the_session_for_ever() {
-        let mut strategy = Strategy::default();
+        let mut strategy = Reconnector::default();
         strategy.start(true);
         let mut routes = (0, 0);
         for _ in 0..500 {
@@ -253,7 +253,7 @@ mod tests {
 
     #[test]
     fn opcode_7_after_a_good_time_resumes_at_once() {
-        let mut strategy = Strategy::default();
+        let mut strategy = Reconnector::default();
         strategy.start(false);
         strategy.established();
         let ended = Ended {
@@ -276,7 +276,7 @@ mod tests {
 
     #[test]
     fn opcode_9_false_identifies_after_one_to_five_seconds() {
-        let mut strategy = Strategy::default();
+        let mut strategy = Reconnector::default();
         strategy.start(true);
         let ended = Ended {
             lost: Lost::InvalidSession { resumable: false },
@@ -292,7 +292,7 @@ mod tests {
     #[test]
     fn fatal_codes_are_final() {
         for code in [4004, 4010, 4011, 4012, 4013, 4014] {
-            let mut strategy = Strategy::default();
+            let mut strategy = Reconnector::default();
             strategy.start(true);
             let ended = Ended {
                 lost: Lost::Closed(Some(code)),
@@ -302,7 +302,7 @@ mod tests {
         }
     }
 
-    fn any_ended() -> impl Strategy2 {
+    fn any_ended() -> impl Strategy<Value = Ended> {
         let lost = prop_oneof![
             Just(Lost::Unreachable),
             prop_oneof![Just(None), (1000..4010u16).prop_map(Some)].prop_map(Lost::Closed),
@@ -320,15 +320,11 @@ mod tests {
             },
         )
     }
-    use proptest::strategy::Strategy as PropStrategy;
-    trait Strategy2: PropStrategy<Value = Ended> {}
-    impl<T: PropStrategy<Value = Ended>> Strategy2 for T {}
-
     proptest! {
         /// Whatever happens: no resume without a session, no tight loop, no discard without a reason.
         #[test]
         fn never_spins_and_never_wastes_a_session(start in any::<bool>(), endings in prop::collection::vec(any_ended(), 1..80)) {
-            let mut strategy = Strategy::default();
+            let mut strategy = Reconnector::default();
             let mut session = strategy.start(start).resume;
             let mut refusals = 0;
             for ended in endings {

@@ -14,7 +14,7 @@ use twilight_gateway::{CloseFrame, Config, ConfigBuilder, Message, Session, Shar
 
 use super::envelope::{self, Envelope};
 use super::guilds::Guilds;
-use super::resume::{Ended, Lost, Plan, Route, Strategy, Verdict};
+use super::resume::{Ended, Lost, Plan, Reconnector, Route, Verdict};
 use super::seen::Seen;
 use super::seq::{SeqTracker, Ticket};
 use super::status::{Deposit, ShardStatus, Stage, close_code_advice, close_code_name};
@@ -94,7 +94,7 @@ struct ShardTask {
     drain: CancellationToken,
     status: ShardStatus,
     events_by_type: HashMap<Box<str>, u64>,
-    strategy: Strategy,
+    strategy: Reconnector,
     session: Option<(Arc<str>, Arc<str>)>,
     application_id: u64,
     seq: SeqTracker,
@@ -133,7 +133,7 @@ pub async fn run(setup: ShardSetup) {
             ..ShardStatus::default()
         },
         events_by_type: HashMap::new(),
-        strategy: Strategy::default(),
+        strategy: Reconnector::default(),
         session: None,
         application_id: 0,
         seq: SeqTracker::default(),
