@@ -17,11 +17,13 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 
-use crate::engine::{Embedded, Engine, OpenError, Sizes};
+use crate::engine::{Embedded, Engine, EngineError, OpenError, Sizes};
 use crate::failure::{Code, Failure};
 
 const LOCK: &str = "LOCK";
 const CURRENT: &str = "CURRENT";
+/// Opening the store again writes a little: it is not tried with less than this free.
+const REOPEN_FREE_BYTES: u64 = 16 << 20;
 /// Between two attempts to open the store again after a failed write.
 const REOPEN_EVERY: Duration = Duration::from_millis(500);
 /// How long a reopening waits for reads that still use the old engine.
@@ -134,7 +136,11 @@ impl Store {
     pub fn engine_for_writing(&self) -> Result<Arc<dyn Engine>, Failure> {
         let free = self.free_bytes();
         let mut trouble = self.trouble();
-        if free < self.options.free_bytes_min {
+        let kept = match trouble.must_reopen {
+            true => self.options.free_bytes_min.max(REOPEN_FREE_BYTES),
+            false => self.options.free_bytes_min,
+        };
+        if free < kept {
             if !trouble.reported_full {
                 trouble.reported_full = true;
                 tracing::error!(
@@ -148,7 +154,7 @@ impl Store {
                     "The disk is full: nothing was written ({} MiB are free in {}, {} are kept). Free space there; writes then go on by themselves",
                     free >> 20,
                     self.options.directory.display(),
-                    self.options.free_bytes_min >> 20
+                    kept >> 20
                 ),
             ));
         }
@@ -181,11 +187,20 @@ impl Store {
         self.engine()
     }
 
-    /// A write failed: the engine is opened again before the next one.
-    pub fn failed(&self) {
+    /// A write failed: unless the data itself is damaged, the engine is opened again before the
+    /// next one. Returns what the clients are told.
+    pub fn failed(&self, error: EngineError) -> Failure {
+        if matches!(error, EngineError::Damaged(_)) {
+            return error.into();
+        }
         let mut trouble = self.trouble();
         trouble.must_reopen = true;
         trouble.tried = Some(Instant::now());
+        // The engine's own housekeeping may have met the full disk before this write did.
+        if matches!(error, EngineError::Poisoned) && self.free_bytes() < REOPEN_FREE_BYTES {
+            return EngineError::DiskFull.into();
+        }
+        error.into()
     }
 
     /// Bytes that an unprivileged process may still write to the file system.

@@ -177,12 +177,8 @@ fn group(
     let committed = commit(&*engine, overlay, metrics);
     drop(engine);
     let failure = committed.err().map(|error| {
-        let reopen = !matches!(error, EngineError::Damaged(_));
-        let failure = Failure::from(error);
+        let failure = store.failed(error);
         tracing::error!(error = %failure, writes = held.len(), "write refused, nothing of the group was acknowledged");
-        if reopen {
-            store.failed();
-        }
         failure
     });
     for held in held {
