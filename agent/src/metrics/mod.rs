@@ -1,9 +1,14 @@
 //! What this host and its processes use, once a second.
+//!
+//! - `proc`: one process, from `/proc`.
+//! - `sampler`: all of them, and the host.
+//! - `latency`: distributions of latencies.
 
 mod latency;
 mod proc;
+mod sampler;
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc};
+use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 
 use tanako_fleet::ProcessName;
 use tokio::sync::watch;
@@ -11,6 +16,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::latency::{Latency, LatencySummary};
 pub(crate) use self::proc::process_group_of;
+use self::sampler::Sampler;
 use crate::supervisor::Table;
 
 /// What the host uses.
@@ -70,9 +76,15 @@ pub struct Sample {
     pub agent: ProcessSample,
 }
 
+/// Time between two samples.
+const EVERY: Duration = Duration::from_secs(1);
+
 /// Handle to the sampler; cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Metrics;
+pub struct Metrics {
+    latest: watch::Receiver<Arc<Sample>>,
+    table: watch::Receiver<Arc<Table>>,
+}
 
 /// Why the proportional set size of a process cannot be told.
 #[derive(Debug, thiserror::Error)]
@@ -98,16 +110,60 @@ impl Metrics {
         cancel: CancellationToken,
         tracker: &TaskTracker,
     ) -> Self {
-        todo!()
+        let (publish, latest) = watch::channel(Arc::default());
+        tracker.spawn(sample_loop(data_dir, table.clone(), publish, cancel));
+        Self { latest, table }
     }
 
-    /// The latest sample.
+    /// The latest sample; an empty one (`at` is 0) before the first.
     pub fn latest(&self) -> watch::Receiver<Arc<Sample>> {
-        todo!()
+        self.latest.clone()
     }
 
     /// Proportional set size of a process, in bytes: dear, so only on demand.
     pub async fn pss(&self, name: &ProcessName) -> Result<u64, PssError> {
-        todo!()
+        let pid = self
+            .table
+            .borrow()
+            .get(name)
+            .and_then(|status| status.pid)
+            .ok_or_else(|| PssError::NotRunning(name.clone()))?;
+        tokio::task::spawn_blocking(move || proc::pss_bytes(pid))
+            .await
+            .unwrap_or_else(|panic| Err(std::io::Error::other(panic)))
+            .map_err(|source| PssError::Unreadable {
+                name: name.clone(),
+                source,
+            })
+    }
+}
+
+async fn sample_loop(
+    data_dir: PathBuf,
+    table: watch::Receiver<Arc<Table>>,
+    publish: watch::Sender<Arc<Sample>>,
+    cancel: CancellationToken,
+) {
+    let mut interval = tokio::time::interval(EVERY);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    let mut sampler = None;
+    loop {
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            _ = interval.tick() => {}
+        }
+        let processes = table.borrow().clone();
+        let data_dir = data_dir.clone();
+        let taken = tokio::task::spawn_blocking(move || {
+            let mut sampler = sampler.unwrap_or_else(|| Sampler::new(data_dir));
+            let sample = sampler.sample(&processes);
+            (sampler, sample)
+        })
+        .await;
+        let Ok((back, sample)) = taken else {
+            return; // The runtime is shutting down.
+        };
+        sampler = Some(back);
+        publish.send_replace(Arc::new(sample));
     }
 }
