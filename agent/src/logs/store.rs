@@ -1,78 +1,186 @@
-//! All logs of this host.
+//! All logs of this host, and the thread that tends them.
 
-use std::{path::Path, sync::Arc};
-
-use tanako_fleet::ProcessName;
-
-use crate::supervisor::SupervisorError;
-
-/// One line of output.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Line {
-    /// When the agent first saw it, in milliseconds since 1970; about a second exact.
-    pub at_ms: i64,
-    /// The line without its newline; what is not UTF-8 is replaced.
-    pub text: String,
-    /// Whether the line was longer than 16 KiB and its rest was cut off.
-    pub truncated: bool,
-    /// Bytes of output before this line that the reader missed because they were rotated away.
-    pub skipped_bytes: u64,
-}
-
-/// Where to begin to follow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum From {
-    /// With what is written from now on.
-    Now,
-    /// With the last so many lines.
-    Tail(usize),
-    /// With what was written since this time, in milliseconds since 1970.
-    SinceMs(i64),
-}
-
-/// Why a log could not be read.
-#[derive(Debug, thiserror::Error)]
-pub enum LogError {
-    /// No such log.
-    #[error("no log of {0} on this host")]
-    Unknown(ProcessName),
-    /// Reading failed.
-    #[error("cannot read the log of {name}")]
-    Io {
-        /// Whose log.
-        name: ProcessName,
-        /// Why.
-        source: std::io::Error,
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
     },
-}
+    thread,
+    time::{Duration, Instant},
+};
 
-/// A stream of lines; see [`Logs::follow`].
-pub type Follow = futures_util::stream::BoxStream<'static, Result<Line, LogError>>;
+use tanako_fleet::{ProcessName, process::LogPolicy};
+
+use super::file::{self, LogFile, Resume};
+use crate::clock;
+
+/// Every log is looked at this often …
+const ROUND: Duration = Duration::from_secs(1);
+/// … and one that grows fast this often.
+const HOT_ROUND: Duration = Duration::from_millis(50);
+/// What is read at once.
+const BUFFER_BYTES: usize = 256 << 10;
+/// Troubles kept until the supervisor asks for them.
+const TROUBLES_MAX: usize = 256;
 
 /// A handle on all logs; clones are cheap.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Logs {
-    _inner: Arc<()>,
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    dir: PathBuf,
+    files: Mutex<BTreeMap<ProcessName, Arc<LogFile>>>,
+    troubles: Mutex<Vec<(ProcessName, String)>>,
+    closed: AtomicBool,
+    /// Wakes the thread when the logs are closed.
+    wake: Arc<(Mutex<bool>, Condvar)>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        wake(&self.wake);
+    }
+}
+
+fn wake(pair: &(Mutex<bool>, Condvar)) {
+    *pair.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+    pair.1.notify_all();
 }
 
 impl Logs {
-    /// Opens the directory, makes it when it is missing.
-    pub fn open(dir: &Path) -> Result<Self, SupervisorError> {
-        let _ = dir;
-        Ok(Self {
-            _inner: Arc::new(()),
-        })
+    /// Opens the directory, makes it when it is missing, and starts to tend what is in use.
+    pub fn open(dir: &Path) -> io::Result<Self> {
+        fs::create_dir_all(dir)?;
+        file::clean(dir)?;
+        let wake = Arc::new((Mutex::new(false), Condvar::new()));
+        let inner = Arc::new(Inner {
+            dir: dir.to_owned(),
+            files: Mutex::default(),
+            troubles: Mutex::default(),
+            closed: AtomicBool::new(false),
+            wake: Arc::clone(&wake),
+        });
+        let weak = Arc::downgrade(&inner);
+        thread::Builder::new()
+            .name("logs".to_owned())
+            .spawn(move || tend(&weak, &wake))?;
+        Ok(Self { inner })
     }
 
-    /// The last `n` lines of a process, over rotated files too, oldest first.
-    pub async fn read_tail(&self, name: &ProcessName, n: usize) -> Result<Vec<Line>, LogError> {
-        let _ = n;
-        Err(LogError::Unknown(name.clone()))
+    /// The log of a process; opened when it is not yet in use. `resume`: where an earlier agent
+    /// was with counting.
+    pub(crate) fn file(
+        &self,
+        name: &ProcessName,
+        policy: &LogPolicy,
+        resume: Option<&Resume>,
+    ) -> io::Result<Arc<LogFile>> {
+        let mut files = self.files();
+        if let Some(file) = files.get(name) {
+            file.set_policy(policy.clone());
+            return Ok(Arc::clone(file));
+        }
+        let file = Arc::new(LogFile::open(
+            &self.inner.dir,
+            name,
+            policy.clone(),
+            resume,
+        )?);
+        files.insert(name.clone(), Arc::clone(&file));
+        Ok(file)
     }
 
-    /// Lines of a process from `from` on, for ever: ends when dropped or when the agent leaves.
-    pub fn follow(&self, name: &ProcessName, from: From) -> Follow {
-        let _ = (name, from);
-        Box::pin(futures_util::stream::empty())
+    /// The log of a process, when it is in use.
+    pub fn get(&self, name: &ProcessName) -> Option<Arc<LogFile>> {
+        self.files().get(name).cloned()
+    }
+
+    /// The process is no more; its files stay.
+    pub(crate) fn forget(&self, name: &ProcessName) {
+        self.files().remove(name);
+    }
+
+    /// What the operator should know, since the last call.
+    pub(crate) fn take_troubles(&self) -> Vec<(ProcessName, String)> {
+        std::mem::take(
+            &mut *self
+                .inner
+                .troubles
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        )
+    }
+
+    /// The agent is leaving: ends the thread and all readers.
+    pub(crate) fn close(&self) {
+        self.inner.closed.store(true, Ordering::Relaxed);
+        wake(&self.inner.wake);
+    }
+
+    /// Whether the agent is leaving.
+    pub(super) fn is_closed(&self) -> bool {
+        self.inner.closed.load(Ordering::Relaxed)
+    }
+
+    fn files(&self) -> MutexGuard<'_, BTreeMap<ProcessName, Arc<LogFile>>> {
+        self.inner
+            .files
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn tend(inner: &Weak<Inner>, wake: &(Mutex<bool>, Condvar)) {
+    let mut buffer = vec![0; BUFFER_BYTES];
+    let mut hot: Vec<Arc<LogFile>> = Vec::new();
+    let mut next_round = Instant::now() + ROUND;
+    loop {
+        let sleep = next_round.saturating_duration_since(Instant::now());
+        let sleep = if hot.is_empty() {
+            sleep
+        } else {
+            sleep.min(HOT_ROUND)
+        };
+        let stopped = wake.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (stopped, _) = wake
+            .1
+            .wait_timeout_while(stopped, sleep, |stopped| !*stopped)
+            .unwrap_or_else(PoisonError::into_inner);
+        if *stopped {
+            return;
+        }
+        drop(stopped);
+        let Some(inner) = inner.upgrade() else { return };
+        let logs = Logs { inner };
+        let turn: Vec<Arc<LogFile>> = if Instant::now() >= next_round {
+            next_round = Instant::now() + ROUND;
+            logs.files().values().cloned().collect()
+        } else {
+            std::mem::take(&mut hot)
+        };
+        hot.clear();
+        let now_ms = clock::now_ms();
+        for file in turn {
+            let tended = file.tend(now_ms, &mut buffer);
+            if let Some(trouble) = tended.trouble {
+                let mut troubles = logs
+                    .inner
+                    .troubles
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
+                if troubles.len() < TROUBLES_MAX {
+                    troubles.push((file.name().clone(), trouble));
+                }
+            }
+            if tended.hot {
+                hot.push(file);
+            }
+        }
     }
 }

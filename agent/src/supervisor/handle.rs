@@ -3,16 +3,28 @@
 
 use std::{
     collections::BTreeMap,
-    path::PathBuf,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
 };
 
 use futures_util::future::BoxFuture;
+use rustix::process::{Resource, Rlimit};
 use tanako_fleet::{ProcessName, ProcessSpec};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::status::{Desired, SupervisorEvent, Table};
+use super::{
+    adopt,
+    cgroup::Cgroups,
+    exits::Exits,
+    notify::NotifySocket,
+    procfs,
+    records::Records,
+    spawner::{self, Common, Spawner},
+    status::{Desired, SupervisorEvent, Table},
+    table::{Owner, Parts},
+};
 use crate::logs::Logs;
 
 /// Commands that wait for the table's task; a sender waits when there are more.
@@ -135,12 +147,79 @@ impl Supervisor {
         cancel: CancellationToken,
         tracker: &TaskTracker,
     ) -> Result<Self, SupervisorError> {
+        let run = config.data_dir.join("run");
+        for dir in [&config.data_dir, &run, &config.run_dir] {
+            make_dir(dir)?;
+        }
+        // Every child costs three descriptors: its pidfd, its log, its socket to the agent.
+        let limit = rustix::process::getrlimit(Resource::Nofile);
+        if let Err(error) = rustix::process::setrlimit(
+            Resource::Nofile,
+            Rlimit {
+                current: limit.maximum,
+                maximum: limit.maximum,
+            },
+        ) {
+            tracing::warn!(%error, "the limit of open files could not be raised");
+        }
+        let notify_socket = config.run_dir.join("notify.sock");
+        let notify = NotifySocket::bind(&notify_socket)
+            .map_err(|source| failed("bind (at most 107 bytes of path)", &notify_socket, source))?;
+        let records_path = run.join("records");
+        let (records, loaded) =
+            Records::open(&records_path).map_err(|source| failed("read", &records_path, source))?;
+        let logs_path = config.data_dir.join("logs");
+        let logs = Logs::open(&logs_path).map_err(|source| failed("use", &logs_path, source))?;
+        let cgroups = match &config.cgroup {
+            Some(path) => {
+                Some(Cgroups::at(path).map_err(|source| failed("use as a cgroup", path, source))?)
+            }
+            None => Cgroups::detect(),
+        };
+        let instance = adopt::instance(&config.data_dir)
+            .map_err(|source| failed("look at", &config.data_dir, source))?;
+        let boot: Arc<str> = procfs::boot_id().into();
+        let damaged = loaded.damaged;
+        let left = adopt::look(instance, &boot, loaded)
+            .map_err(|source| failed("look through", Path::new("/proc"), source))?;
+        let (outcomes_tx, outcomes) = mpsc::channel(COMMANDS_MAX);
+        let spawner = Spawner::start(
+            Arc::new(Common {
+                base_env: config.base_env,
+                inherited: spawner::inherited(),
+                search_path: config.search_path,
+                data_dir: config.data_dir,
+                notify_socket,
+                cgroups,
+            }),
+            outcomes_tx,
+        )
+        .map_err(|source| failed("start threads for", Path::new("the spawner"), source))?;
+        let exits = Exits::new()
+            .map_err(|source| failed("make an epoll for", Path::new("exits"), source))?;
+
         let (commands, commands_rx) = mpsc::channel(COMMANDS_MAX);
         let (events, first_events) = broadcast::channel(EVENTS_MAX);
-        let (table, status) = watch::channel(Arc::new(Table::new()));
-        let logs = Logs::open(&config.data_dir.join("logs"))?;
-        let _ = (gate, commands_rx, table);
-        tracker.spawn(async move { cancel.cancelled().await });
+        let (publish, status) = watch::channel(Arc::new(Table::new()));
+        let owner = Owner::new(
+            Parts {
+                instance,
+                boot,
+                records,
+                logs: logs.clone(),
+                exits,
+                notify,
+                spawner,
+                outcomes,
+                gate,
+                tracker: tracker.clone(),
+                events: events.clone(),
+                publish,
+            },
+            left,
+            damaged,
+        );
+        tracker.spawn(owner.run(commands_rx, cancel));
         Ok(Self {
             commands,
             status,
@@ -230,4 +309,20 @@ impl Supervisor {
             .map_err(|_| SupervisorError::Gone)?;
         answer.await.unwrap_or(Err(SupervisorError::Gone))
     }
+}
+
+fn failed(what: &'static str, path: &Path, source: std::io::Error) -> SupervisorError {
+    SupervisorError::Io {
+        what,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+fn make_dir(path: &Path) -> Result<(), SupervisorError> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|source| failed("make the directory", path, source))
 }

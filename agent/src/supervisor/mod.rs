@@ -12,8 +12,11 @@
 //!     └────────────────────────────────────────────────────────────────────────┘ exit
 //! ```
 //!
-//! - `core`: the policy of one process, pure: inputs in, effects out.
-//! - `handle`: what the rest of the agent holds.
+//! - `core`, `backoff`: the policy of one process, pure: inputs in, effects out.
+//! - `handle`, `status`: what the rest of the agent holds and sees.
+//! - `table`, `acting`, `process`: the task that owns all processes, and what it does about one.
+//! - `spawner`, `exits`, `notify`, `probe`, `cgroup`: the operating system.
+//! - `records`, `adopt`, `procfs`, `sweep`: who runs, written down and found again.
 //!
 //! One task owns the table of all processes. It selects over commands, exits, notifications, the
 //! earliest deadline and cancellation; asks the core what to do; does it; publishes the table.
@@ -22,8 +25,23 @@
 //! Children outlive the agent: their output goes to files, and who runs is written down before and
 //! after each start, so that the next agent takes them over.
 
+mod acting;
+mod adopt;
+mod backoff;
+mod cgroup;
+mod core;
+mod exits;
 mod handle;
+mod notify;
+mod probe;
+mod process;
+mod procfs;
+mod records;
+mod signals;
+mod spawner;
 mod status;
+mod sweep;
+mod table;
 
 pub use handle::{Config, StartGate, Supervisor, SupervisorError, Ungated, WorkerInput};
 pub use status::{Desired, ProcessStatus, Severity, State, SupervisorEvent, Table, kind};
