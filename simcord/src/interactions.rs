@@ -97,7 +97,14 @@ pub(crate) struct Interactions {
 
 impl Interactions {
     pub(crate) fn sent(&mut self, now: Instant, invoked: Invoked) {
-        let Invoked { id, token, command, guild, channel, user } = invoked;
+        let Invoked {
+            id,
+            token,
+            command,
+            guild,
+            channel,
+            user,
+        } = invoked;
         self.counters.sent += 1;
         self.by_token.insert(token.clone(), id);
         self.order.push_back(id);
@@ -243,7 +250,14 @@ mod tests {
 
     fn sent(at: Instant) -> Interactions {
         let mut interactions = Interactions::default();
-        interactions.sent(at, Invoked { id: 1, token: "t".to_owned(), ..Invoked::default() });
+        interactions.sent(
+            at,
+            Invoked {
+                id: 1,
+                token: "t".to_owned(),
+                ..Invoked::default()
+            },
+        );
         interactions
     }
 

@@ -85,8 +85,21 @@ impl Hub {
             self.interactions.counters.unrouted += 1;
             return Err(InvokeError::Unrouted);
         }
-        let user = body["member"]["user"]["id"].as_str().and_then(|id| id.parse().ok()).unwrap_or_default();
-        self.interactions.sent(now, Invoked { id, token, command: name, guild, channel, user });
+        let user = body["member"]["user"]["id"]
+            .as_str()
+            .and_then(|id| id.parse().ok())
+            .unwrap_or_default();
+        self.interactions.sent(
+            now,
+            Invoked {
+                id,
+                token,
+                command: name,
+                guild,
+                channel,
+                user,
+            },
+        );
         Ok(id)
     }
 }

@@ -28,7 +28,12 @@ impl Event {
         needs: Intents,
         body: &impl Serialize,
     ) -> Self {
-        Self { name: name.into(), needs, body: encode(body).into(), hidden: 0..0 }
+        Self {
+            name: name.into(),
+            needs,
+            body: encode(body).into(),
+            hidden: 0..0,
+        }
     }
 
     /// Fills the empty `content` of a message's body, for those who may see it.
@@ -47,8 +52,15 @@ impl Event {
 
     /// The body that a session with these intents may see, in two parts.
     pub(crate) fn body_for(&self, intents: Intents) -> Body {
-        let hidden = if intents.contains(Intents::MESSAGE_CONTENT) { 0..0 } else { self.hidden.clone() };
-        Body { whole: Arc::clone(&self.body), hidden }
+        let hidden = if intents.contains(Intents::MESSAGE_CONTENT) {
+            0..0
+        } else {
+            self.hidden.clone()
+        };
+        Body {
+            whole: Arc::clone(&self.body),
+            hidden,
+        }
     }
 
     /// The bytes that the event holds.
@@ -95,7 +107,10 @@ mod tests {
             let frame = frame(&event.name, 7, &event.body_for(intents));
             let frame: Value = serde_json::from_str(&frame).expect("JSON");
             let d = json!({ "content": content, "id": "5" });
-            assert_eq!(frame, json!({ "t": "MESSAGE_CREATE", "s": 7, "op": 0, "d": d }));
+            assert_eq!(
+                frame,
+                json!({ "t": "MESSAGE_CREATE", "s": 7, "op": 0, "d": d })
+            );
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
 use axum::{Json, Router};
@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::AppState;
 use super::body::{JsonBody, ObjectBody};
 use super::error::ApiError;
+use super::extract::Path;
 use crate::app::App;
 use crate::commands::Scope;
 use crate::hub::Hub;

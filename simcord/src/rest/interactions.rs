@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 use super::AppState;
 use super::body::ObjectBody;
 use super::error::ApiError;
+use super::extract::{Path, Query};
 use super::messages::{apply, check};
 use crate::app::App;
 use crate::hub::Hub;

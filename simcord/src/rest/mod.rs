@@ -4,6 +4,7 @@ mod body;
 mod channels;
 mod commands;
 mod error;
+mod extract;
 mod guard;
 mod guilds;
 mod interactions;

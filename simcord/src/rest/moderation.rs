@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::get;
 use axum::{Json, Router};
@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::AppState;
 use super::body::ObjectBody;
 use super::error::ApiError;
+use super::extract::{Path, Query};
 use super::guilds::remove_member;
 use crate::app::App;
 use crate::gateway::{Event, Intents};

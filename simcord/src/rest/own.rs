@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::routing::get;
 use axum::{Json, Router};
 use serde::Deserialize;
@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::AppState;
 use super::body::ObjectBody;
 use super::error::ApiError;
+use super::extract::{Path, Query};
 use crate::app::App;
 use crate::hub::{APPLICATION_FLAGS, Hub};
 use crate::world::Permissions;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
 use axum::{Json, Router};
@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 use super::AppState;
 use super::body::ObjectBody;
 use super::error::ApiError;
+use super::extract::Path;
 use crate::app::App;
 use crate::gateway::{Event, Intents};
 use crate::hub::Hub;
