@@ -123,13 +123,19 @@ impl Store {
 
     /// The engine, for reading.
     pub fn engine(&self) -> Result<Arc<dyn Engine>, Failure> {
-        self.engine
+        if let Some(engine) = &*self.engine.read().unwrap_or_else(PoisonError::into_inner) {
+            return Ok(Arc::clone(engine));
+        }
+        // A reopening failed. Reads try again as well, so that a node without writes comes back.
+        let mut trouble = self.trouble();
+        self.try_reopen(&mut trouble)?;
+        drop(trouble);
+        let engine = self
+            .engine
             .read()
             .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-            .ok_or_else(|| {
-                Failure::new(Code::Unavailable, "The store is being opened again; retry")
-            })
+            .clone();
+        engine.ok_or_else(not_open)
     }
 
     /// The engine, for writing: refused while the disk is nearly full, reopened after a failure.
@@ -163,25 +169,7 @@ impl Store {
             tracing::info!(free_bytes = free, "disk has space again: writes go on");
         }
         if trouble.must_reopen {
-            if trouble
-                .tried
-                .is_some_and(|tried| tried.elapsed() < REOPEN_EVERY)
-            {
-                return Err(Failure::new(
-                    Code::Unavailable,
-                    "The store could not be opened again after a failed write; it is retried, see the node's log",
-                ));
-            }
-            trouble.tried = Some(Instant::now());
-            self.reopen().map_err(|error| {
-                tracing::error!(error = %chain(&error), "cannot open the store again after a failed write");
-                Failure::new(
-                    Code::Unavailable,
-                    "The store could not be opened again after a failed write; it is retried, see the node's log",
-                )
-            })?;
-            trouble.must_reopen = false;
-            tracing::info!("store opened again after a failed write");
+            self.try_reopen(&mut trouble)?;
         }
         drop(trouble);
         self.engine()
@@ -236,6 +224,23 @@ impl Store {
         prepare_generation(&self.options.directory)
     }
 
+    fn try_reopen(&self, trouble: &mut Trouble) -> Result<(), Failure> {
+        if trouble
+            .tried
+            .is_some_and(|tried| tried.elapsed() < REOPEN_EVERY)
+        {
+            return Err(not_open());
+        }
+        trouble.tried = Some(Instant::now());
+        self.reopen().map_err(|error| {
+            tracing::error!(error = %chain(&error), "cannot open the store again after a failed write");
+            not_open()
+        })?;
+        trouble.must_reopen = false;
+        tracing::info!("store opened again after a failed write");
+        Ok(())
+    }
+
     fn reopen(&self) -> Result<(), StoreError> {
         let generation = current(&self.options.directory)?
             .ok_or_else(|| StoreError::BadCurrent(self.options.directory.join(CURRENT)))?;
@@ -257,6 +262,13 @@ impl Store {
     fn trouble(&self) -> MutexGuard<'_, Trouble> {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn not_open() -> Failure {
+    Failure::new(
+        Code::Unavailable,
+        "The store is being opened again after a failed write; retry, and see the node's log if it stays",
+    )
 }
 
 /// Locks a data directory, making it if need be. The lock is held until the file is dropped.

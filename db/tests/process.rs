@@ -19,23 +19,50 @@ async fn no_acknowledged_write_is_lost_by_kill_9() {
     for round in 0..5_i64 {
         let mut process = Process::start(directory.path(), |_| {});
         let mut check = Client::connect(&process.url).await;
-        let rows = check.ok("select", json!({"table": "guilds", "columns": ["guild_id", "case_counter"]})).await;
+        let rows = check
+            .ok(
+                "select",
+                json!({"table": "guilds", "columns": ["guild_id", "case_counter"]}),
+            )
+            .await;
         let found: BTreeMap<i64, i64> = rows["rows"]
             .as_array()
             .expect("rows")
             .iter()
-            .map(|row| (row["guild_id"].as_i64().expect("an id"), row["case_counter"].as_i64().expect("a number")))
+            .map(|row| {
+                (
+                    row["guild_id"].as_i64().expect("an id"),
+                    row["case_counter"].as_i64().expect("a number"),
+                )
+            })
             .collect();
         for (guild, value) in &expected {
-            assert_eq!(found.get(guild), Some(value), "round {round}, guild {guild}");
+            assert_eq!(
+                found.get(guild),
+                Some(value),
+                "round {round}, guild {guild}"
+            );
         }
-        assert_eq!(check.ok("count", json!({"table": "guilds"})).await["count"], json!(found.len()), "the counter fits the rows");
-        let indexed = check.ok("count", json!({"table": "users", "conditions": {"user_id": 7}})).await["count"].clone();
+        assert_eq!(
+            check.ok("count", json!({"table": "guilds"})).await["count"],
+            json!(found.len()),
+            "the counter fits the rows"
+        );
+        let indexed = check
+            .ok(
+                "count",
+                json!({"table": "users", "conditions": {"user_id": 7}}),
+            )
+            .await["count"]
+            .clone();
         let rows = check.ok("select", json!({"table": "users"})).await["count"].clone();
         assert_eq!(indexed, rows, "the index fits the rows");
         let value = check.ok("increment", json!({"table": "guilds", "conditions": {"guild_id": 9_999_999}, "column": "ticket_counter", "create": true})).await;
         let value = value["value"].as_i64().expect("a number");
-        assert!(value > counter, "an increment was lost: {value} after {counter}");
+        assert!(
+            value > counter,
+            "an increment was lost: {value} after {counter}"
+        );
         counter = value;
         expected.insert(9_999_999, 0);
 
@@ -71,7 +98,9 @@ async fn no_acknowledged_write_is_lost_by_kill_9() {
         eventually("enough was written", async || {
             let (_, text) = http_get(&metrics, "/metrics").await;
             text.lines()
-                .find_map(|line| line.strip_prefix("tanako_db_grouped_writes_total{node=\"node1\"} "))
+                .find_map(|line| {
+                    line.strip_prefix("tanako_db_grouped_writes_total{node=\"node1\"} ")
+                })
                 .and_then(|count| count.parse::<f64>().ok())
                 .is_some_and(|count| count > 150.0 + round as f64 * 37.0)
         })
@@ -107,7 +136,10 @@ async fn sigterm_finishes_what_is_in_flight_and_exits_0() {
         while let Some(Ok(message)) = client.socket.next().await {
             if let Some((code, reason)) = message.as_close() {
                 closed = Some((u16::from(code), reason.to_owned()));
-            } else if message.as_text().is_some_and(|text| text.contains("\"success\":true")) {
+            } else if message
+                .as_text()
+                .is_some_and(|text| text.contains("\"success\":true"))
+            {
                 acknowledged += 1;
             }
         }
@@ -120,13 +152,21 @@ async fn sigterm_finishes_what_is_in_flight_and_exits_0() {
     .await
     .expect("stops");
     assert_eq!(code, 0);
-    let (acknowledged, closed) = tokio::time::timeout(PATIENCE, waiting).await.expect("in time").expect("a task");
+    let (acknowledged, closed) = tokio::time::timeout(PATIENCE, waiting)
+        .await
+        .expect("in time")
+        .expect("a task");
     assert_eq!(closed.map(|(code, _)| code), Some(1001), "going away");
     drop(process);
     let again = Process::start(directory.path(), |_| {});
     let mut client = Client::connect(&again.url).await;
-    let count = client.ok("count", json!({"table": "guilds"})).await["count"].as_i64().expect("a number");
-    assert!(count >= acknowledged, "{count} rows, {acknowledged} acknowledged");
+    let count = client.ok("count", json!({"table": "guilds"})).await["count"]
+        .as_i64()
+        .expect("a number");
+    assert!(
+        count >= acknowledged,
+        "{count} rows, {acknowledged} acknowledged"
+    );
 }
 
 #[test]
@@ -145,23 +185,44 @@ fn wrong_starts_say_what_to_do() {
     let shown = token.display().to_string();
     let mut command = Process::command(path);
     std::fs::remove_file(&token).expect("removes");
-    refused(&mut command, 2, &["cannot read token file", &shown, "chmod 600"]);
+    refused(
+        &mut command,
+        2,
+        &["cannot read token file", &shown, "chmod 600"],
+    );
     let mut command = Process::command(path);
     std::fs::set_permissions(&token, std::fs::Permissions::from_mode(0o644)).expect("permissions");
-    refused(&mut command, 2, &["can be read by others", &format!("chmod 600 {shown}")]);
+    refused(
+        &mut command,
+        2,
+        &["can be read by others", &format!("chmod 600 {shown}")],
+    );
     let mut command = Process::command(path);
     std::fs::write(&token, "\n").expect("writable");
     refused(&mut command, 2, &["is empty", &shown]);
-    refused(Process::command(path).args(["--peer", "node2"]), 2, &["invalid peer", "NAME=ws://HOST:PORT"]);
-    refused(Process::command(path).args(["--name2", "x"]), 2, &["--name2"]);
+    refused(
+        Process::command(path).args(["--peer", "node2"]),
+        2,
+        &["invalid peer", "NAME=ws://HOST:PORT"],
+    );
+    refused(
+        Process::command(path).args(["--name2", "x"]),
+        2,
+        &["--name2"],
+    );
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
     let address = taken.local_addr().expect("an address").to_string();
     let mut command = Process::command(path);
-    command.env_remove("TANAKO_DB_LISTEN").args(["--listen", &address]);
+    command
+        .env_remove("TANAKO_DB_LISTEN")
+        .args(["--listen", &address]);
     // The first --listen is from the common settings; the last one counts only if clap allows it.
     let (code, log) = Process::run_to_end(&mut command);
     assert_ne!(code, 0);
-    assert!(log.contains("the port is in use") || log.contains("cannot be used multiple times"), "{log}");
+    assert!(
+        log.contains("the port is in use") || log.contains("cannot be used multiple times"),
+        "{log}"
+    );
     let binary = env!("CARGO_BIN_EXE_tanako-db");
     let mut command = Command::new(binary);
     Process::command(path);
@@ -174,8 +235,14 @@ fn wrong_starts_say_what_to_do() {
     refused(&mut command, 1, &["the port is in use", &address]);
     std::fs::write(path.join("file"), "").expect("writable");
     let mut command = Command::new(binary);
-    command.env_remove("TANAKO_SOCKET").args(["--name", "node1"]);
-    command.arg("--data-dir").arg(path.join("file")).arg("--token-file").arg(&token);
+    command
+        .env_remove("TANAKO_SOCKET")
+        .args(["--name", "node1"]);
+    command
+        .arg("--data-dir")
+        .arg(path.join("file"))
+        .arg("--token-file")
+        .arg(&token);
     refused(&mut command, 1, &["file"]);
 }
 
@@ -185,8 +252,14 @@ async fn a_second_node_on_the_same_directory_is_refused() {
     let process = Process::start(directory.path(), |_| {});
     let (code, log) = Process::run_to_end(&mut Process::command(directory.path()));
     assert_eq!(code, 1);
-    assert!(log.contains("is in use by another node") && log.contains("data"), "{log}");
-    Client::connect(&process.url).await.ok("ping", json!({})).await;
+    assert!(
+        log.contains("is in use by another node") && log.contains("data"),
+        "{log}"
+    );
+    Client::connect(&process.url)
+        .await
+        .ok("ping", json!({}))
+        .await;
 }
 
 /// All files below a directory with their content.
@@ -213,7 +286,12 @@ async fn a_damaged_store_is_refused_by_name_and_left_as_it_is() {
     let mut process = Process::start(directory.path(), |_| {});
     let mut client = Client::connect(&process.url).await;
     for guild in 1..=50 {
-        client.ok("insert", json!({"table": "guilds", "row": {"guild_id": guild}})).await;
+        client
+            .ok(
+                "insert",
+                json!({"table": "guilds", "row": {"guild_id": guild}}),
+            )
+            .await;
     }
     process.kill();
     let data = directory.path().join("data");
@@ -229,7 +307,10 @@ async fn a_damaged_store_is_refused_by_name_and_left_as_it_is() {
     let before = files(&data);
     let (code, log) = Process::run_to_end(&mut Process::command(directory.path()));
     assert_eq!(code, 1, "{log}");
-    assert!(log.contains(&journal.display().to_string()) && log.contains("is damaged"), "{log}");
+    assert!(
+        log.contains(&journal.display().to_string()) && log.contains("is damaged"),
+        "{log}"
+    );
     assert!(log.contains("Restore a backup"), "{log}");
     assert!(files(&data) == before, "something was changed");
 
@@ -244,7 +325,11 @@ async fn a_damaged_store_is_refused_by_name_and_left_as_it_is() {
     std::fs::write(data.join("CURRENT"), "gen-000001\n").expect("writable");
     let again = Process::start(directory.path(), |_| {});
     let mut client = Client::connect(&again.url).await;
-    assert_eq!(client.ok("count", json!({"table": "guilds"})).await["count"], 50, "the intact file is good again");
+    assert_eq!(
+        client.ok("count", json!({"table": "guilds"})).await["count"],
+        50,
+        "the intact file is good again"
+    );
 }
 
 /// A file system of its own that can be filled.
@@ -254,7 +339,11 @@ impl SmallDisk {
     fn mount(path: &Path, mebibytes: u32) -> Option<Self> {
         std::fs::create_dir_all(path).ok()?;
         let size = format!("size={mebibytes}m");
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(path).output().ok()?;
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
+            .arg(path)
+            .output()
+            .ok()?;
         mounted.status.success().then(|| Self(path.to_owned()))
     }
 }
@@ -305,9 +394,20 @@ async fn full_disk(free_bytes_min: &str, expected: &[&str]) {
     let code = refusal["code"].as_str().expect("a code").to_owned();
     assert!(expected.contains(&code.as_str()), "{refusal}");
     assert_eq!(refusal["retryable"], true);
-    assert!(refusal["error"].as_str().expect("a text").contains("disk is full"), "{refusal}");
+    assert!(
+        refusal["error"]
+            .as_str()
+            .expect("a text")
+            .contains("disk is full"),
+        "{refusal}"
+    );
     for n in [1, acknowledged] {
-        let found = client.ok("find_by_id", json!({"table": "guilds", "id_column": "guild_id", "id_value": n})).await;
+        let found = client
+            .ok(
+                "find_by_id",
+                json!({"table": "guilds", "id_column": "guild_id", "id_value": n}),
+            )
+            .await;
         assert_eq!(found["row"]["guild_id"], n, "reads go on");
     }
     std::fs::remove_file(&ballast).expect("removes");
@@ -315,15 +415,25 @@ async fn full_disk(free_bytes_min: &str, expected: &[&str]) {
         client.ask("upsert", row(1_000)).await["success"] == true
     })
     .await;
-    let count = client.ok("count", json!({"table": "guilds"})).await["count"].as_i64().expect("a number");
-    assert!(count > acknowledged, "{count} rows, {acknowledged} acknowledged and one more");
+    let count = client.ok("count", json!({"table": "guilds"})).await["count"]
+        .as_i64()
+        .expect("a number");
+    assert!(
+        count > acknowledged,
+        "{count} rows, {acknowledged} acknowledged and one more"
+    );
     process.kill();
     let mut again = Process::start(directory.path(), |command| {
         command.args(["--free-bytes-min", free_bytes_min]);
     });
     let mut client = Client::connect(&again.url).await;
     for n in (1..=acknowledged).chain([1_000]) {
-        let found = client.ok("find_by_id", json!({"table": "guilds", "id_column": "guild_id", "id_value": n})).await;
+        let found = client
+            .ok(
+                "find_by_id",
+                json!({"table": "guilds", "id_column": "guild_id", "id_value": n}),
+            )
+            .await;
         assert_eq!(found["row"]["guild_id"], n, "nothing acknowledged was lost");
     }
     again.kill();
@@ -343,10 +453,17 @@ async fn a_disk_that_fills_up_in_the_middle_of_a_write_loses_nothing() {
 async fn health_and_metrics_need_no_token() {
     let directory = directory();
     let process = Process::start(directory.path(), |_| {});
-    assert_eq!(http_get(&process.url, "/health").await, (200, "OK".to_owned()));
+    assert_eq!(
+        http_get(&process.url, "/health").await,
+        (200, "OK".to_owned())
+    );
     let mut client = Client::connect(&process.url).await;
-    client.ok("insert", json!({"table": "guilds", "row": {"guild_id": 5}})).await;
-    client.refused("insert", json!({"table": "guilds", "row": {"guild_id": 5}})).await;
+    client
+        .ok("insert", json!({"table": "guilds", "row": {"guild_id": 5}}))
+        .await;
+    client
+        .refused("insert", json!({"table": "guilds", "row": {"guild_id": 5}}))
+        .await;
     let (status, text) = http_get(&process.url, "/metrics").await;
     assert_eq!(status, 200);
     for line in [
@@ -355,9 +472,17 @@ async fn health_and_metrics_need_no_token() {
         "tanako_db_rows{node=\"node1\",table=\"guilds\"} 1",
         "tanako_db_connections{node=\"node1\"} 1",
     ] {
-        assert!(text.lines().any(|found| found == line), "{line} is missing in {text}");
+        assert!(
+            text.lines().any(|found| found == line),
+            "{line} is missing in {text}"
+        );
     }
-    let info: Value = serde_json::from_slice(&std::fs::read(directory.path().join("info.json")).expect("readable")).expect("JSON");
+    let info: Value = serde_json::from_slice(
+        &std::fs::read(directory.path().join("info.json")).expect("readable"),
+    )
+    .expect("JSON");
     assert_eq!(info["pid"], process.child.id());
-    tokio::time::timeout(Duration::from_secs(5), async {}).await.expect("immediate");
+    tokio::time::timeout(Duration::from_secs(5), async {})
+        .await
+        .expect("immediate");
 }
