@@ -1,25 +1,33 @@
 //! The Tanako agent: supervises the shard processes and database nodes of one host, and answers for
 //! the fleet.
 //!
+//! [`app`] lists every task and its channels. Who owns what:
 //! - [`supervisor`], [`logs`]: the processes and their output;
 //! - [`worker`], [`identify`], [`vault`]: what our own bot and database node say, their IDENTIFYs,
 //!   their sessions;
 //! - [`metrics`], [`history`], [`http`]: what is measured, what was, and where it is scraped;
 //! - [`desired`], [`operations`], [`coordinator`], [`backup`], [`audit`]: what is wanted, and the way
 //!   there;
+//! - [`service`]: what `tanakoctl` asks;
+//! - [`config`], [`lock`], [`upgrade`]: the life of this process.
 
+pub mod app;
 pub mod audit;
 pub mod backup;
 pub mod clock;
+pub mod config;
 pub mod coordinator;
 pub mod desired;
 pub mod history;
 pub mod http;
 pub mod identify;
+pub mod lock;
 pub mod logs;
 pub mod metrics;
 pub mod operations;
 pub mod problem;
+pub mod service;
 pub mod supervisor;
+pub mod upgrade;
 pub mod vault;
 pub mod worker;

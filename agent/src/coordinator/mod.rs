@@ -227,6 +227,11 @@ impl Coordinator {
         self.desired.clone()
     }
 
+    /// Whether its task lives.
+    pub fn is_running(&self) -> bool {
+        !self.commands.is_closed()
+    }
+
     async fn ask<T>(&self, command: impl FnOnce(Answer<T>) -> Command) -> Result<T, Problem> {
         let (answer, reply) = oneshot::channel();
         self.commands

@@ -74,7 +74,7 @@ impl Desired {
         if !desired.document.toml.is_empty() {
             let spec = spec::parse(&desired.document.toml, &desired.document.file_name)
                 .map_err(DesiredError::Spec)?;
-            desired.processes = Arc::new(spec.processes(&desired.places));
+            desired.processes = Arc::new(processes(&spec, &desired.places));
             desired.spec = Some(Arc::new(spec));
         }
         Ok(desired)
@@ -90,7 +90,7 @@ impl Desired {
 
     /// The same with another spec, not yet committed.
     pub fn with_spec(&self, toml: &str, file_name: &str, parsed: Spec, no_start: bool) -> Self {
-        let processes = parsed.processes(&self.places);
+        let processes = processes(&parsed, &self.places);
         let known: BTreeSet<&ProcessName> = self.processes.iter().map(|spec| &spec.name).collect();
         let mut next = self.with(|document| {
             toml.clone_into(&mut document.toml);
@@ -138,4 +138,15 @@ impl Desired {
     pub fn fleet(&self) -> &str {
         self.spec.as_ref().map_or("", |spec| &spec.name)
     }
+}
+
+/// The processes of the spec, each told to which fleet it belongs.
+fn processes(spec: &Spec, places: &spec::Places) -> Vec<ProcessSpec> {
+    let mut processes = spec.processes(places);
+    for process in &mut processes {
+        process
+            .env
+            .insert("TANAKO_FLEET".to_owned(), spec.name.clone());
+    }
+    processes
 }

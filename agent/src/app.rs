@@ -1,0 +1,517 @@
+//! Every task of the agent and the channels between them.
+//!
+//! ```text
+//!                        tanakoctl                                 Prometheus
+//!                            │ unix socket                             │
+//!                       ┌────▼─────┐   watch: operations, desired  ┌───▼──┐
+//!                       │ service  │◄──────────────────┐           │ http │
+//!                       └────┬─────┘                   │           └───▲──┘
+//!                  mpsc 64   │                   ┌─────┴───────┐       │ watch
+//!                            └──────────────────►│ coordinator │       │
+//!   store writer (thread) ◄── mpsc 1024 ─────────┤  + jobs     │       │
+//!                                                └──┬───────▲──┘       │
+//!                                     mpsc 1024     │       │ watch: table
+//!                                                ┌──▼───────┴──┐       │
+//!   children ◄── spawn, signals, pidfds ─────────┤ supervisor  ├───────┤
+//!                                                └──▲───────┬──┘       │
+//!                                 worker input      │       │ broadcast: events
+//!   workers ── unix socket ──► worker socket ───────┘       ▼          │
+//!                                │      │              event pump ──► history (sled thread)
+//!                                ▼      ▼                              ▲
+//!                              vault  broker ──────────────────────────┤
+//!                              metrics sampler, 1 Hz ──────────────────┘
+//! ```
+//!
+//! Stop order: the service accepts nothing more; the coordinator stops reconciling; the supervisor
+//! lets go of the children; workers' last deposits are taken in and written down; the store closes.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use futures_util::future::BoxFuture;
+use serde::Serialize;
+use tanako_fleet::{ProcessSpec, spec};
+use tanako_proto::fleet::v1 as wire;
+use tanako_store::{
+    Store,
+    embedded::{EmbeddedStore, Options},
+};
+use tokio::sync::broadcast;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    clock::now_ms,
+    config::Config,
+    coordinator::{Caller, Coordinator, Parts},
+    desired::Desired,
+    history::{self, History, Severity},
+    http,
+    identify::{Ask, Broker},
+    metrics::Metrics,
+    service::{Service, Upgrades, socket},
+    supervisor::{self, StartGate, Supervisor},
+    upgrade::Origin,
+    vault::Vault,
+    worker::{self, Workers},
+};
+
+/// How often workers report.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+/// How long each stage of the stop may take before the next begins.
+const STOP_STAGE: Duration = Duration::from_secs(5);
+/// Revisions that the embedded store keeps for watchers. One machine has no late ones.
+const STORE_HISTORY: u64 = 256;
+
+/// A group of tasks that stop together.
+struct Stage {
+    name: &'static str,
+    cancel: CancellationToken,
+    tracker: TaskTracker,
+}
+
+impl Stage {
+    fn new(name: &'static str) -> Self {
+        Self {
+            name,
+            cancel: CancellationToken::new(),
+            tracker: TaskTracker::new(),
+        }
+    }
+
+    async fn stop(&self) {
+        self.cancel.cancel();
+        self.tracker.close();
+        if tokio::time::timeout(STOP_STAGE, self.tracker.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!(stage = self.name, "tasks did not stop in time");
+        }
+    }
+}
+
+/// The running agent.
+pub struct App {
+    accepting: Stage,
+    coordinating: Stage,
+    supervising: Stage,
+    keeping: Stage,
+    supervisor: Supervisor,
+    store: Arc<EmbeddedStore>,
+    history: History,
+    config: Arc<Config>,
+    http: SocketAddr,
+}
+
+/// What the info file says.
+#[derive(Debug, Serialize)]
+struct Info<'a> {
+    pid: u32,
+    socket: &'a Path,
+    worker_socket: &'a Path,
+    http: String,
+    version: &'a str,
+    data_dir: &'a Path,
+    host: &'a str,
+}
+
+impl App {
+    /// Starts everything, in the order in which one needs the other. The caller holds the lock.
+    pub async fn start(
+        config: Config,
+        origin: &Origin,
+        upgrades: Upgrades,
+    ) -> anyhow::Result<Self> {
+        let config = Arc::new(config);
+        let started_at = now_ms();
+        let (accepting, coordinating, supervising, keeping) = (
+            Stage::new("service"),
+            Stage::new("coordinator"),
+            Stage::new("supervisor"),
+            Stage::new("keepers"),
+        );
+        private_dir(&config.run_dir, config.group_access)?;
+
+        let store = open_store(&config.data_dir.join("store")).await?;
+        let shared: Arc<dyn Store> = store.clone();
+        let history = History::start(
+            history::Config {
+                directory: config.data_dir.join("history"),
+                host: config.host.clone(),
+            },
+            keeping.cancel.clone(),
+            &keeping.tracker,
+        );
+        let vault = Vault::start(
+            config.data_dir.join("vault"),
+            history.clone(),
+            keeping.cancel.clone(),
+            &keeping.tracker,
+        )
+        .await?;
+        let broker = Broker::start(
+            config.data_dir.join("identify"),
+            history.clone(),
+            keeping.cancel.clone(),
+            &keeping.tracker,
+        )
+        .await?;
+        let places = spec::Places {
+            data_dir: config.data_dir.to_string_lossy().into_owned(),
+        };
+        let desired = Desired::load(&*shared, places).await?;
+
+        let supervisor = Supervisor::start(
+            supervisor_config(&config),
+            Arc::new(Gate(broker.clone())),
+            supervising.cancel.clone(),
+            &supervising.tracker,
+        )?;
+        supervising
+            .tracker
+            .spawn(pump(supervisor.events(), history.clone()));
+        let metrics = Metrics::start(
+            config.data_dir.clone(),
+            supervisor.status(),
+            supervising.cancel.clone(),
+            &supervising.tracker,
+        );
+        let workers = Workers::start(
+            worker::Config {
+                socket: config.worker_socket(),
+                group: config.group_access,
+                report_interval: REPORT_INTERVAL,
+            },
+            Arc::new(supervisor.clone()),
+            broker.clone(),
+            vault.clone(),
+            supervising.cancel.clone(),
+            &supervising.tracker,
+        )
+        .await?;
+
+        history.follow(
+            history::Feeds {
+                sample: metrics.latest(),
+                workers: workers.states(),
+                table: supervisor.status(),
+            },
+            supervising.cancel.clone(),
+            &supervising.tracker,
+        );
+
+        let first_spec = match &config.spec {
+            Some(path) if desired.spec.is_none() => Some(read_spec(path)?),
+            _ => None,
+        };
+        let coordinator = Coordinator::start(
+            Parts {
+                store: shared.clone(),
+                supervisor: supervisor.clone(),
+                workers: workers.clone(),
+                vault: vault.clone(),
+                broker: broker.clone(),
+                history: history.clone(),
+                host: config.host.clone(),
+            },
+            desired,
+            coordinating.cancel.clone(),
+            &coordinating.tracker,
+        )
+        .await?;
+        if let Some(request) = first_spec {
+            let file = request.file_name.clone();
+            let applied = coordinator
+                .apply(request, Caller::agent("agent (--spec)"))
+                .await;
+            if let Err(problem) = applied {
+                bail!(
+                    "{file} cannot be applied: {} {}; {}",
+                    problem.message,
+                    problem.cause,
+                    problem.hint
+                );
+            }
+        }
+
+        let http = http::start(
+            config.http,
+            http::Sources {
+                sample: metrics.latest(),
+                workers: workers.states(),
+                table: supervisor.status(),
+                identify: broker.status(),
+                identify_wait: broker.latency(),
+                worker_message: workers.latency(),
+                operations: Some(operation_counts(coordinator.clone())),
+                health: health(coordinator.clone()),
+                version: env!("CARGO_PKG_VERSION"),
+            },
+            accepting.cancel.clone(),
+            &accepting.tracker,
+        )
+        .await?;
+        let sources = crate::service::Sources {
+            config: config.clone(),
+            http,
+            started_at,
+            store: shared,
+            coordinator,
+            supervisor: supervisor.clone(),
+            workers,
+            vault,
+            broker,
+            metrics,
+            history: history.clone(),
+        };
+        let listener = socket::bind(&config.agent_socket(), config.group_access)?;
+        let service = Service::new(
+            sources,
+            upgrades,
+            accepting.cancel.clone(),
+            accepting.tracker.clone(),
+        );
+        socket::serve(
+            listener,
+            service,
+            config.group_access,
+            accepting.cancel.clone(),
+            &accepting.tracker,
+        );
+        let app = Self {
+            accepting,
+            coordinating,
+            supervising,
+            keeping,
+            supervisor,
+            store,
+            history,
+            config,
+            http,
+        };
+        app.write_info()?;
+        app.tell_origin(origin);
+        Ok(app)
+    }
+
+    /// Where HTTP is served.
+    pub fn http(&self) -> SocketAddr {
+        self.http
+    }
+
+    /// What happens.
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+
+    /// Stops the agent; the children go on.
+    pub async fn stop(self) {
+        self.history.event(
+            Severity::Info,
+            "agent-stopping",
+            "agent",
+            "the processes go on",
+        );
+        self.accepting.stop().await;
+        self.coordinating.stop().await;
+        if let Err(error) = self.supervisor.detach().await {
+            tracing::warn!(%error, "the supervisor had stopped already");
+        }
+        self.supervising.stop().await;
+        self.keeping.stop().await;
+        let store = self.store.clone();
+        // Joins the writer thread, which is quick, but blocks.
+        let _ = tokio::task::spawn_blocking(move || store.close()).await;
+        for path in [self.config.agent_socket(), self.config.worker_socket()] {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+
+    fn tell_origin(&self, origin: &Origin) {
+        let version = env!("CARGO_PKG_VERSION");
+        let (severity, kind, message) = match origin {
+            Origin::Fresh => (
+                Severity::Info,
+                "agent-started",
+                format!("version {version}"),
+            ),
+            Origin::Upgraded { from } => (
+                Severity::Info,
+                "agent-upgraded",
+                format!("from {from} to {version}, in place"),
+            ),
+            Origin::Failed { reason } => (
+                Severity::Error,
+                "upgrade-failed",
+                format!("goes on in version {version}: {reason}"),
+            ),
+        };
+        self.history.event(severity, kind, "agent", message);
+    }
+
+    fn write_info(&self) -> anyhow::Result<()> {
+        let Some(path) = &self.config.info_file else {
+            return Ok(());
+        };
+        let info = Info {
+            pid: std::process::id(),
+            socket: &self.config.agent_socket(),
+            worker_socket: &self.config.worker_socket(),
+            http: format!("http://{}", self.http),
+            version: env!("CARGO_PKG_VERSION"),
+            data_dir: &self.config.data_dir,
+            host: &self.config.host,
+        };
+        let text = serde_json::to_string_pretty(&info).context("the info file")?;
+        let new = path.with_extension("new");
+        std::fs::write(&new, text)
+            .and_then(|()| std::fs::rename(&new, path))
+            .with_context(|| format!("the info file {} cannot be written", path.display()))
+    }
+}
+
+/// Makes a directory that others may not look into.
+pub fn private_dir(path: &Path, group: bool) -> anyhow::Result<()> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(if group { 0o750 } else { 0o700 })
+        .create(path)
+        .with_context(|| format!("the directory {} cannot be made", path.display()))
+}
+
+async fn open_store(path: &Path) -> anyhow::Result<Arc<EmbeddedStore>> {
+    let options = Options {
+        history_max: STORE_HISTORY,
+        ..Options::default()
+    };
+    let opened = {
+        let path = path.to_owned();
+        tokio::task::spawn_blocking(move || EmbeddedStore::open(&path, &options)).await
+    };
+    match opened.context("the store's thread")? {
+        Ok(store) => Ok(Arc::new(store)),
+        Err(error) => {
+            let hint = error.hint();
+            Err(anyhow::Error::new(error).context(format!("the store cannot be opened; {hint}")))
+        }
+    }
+}
+
+fn read_spec(path: &Path) -> anyhow::Result<wire::ApplyRequest> {
+    let spec_toml = std::fs::read_to_string(path)
+        .with_context(|| format!("{} cannot be read", path.display()))?;
+    let file_name = path.display().to_string();
+    if let Err(error) = spec::parse(&spec_toml, &file_name) {
+        bail!("{error}\nhint: {}", error.hint());
+    }
+    Ok(wire::ApplyRequest {
+        spec_toml,
+        file_name,
+        ..wire::ApplyRequest::default()
+    })
+}
+
+fn supervisor_config(config: &Config) -> supervisor::Config {
+    let base_env = BTreeMap::from([
+        (
+            "TANAKO_SOCKET".to_owned(),
+            config.worker_socket().to_string_lossy().into_owned(),
+        ),
+        ("TANAKO_HOST".to_owned(), config.host.clone()),
+    ]);
+    // A bare command is looked up beside the agent first.
+    let beside = std::env::current_exe()
+        .ok()
+        .and_then(|path| path.parent().map(PathBuf::from));
+    supervisor::Config {
+        data_dir: config.data_dir.clone(),
+        run_dir: config.run_dir.clone(),
+        host: config.host.clone(),
+        base_env,
+        search_path: beside.into_iter().collect(),
+        cgroup: None,
+    }
+}
+
+/// Operations that run or ended lately, by state.
+fn operation_counts(coordinator: Coordinator) -> http::Counts {
+    let operations = coordinator.watch_operations();
+    Arc::new(move || {
+        let mut counts: BTreeMap<String, u64> = BTreeMap::new();
+        for op in operations.borrow().iter() {
+            *counts.entry(op.state.clone()).or_default() += 1;
+        }
+        counts.into_iter().collect()
+    })
+}
+
+/// The agent lives while its coordinator does: everything else it can do without it.
+fn health(coordinator: Coordinator) -> http::HealthCheck {
+    Arc::new(move || {
+        if coordinator.is_running() {
+            Ok(())
+        } else {
+            Err("the coordinator has stopped".to_owned())
+        }
+    })
+}
+
+/// Spaces the starts of processes that identify on their own: a permit for each of their shards.
+struct Gate(Broker);
+
+impl StartGate for Gate {
+    fn acquire(&self, spec: &ProcessSpec, attempt: u64) -> BoxFuture<'static, Result<(), String>> {
+        let (broker, process) = (self.0.clone(), spec.name.clone());
+        let (shards, shard_count) = (spec.shard_ids.clone(), spec.shard_count);
+        Box::pin(async move {
+            for shard_id in shards {
+                let ask = Ask {
+                    process: process.clone(),
+                    attempt,
+                    shard_id,
+                    shard_count,
+                };
+                broker
+                    .acquire(ask)
+                    .await
+                    .map_err(|error| error.to_string())?;
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Brings what happens to processes into the history.
+async fn pump(mut events: broadcast::Receiver<supervisor::SupervisorEvent>, history: History) {
+    loop {
+        match events.recv().await {
+            Ok(event) => history.append_event(wire::Event {
+                at: event.at_ms,
+                severity: match event.severity {
+                    supervisor::Severity::Info => "info",
+                    supervisor::Severity::Warning => "warning",
+                    supervisor::Severity::Error => "error",
+                }
+                .to_owned(),
+                kind: event.kind.to_owned(),
+                object: event.process.to_string(),
+                message: event.message,
+                ..wire::Event::default()
+            }),
+            Err(broadcast::error::RecvError::Lagged(missed)) => history.event(
+                Severity::Warning,
+                "events-missed",
+                "supervisor",
+                format!("{missed} events came faster than they were kept"),
+            ),
+            Err(broadcast::error::RecvError::Closed) => return,
+        }
+    }
+}

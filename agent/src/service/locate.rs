@@ -1,0 +1,59 @@
+//! Where a guild lives: its shard in every bot, and its database node; pure.
+
+use tanako_fleet::{
+    ProcessName, Spec,
+    ring::{PartitionKey, Ring, RingNode},
+    shard,
+};
+
+/// A guild's shard in one bot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shard {
+    /// The bot.
+    pub bot: String,
+    /// The shard.
+    pub id: u32,
+    /// Of how many.
+    pub count: u32,
+    /// The process that holds it.
+    pub process: ProcessName,
+}
+
+/// The guild's shard in every bot of the fleet.
+pub fn shards(spec: &Spec, guild_id: u64) -> Vec<Shard> {
+    spec.bots
+        .iter()
+        .filter_map(|(bot, config)| {
+            let id = shard::shard_of(guild_id, config.shards);
+            let process = ProcessName::new(bot, id / config.shards_per_process.max(1)).ok()?;
+            Some(Shard {
+                bot: bot.clone(),
+                id,
+                count: config.shards,
+                process,
+            })
+        })
+        .collect()
+}
+
+/// Name and URL of the database node that is the guild's primary.
+pub fn node(spec: &Spec, guild_id: u64) -> Option<(String, String)> {
+    let database = spec.database.as_ref()?;
+    let nodes: Vec<RingNode> = database
+        .nodes
+        .iter()
+        .map(|node| RingNode {
+            name: node.name.clone(),
+            weight: weight(node.weight),
+        })
+        .collect();
+    let ring = Ring::new(&nodes, []).ok()?;
+    let name = ring.primary(PartitionKey::guild(guild_id.cast_signed()));
+    let node = database.nodes.iter().find(|node| node.name == name)?;
+    Some((node.name.clone(), node.url()))
+}
+
+/// The ring's weights are whole; the nodes round alike.
+fn weight(weight: f64) -> u32 {
+    weight.round().clamp(0.0, f64::from(u32::MAX)) as u32
+}

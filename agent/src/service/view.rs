@@ -1,0 +1,377 @@
+//! The status of the fleet, composed from what the parts of the agent publish; pure.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use tanako_proto::{fleet::v1 as wire, worker::v1::ShardStage};
+
+use crate::{
+    coordinator::Operations,
+    desired::Desired,
+    metrics::Sample,
+    supervisor::{Desired as Wanted, ProcessStatus, State, Table},
+    worker::{DbState, ShardState, States, WorkerState},
+};
+
+/// Reasons shown before the rest is only counted.
+const REASONS_MAX: usize = 20;
+/// Below this much free space the host is not well.
+const DISK_FREE_MIN: u64 = 64 * 1024 * 1024;
+
+/// Numbers the views of this agent.
+static REVISION: AtomicU64 = AtomicU64::new(1);
+
+/// What a view is made of.
+pub struct Inputs<'a> {
+    /// Name of this host.
+    pub host: &'a str,
+    /// Now, in milliseconds since 1970.
+    pub now: i64,
+    /// When the agent started, in milliseconds since 1970.
+    pub started_at: i64,
+    /// What is wanted.
+    pub desired: &'a Desired,
+    /// The processes.
+    pub table: &'a Table,
+    /// Their reports.
+    pub workers: &'a States,
+    /// What they use.
+    pub sample: &'a Sample,
+    /// Their budget.
+    pub identify: &'a wire::IdentifyStatus,
+    /// What is being done.
+    pub operations: &'a Operations,
+}
+
+/// The whole view.
+pub fn compose(inputs: &Inputs<'_>) -> wire::FleetStatus {
+    let processes: Vec<wire::Process> = inputs
+        .table
+        .values()
+        .map(|process| compose_process(inputs, process))
+        .collect();
+    let reasons = reasons(inputs);
+    wire::FleetStatus {
+        fleet: inputs.desired.fleet().to_owned(),
+        version: inputs.desired.document.version,
+        healthy: reasons.is_empty(),
+        reasons,
+        hosts: vec![compose_host(inputs)],
+        processes,
+        identify: Some(inputs.identify.clone()),
+        operations: inputs.operations.iter().map(|op| (**op).clone()).collect(),
+        at: inputs.now,
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        revision: REVISION.fetch_add(1, Ordering::Relaxed),
+        production: inputs
+            .desired
+            .spec
+            .as_ref()
+            .is_some_and(|spec| spec.production),
+    }
+}
+
+/// Why the fleet is not healthy; empty = it is: every process that shall run is ready, and the host
+/// is well.
+pub fn reasons(inputs: &Inputs<'_>) -> Vec<String> {
+    let mut reasons: Vec<String> = Vec::new();
+    let host = &inputs.sample.host;
+    let free = host.disk_total_bytes.saturating_sub(host.disk_used_bytes);
+    if host.disk_total_bytes > 0 && free < DISK_FREE_MIN {
+        reasons.push(format!(
+            "host {}: only {} MiB free on the disk of the data directory",
+            inputs.host,
+            free / (1024 * 1024)
+        ));
+    }
+    let mut more = 0usize;
+    for process in inputs.table.values() {
+        if process.desired == Wanted::Stopped && process.state != State::Failed {
+            continue;
+        }
+        if process.state == State::Ready && process.ready {
+            continue;
+        }
+        if reasons.len() >= REASONS_MAX {
+            more += 1;
+            continue;
+        }
+        let detail = if process.detail.is_empty() {
+            String::new()
+        } else {
+            format!(": {}", process.detail)
+        };
+        reasons.push(format!("{} is {}{detail}", process.name, process.state));
+    }
+    for spec in inputs.desired.processes.iter() {
+        if !inputs.table.contains_key(&spec.name) && inputs.desired.is_wanted(&spec.name) {
+            if reasons.len() >= REASONS_MAX {
+                more += 1;
+            } else {
+                reasons.push(format!("{} has not been started yet", spec.name));
+            }
+        }
+    }
+    if more > 0 {
+        reasons.push(format!("{more} more processes are not ready"));
+    }
+    reasons
+}
+
+fn compose_host(inputs: &Inputs<'_>) -> wire::Host {
+    let host = &inputs.sample.host;
+    let address = inputs
+        .desired
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.hosts.iter().find(|known| known.name == inputs.host))
+        .and_then(|known| known.address.clone());
+    wire::Host {
+        name: inputs.host.to_owned(),
+        state: "ready".to_owned(),
+        address: address.unwrap_or_else(|| "local".to_owned()),
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        cpu_percent: host.cpu_percent,
+        memory_used_bytes: host.memory_used_bytes,
+        memory_total_bytes: host.memory_total_bytes,
+        cpus: host.cpus,
+        load1: host.load1,
+        disk_used_bytes: host.disk_used_bytes,
+        disk_total_bytes: host.disk_total_bytes,
+        net_rx_bytes_per_s: host.net_rx_bytes_per_s,
+        net_tx_bytes_per_s: host.net_tx_bytes_per_s,
+        uptime_s: host.uptime_s,
+        agent_uptime_s: seconds(inputs.now - inputs.started_at),
+        agent_rss_bytes: inputs.sample.agent.rss_bytes,
+        last_seen: inputs.now,
+        os: host.os.to_string(),
+    }
+}
+
+fn compose_process(inputs: &Inputs<'_>, process: &Arc<ProcessStatus>) -> wire::Process {
+    let name = &process.name;
+    let live = process.state.is_live();
+    // What an earlier attempt said, or used, is not true of this one.
+    let worker = inputs
+        .workers
+        .get(name)
+        .filter(|worker| live && worker.attempt == process.attempt)
+        .map(Arc::as_ref);
+    let used = inputs
+        .sample
+        .processes
+        .get(name)
+        .filter(|used| process.pid == Some(used.pid))
+        .copied()
+        .unwrap_or_default();
+    wire::Process {
+        name: name.to_string(),
+        kind: process.kind.to_string(),
+        host: inputs.host.to_owned(),
+        state: process.state.as_str().to_owned(),
+        ready: process.ready,
+        pid: process.pid.unwrap_or(0),
+        attempt: process.attempt,
+        restarts: process.restarts,
+        uptime_s: process
+            .started_at_ms
+            .filter(|_| process.pid.is_some())
+            .map_or(0, |at| seconds(inputs.now - at)),
+        cpu_percent: f64::from(used.cpu_percent),
+        rss_bytes: used.rss_bytes,
+        threads: used.threads,
+        fds: used.fds,
+        shards: process
+            .shard_ids
+            .iter()
+            .map(|&id| compose_shard(id, process.shard_count, worker))
+            .collect(),
+        desired: match process.desired {
+            Wanted::Running => "running",
+            Wanted::Stopped => "stopped",
+        }
+        .to_owned(),
+        detail: process.detail.clone(),
+        last_exit: process.last_exit.clone(),
+        started_at: process.started_at_ms.unwrap_or(0),
+        next_start_at: process.next_start_at_ms.unwrap_or(0),
+        db: worker.and_then(|worker| worker.db.as_ref()).map(compose_db),
+        metrics: worker.map_or_else(BTreeMap::new, |worker| worker.metrics.clone()),
+        log_lines: process.log_lines,
+        log_bytes: process.log_bytes,
+        bot: if name.group() == "db" {
+            String::new()
+        } else {
+            name.group().to_owned()
+        },
+    }
+}
+
+fn compose_shard(id: u32, count: u32, worker: Option<&WorkerState>) -> wire::Shard {
+    let Some(ShardState {
+        report,
+        events_per_s,
+    }) = worker.and_then(|worker| worker.shards.get(&id))
+    else {
+        return wire::Shard {
+            id,
+            count,
+            stage: "unknown".to_owned(),
+            ..wire::Shard::default()
+        };
+    };
+    wire::Shard {
+        id,
+        count,
+        stage: stage(report.stage()).to_owned(),
+        guilds: report.guilds,
+        guilds_expected: report.guilds_expected,
+        latency_ms: report.latency_ms,
+        events_per_s: *events_per_s,
+        events: report.events,
+        seq: report.seq,
+        resumed: report.resumes,
+        identified: report.identifies,
+        reconnects: report.reconnects,
+        interactions: report.interactions,
+        interactions_failed: report.interactions_failed,
+        members: report.members,
+        last_error: report.last_error.clone(),
+        events_by_type: report.events_by_type.clone(),
+        replayed: report.replayed,
+    }
+}
+
+/// The word of a shard's stage.
+pub fn stage(stage: ShardStage) -> &'static str {
+    match stage {
+        ShardStage::Connecting => "connecting",
+        ShardStage::WaitingPermit => "waiting-permit",
+        ShardStage::Identifying => "identifying",
+        ShardStage::Resuming => "resuming",
+        ShardStage::Ready => "ready",
+        ShardStage::Disconnected => "disconnected",
+        ShardStage::Fatal => "fatal",
+        ShardStage::Unspecified => "unknown",
+    }
+}
+
+fn compose_db(db: &DbState) -> wire::Database {
+    let report = &db.report;
+    wire::Database {
+        url: report.url.clone(),
+        rows: report.rows,
+        bytes_on_disk: report.bytes_on_disk,
+        reads_per_s: db.reads_per_s,
+        writes_per_s: db.writes_per_s,
+        reads: report.reads,
+        writes: report.writes,
+        forwards: report.forwards,
+        errors: report.errors,
+        connections: report.connections,
+        read_p50_ms: report.read_p50_ms,
+        read_p99_ms: report.read_p99_ms,
+        write_p50_ms: report.write_p50_ms,
+        write_p99_ms: report.write_p99_ms,
+    }
+}
+
+fn seconds(ms: i64) -> u64 {
+    u64::try_from(ms / 1000).unwrap_or(0)
+}
+
+/// What of `new` a watcher that has `old` needs to hear; `None` = nothing.
+pub fn delta(old: &wire::FleetStatus, new: &wire::FleetStatus) -> Option<wire::FleetDelta> {
+    let changed = |known: &HashMap<&str, &wire::Process>, process: &wire::Process| {
+        known
+            .get(process.name.as_str())
+            .is_none_or(|known| !same(known, process))
+    };
+    let known: HashMap<&str, &wire::Process> = old
+        .processes
+        .iter()
+        .map(|process| (process.name.as_str(), process))
+        .collect();
+    let processes: Vec<wire::Process> = new
+        .processes
+        .iter()
+        .filter(|process| changed(&known, process))
+        .cloned()
+        .collect();
+    let present: std::collections::HashSet<&str> = new
+        .processes
+        .iter()
+        .map(|process| process.name.as_str())
+        .collect();
+    let removed_processes: Vec<String> = old
+        .processes
+        .iter()
+        .filter(|process| !present.contains(process.name.as_str()))
+        .map(|process| process.name.clone())
+        .collect();
+    let hosts: Vec<wire::Host> = new
+        .hosts
+        .iter()
+        .filter(|host| {
+            let known = old.hosts.iter().find(|known| known.name == host.name);
+            known.is_none_or(|known| !same_host(known, host))
+        })
+        .cloned()
+        .collect();
+    let operations: Vec<wire::Operation> = new
+        .operations
+        .iter()
+        .filter(|op| !old.operations.contains(op))
+        .cloned()
+        .collect();
+    let identify = (new.identify != old.identify)
+        .then(|| new.identify.clone())
+        .flatten();
+    let nothing = processes.is_empty()
+        && removed_processes.is_empty()
+        && hosts.is_empty()
+        && operations.is_empty()
+        && identify.is_none()
+        && new.reasons == old.reasons
+        && new.version == old.version;
+    if nothing {
+        return None;
+    }
+    Some(wire::FleetDelta {
+        revision: new.revision,
+        at: new.at,
+        healthy: new.healthy,
+        reasons: new.reasons.clone(),
+        hosts,
+        processes,
+        removed_processes,
+        identify,
+        operations,
+        events: Vec::new(),
+        version: new.version,
+    })
+}
+
+/// Whether nothing but the clock has moved.
+fn same(old: &wire::Process, new: &wire::Process) -> bool {
+    // A watcher counts the seconds itself; everything else is compared field by field.
+    if old.uptime_s == new.uptime_s {
+        return old == new;
+    }
+    let mut old = old.clone();
+    old.uptime_s = new.uptime_s;
+    &old == new
+}
+
+fn same_host(old: &wire::Host, new: &wire::Host) -> bool {
+    let mut old = old.clone();
+    old.last_seen = new.last_seen;
+    old.uptime_s = new.uptime_s;
+    old.agent_uptime_s = new.agent_uptime_s;
+    &old == new
+}
