@@ -192,10 +192,11 @@ async fn connect(peer: &Peer) -> Result<Socket, String> {
         .await
         .map_err(|_| "it does not accept the connection".to_owned())?
         .map_err(|error| error.to_string())?;
-    let MaybeTlsStream::Plain(stream) = socket.get_ref();
-    stream
-        .set_nodelay(true)
-        .map_err(|error| error.to_string())?;
+    if let MaybeTlsStream::Plain(stream) = socket.get_ref() {
+        stream
+            .set_nodelay(true)
+            .map_err(|error| error.to_string())?;
+    }
     Ok(socket)
 }
 
