@@ -233,7 +233,10 @@ pub struct Screen {
 impl Screen {
     /// `view` from its beginning.
     pub fn new(view: View) -> Self {
-        Self { view, list: List::default() }
+        Self {
+            view,
+            list: List::default(),
+        }
     }
 
     /// Which bindings hold here.
@@ -362,21 +365,31 @@ impl App {
 
     /// What is drawn: the live model, or the one held still.
     pub fn shown(&self) -> &Model {
-        self.frozen.as_ref().map_or(&self.model, |(frozen, _)| frozen)
+        self.frozen
+            .as_ref()
+            .map_or(&self.model, |(frozen, _)| frozen)
     }
 
     /// The screen that is shown.
     pub fn screen(&self) -> &Screen {
-        self.screens.last().expect("invariant: the fleet view is never closed")
+        self.screens
+            .last()
+            .expect("invariant: the fleet view is never closed")
     }
 
     pub(super) fn screen_mut(&mut self) -> &mut Screen {
-        self.screens.last_mut().expect("invariant: the fleet view is never closed")
+        self.screens
+            .last_mut()
+            .expect("invariant: the fleet view is never closed")
     }
 
     /// The table of the shown screen.
     pub fn table(&self) -> &Rows {
-        if matches!(self.screen().view, View::Host(_)) { &self.host_rows } else { &self.rows }
+        if matches!(self.screen().view, View::Host(_)) {
+            &self.host_rows
+        } else {
+            &self.rows
+        }
     }
 
     /// How old the data is, and whether that is too old to be trusted.
@@ -393,7 +406,11 @@ impl App {
     pub(super) fn say(&mut self, clock: Clock, gravity: Gravity, text: impl AsRef<str>) {
         let text = super::text::clean(text.as_ref(), 500).into_owned();
         let shown = if gravity == Gravity::Error { 12 } else { 6 };
-        self.notice = Some(Notice { text, gravity, until: clock.mono + Duration::from_secs(shown) });
+        self.notice = Some(Notice {
+            text,
+            gravity,
+            until: clock.mono + Duration::from_secs(shown),
+        });
     }
 }
 
@@ -404,7 +421,11 @@ pub fn problem_line(problem: &Problem) -> String {
         line.push_str(&problem.object);
         line.push_str(": ");
     }
-    line.push_str(if problem.message.is_empty() { &problem.code } else { &problem.message });
+    line.push_str(if problem.message.is_empty() {
+        &problem.code
+    } else {
+        &problem.message
+    });
     for (lead, part) in [(" (", &problem.cause), (" · ", &problem.hint)] {
         if !part.is_empty() {
             line.push_str(lead);

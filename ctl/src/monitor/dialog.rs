@@ -58,7 +58,14 @@ pub struct Dialog {
 impl Dialog {
     /// Asks about `write`.
     pub fn new(ticket: u64, write: Write, must_type: Option<String>) -> Self {
-        Self { ticket, write, plan: Plan::Waiting, must_type, typed: Editor::default(), button: Button::Cancel }
+        Self {
+            ticket,
+            write,
+            plan: Plan::Waiting,
+            must_type,
+            typed: Editor::default(),
+            button: Button::Cancel,
+        }
     }
 
     /// Why it cannot be confirmed yet.
@@ -66,7 +73,9 @@ impl Dialog {
         match (&self.plan, &self.must_type) {
             (Plan::Waiting, _) => Some("the plan is being made".into()),
             (Plan::Refused(_), _) => Some("the fleet refuses it".into()),
-            (Plan::Ready(_), Some(name)) if self.typed.text() != *name => Some(format!("type {name} to confirm")),
+            (Plan::Ready(_), Some(name)) if self.typed.text() != *name => {
+                Some(format!("type {name} to confirm"))
+            }
             (Plan::Ready(_), _) => None,
         }
     }

@@ -18,7 +18,10 @@ impl Editor {
     /// With `text` already typed and the cursor behind it.
     pub fn with(text: &str) -> Self {
         let chars: Vec<char> = text.chars().take(CHARS_MAX).collect();
-        Self { cursor: chars.len(), chars }
+        Self {
+            cursor: chars.len(),
+            chars,
+        }
     }
 
     /// What is typed.
@@ -28,7 +31,10 @@ impl Editor {
 
     /// What is typed before and after the cursor.
     pub fn halves(&self) -> (String, String) {
-        (self.chars[..self.cursor].iter().collect(), self.chars[self.cursor..].iter().collect())
+        (
+            self.chars[..self.cursor].iter().collect(),
+            self.chars[self.cursor..].iter().collect(),
+        )
     }
 
     /// Whether nothing is typed.
@@ -51,11 +57,16 @@ impl Editor {
                 let space = |c: &char| !c.is_whitespace();
                 let head = &self.chars[..self.cursor];
                 let word_end = head.iter().rposition(space).map_or(0, |at| at + 1);
-                let start = head[..word_end].iter().rposition(|c| c.is_whitespace()).map_or(0, |at| at + 1);
+                let start = head[..word_end]
+                    .iter()
+                    .rposition(|c| c.is_whitespace())
+                    .map_or(0, |at| at + 1);
                 self.chars.drain(start..self.cursor);
                 self.cursor = start;
             }
-            KeyCode::Char(_) if control || key.modifiers.contains(KeyModifiers::ALT) => return false,
+            KeyCode::Char(_) if control || key.modifiers.contains(KeyModifiers::ALT) => {
+                return false;
+            }
             KeyCode::Char(c) => self.insert(c.encode_utf8(&mut [0; 4])),
             KeyCode::Backspace if self.cursor > 0 => {
                 self.cursor -= 1;

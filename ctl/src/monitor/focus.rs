@@ -30,7 +30,10 @@ impl Focus {
     pub fn new(target: &str, model: &Model) -> Self {
         let metrics = if target.starts_with("host:") {
             HOST_METRICS
-        } else if model.process(target).is_some_and(|process| process.kind == "db") {
+        } else if model
+            .process(target)
+            .is_some_and(|process| process.kind == "db")
+        {
             DB_METRICS
         } else {
             SHARD_METRICS
@@ -38,19 +41,28 @@ impl Focus {
         Self {
             target: target.to_owned(),
             latencies: Latencies::default(),
-            series: metrics.iter().map(|metric| (*metric, Series::default())).collect(),
+            series: metrics
+                .iter()
+                .map(|metric| (*metric, Series::default()))
+                .collect(),
             filled: false,
         }
     }
 
     /// What to ask the agent for.
     pub fn metrics(&self) -> Vec<String> {
-        self.series.iter().map(|(metric, _)| (*metric).to_owned()).collect()
+        self.series
+            .iter()
+            .map(|(metric, _)| (*metric).to_owned())
+            .collect()
     }
 
     /// The history of `metric`.
     pub fn series(&self, metric: &str) -> Option<&Series> {
-        self.series.iter().find(|(name, _)| *name == metric).map(|(_, series)| series)
+        self.series
+            .iter()
+            .find(|(name, _)| *name == metric)
+            .map(|(_, series)| series)
     }
 
     /// Takes one sample of everything.
@@ -73,12 +85,21 @@ impl Focus {
             return;
         }
         for past in &reply.series {
-            let Some((_, series)) = self.series.iter_mut().find(|(name, _)| *name == past.metric) else { continue };
+            let Some((_, series)) = self
+                .series
+                .iter_mut()
+                .find(|(name, _)| *name == past.metric)
+            else {
+                continue;
+            };
             // A sample of a second covers two of the watch.
             let repeat = (past.step_ms / STEP_MS).clamp(1, 20) as usize;
             let keep = past.values.len().saturating_sub(super::series::POINTS_MAX);
             let values = &past.values[keep..];
-            let stretched: Vec<f64> = values.iter().flat_map(|value| std::iter::repeat_n(*value, repeat)).collect();
+            let stretched: Vec<f64> = values
+                .iter()
+                .flat_map(|value| std::iter::repeat_n(*value, repeat))
+                .collect();
             series.fill(&stretched);
             if past.metric == "latency_ms" {
                 for value in values {

@@ -17,14 +17,22 @@ const NAMES_MAX: u32 = 1_000;
 
 /// Where the monitor keeps its files: `$XDG_STATE_HOME/tanako`.
 pub fn directory(env: impl Fn(&str) -> Option<String>) -> Option<PathBuf> {
-    let absolute = |name: &str| env(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let state = absolute("XDG_STATE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/state")))?;
+    let absolute = |name: &str| {
+        env(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    let state = absolute("XDG_STATE_HOME")
+        .or_else(|| absolute("HOME").map(|home| home.join(".local/state")))?;
     Some(state.join("tanako"))
 }
 
 /// A subscriber that writes to `monitor.log` in `directory`.
 pub fn open(directory: &Path) -> io::Result<Dispatch> {
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)?;
     let bounded = Bounded::open(directory.join("monitor.log"))?;
     let subscriber = tracing_subscriber::fmt()
         .with_max_level(tracing::Level::INFO)
@@ -44,9 +52,17 @@ struct Bounded {
 
 impl Bounded {
     fn open(path: PathBuf) -> io::Result<Self> {
-        let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&path)?;
+        let file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(&path)?;
         let written = file.metadata()?.len();
-        Ok(Self { path, file, written })
+        Ok(Self {
+            path,
+            file,
+            written,
+        })
     }
 }
 
@@ -68,13 +84,31 @@ impl Write for Bounded {
 
 /// Writes `lines` to a new file for `subject` in `directory`; never over an existing one.
 pub fn save(directory: &Path, subject: &str, stamp: &str, lines: &[String]) -> io::Result<PathBuf> {
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-    let tame = |c: char| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '-' };
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)?;
+    let tame = |c: char| {
+        if c.is_ascii_alphanumeric() || c == '-' || c == '_' {
+            c
+        } else {
+            '-'
+        }
+    };
     let subject: String = subject.chars().take(80).map(tame).collect();
     for n in 1..=NAMES_MAX {
-        let suffix = if n == 1 { String::new() } else { format!("-{n}") };
+        let suffix = if n == 1 {
+            String::new()
+        } else {
+            format!("-{n}")
+        };
         let path = directory.join(format!("{subject}-{stamp}{suffix}.log"));
-        let file = match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
+        let file = match OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)
+        {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
             Err(error) => return Err(error),
@@ -83,10 +117,15 @@ pub fn save(directory: &Path, subject: &str, stamp: &str, lines: &[String]) -> i
         for line in lines {
             writeln!(out, "{line}")?;
         }
-        out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+        out.into_inner()
+            .map_err(io::IntoInnerError::into_error)?
+            .sync_all()?;
         return Ok(path);
     }
-    Err(io::Error::new(io::ErrorKind::AlreadyExists, "too many files of that name"))
+    Err(io::Error::new(
+        io::ErrorKind::AlreadyExists,
+        "too many files of that name",
+    ))
 }
 
 #[cfg(test)]
@@ -119,10 +158,21 @@ mod tests {
     #[test]
     fn the_state_directory_follows_xdg() {
         let dir = |pairs: &'static [(&str, &str)]| {
-            directory(|name| pairs.iter().find(|(k, _)| *k == name).map(|(_, v)| (*v).to_owned()))
+            directory(|name| {
+                pairs
+                    .iter()
+                    .find(|(k, _)| *k == name)
+                    .map(|(_, v)| (*v).to_owned())
+            })
         };
-        assert_eq!(dir(&[("XDG_STATE_HOME", "/s"), ("HOME", "/h")]), Some("/s/tanako".into()));
-        assert_eq!(dir(&[("XDG_STATE_HOME", "relative"), ("HOME", "/h")]), Some("/h/.local/state/tanako".into()));
+        assert_eq!(
+            dir(&[("XDG_STATE_HOME", "/s"), ("HOME", "/h")]),
+            Some("/s/tanako".into())
+        );
+        assert_eq!(
+            dir(&[("XDG_STATE_HOME", "relative"), ("HOME", "/h")]),
+            Some("/h/.local/state/tanako".into())
+        );
         assert_eq!(dir(&[]), None);
     }
 }

@@ -74,8 +74,20 @@ pub async fn keep<L: Link>(
         let Some(why) = why else { return };
         let retry_in = backoff(failures, fastrand::f64());
         failures += 1;
-        tracing::warn!(code = why.code, message = why.message, retry_ms = retry_in.as_millis() as u64, "link lost");
-        if inputs.send(Input::Lost { why: Box::new(why), retry_in }).await.is_err() {
+        tracing::warn!(
+            code = why.code,
+            message = why.message,
+            retry_ms = retry_in.as_millis() as u64,
+            "link lost"
+        );
+        if inputs
+            .send(Input::Lost {
+                why: Box::new(why),
+                retry_in,
+            })
+            .await
+            .is_err()
+        {
             return;
         }
         tokio::select! {
@@ -96,7 +108,11 @@ async fn attend<L: Link>(
         Ok(fleet) => fleet,
         Err(why) => return Some(why),
     };
-    let mut updates = match within(fleet.watch(WatchRequest { interval_ms: INTERVAL_MS })).await {
+    let mut updates = match within(fleet.watch(WatchRequest {
+        interval_ms: INTERVAL_MS,
+    }))
+    .await
+    {
         Ok(updates) => updates,
         Err(why) => return Some(why),
     };
@@ -107,10 +123,14 @@ async fn attend<L: Link>(
             Ok(Some(Ok(update))) => update,
             Ok(Some(Err(status))) => return Some(fleet.endpoint().problem(&status)),
             Ok(None) => {
-                return Some(Problem::new("unreachable", "", "the agent ended the connection").retryable());
+                return Some(
+                    Problem::new("unreachable", "", "the agent ended the connection").retryable(),
+                );
             }
             Err(_) => match still_there(&mut fleet).await {
-                Ok(status) => FleetUpdate { update: Some(Update::Snapshot(status)) },
+                Ok(status) => FleetUpdate {
+                    update: Some(Update::Snapshot(status)),
+                },
                 Err(why) => return Some(why),
             },
         };
@@ -138,7 +158,10 @@ async fn still_there(fleet: &mut Fleet) -> Result<FleetStatus, Problem> {
 
 /// Events before now. That there are none is no reason to give the connection up.
 async fn past_events(fleet: &mut Fleet) -> Option<Vec<tanako_proto::fleet::v1::Event>> {
-    let request = EventsRequest { tail: EVENTS_TAIL, ..EventsRequest::default() };
+    let request = EventsRequest {
+        tail: EVENTS_TAIL,
+        ..EventsRequest::default()
+    };
     let collect = async {
         let mut stream = fleet.events(request).await.ok()?;
         let mut events = Vec::new();
@@ -172,7 +195,13 @@ pub async fn follow(
         let mut failures = 0;
         let mut seen = Seen::default();
         loop {
-            let Ok(fleet) = connection.wait_for(Option::is_some).await.map(|fleet| fleet.clone()) else { return };
+            let Ok(fleet) = connection
+                .wait_for(Option::is_some)
+                .await
+                .map(|fleet| fleet.clone())
+            else {
+                return;
+            };
             let Some(fleet) = fleet else { return };
             let why = lines(fleet, &inputs, ticket, &targets, &mut seen, &mut failures).await;
             let Some(why) = why else { return };
@@ -210,7 +239,10 @@ impl Seen {
             return false;
         }
         if line.at == self.at
-            && let Some(at) = self.again.iter().position(|(process, text)| *process == line.process && *text == line.line)
+            && let Some(at) = self
+                .again
+                .iter()
+                .position(|(process, text)| *process == line.process && *text == line.line)
         {
             self.again.swap_remove(at);
             return false;
@@ -259,11 +291,21 @@ async fn lines(
             match line {
                 Ok(line) if seen.is_new(&line) => batch.push(line),
                 Ok(_) => {}
-                Err(status) => failed = Some(super::app::problem_line(&fleet.endpoint().problem(&status))),
+                Err(status) => {
+                    failed = Some(super::app::problem_line(&fleet.endpoint().problem(&status)))
+                }
             }
         }
         *failures = 0;
-        if !batch.is_empty() && inputs.send(Input::Log { ticket, lines: batch }).await.is_err() {
+        if !batch.is_empty()
+            && inputs
+                .send(Input::Log {
+                    ticket,
+                    lines: batch,
+                })
+                .await
+                .is_err()
+        {
             return None;
         }
         if failed.is_some() {
@@ -289,13 +331,21 @@ mod tests {
 
     #[test]
     fn a_new_stream_repeats_no_line_and_loses_none() {
-        let line = |at, text: &str| LogLine { at, line: text.into(), process: "a".into(), ..LogLine::default() };
+        let line = |at, text: &str| LogLine {
+            at,
+            line: text.into(),
+            process: "a".into(),
+            ..LogLine::default()
+        };
         let mut seen = Seen::default();
         for l in [line(1, "x"), line(2, "y"), line(2, "y")] {
             assert!(seen.is_new(&l));
         }
         seen.restart();
         let again = [line(2, "y"), line(2, "y"), line(2, "z"), line(3, "y")];
-        assert_eq!(again.iter().map(|l| seen.is_new(l)).collect::<Vec<_>>(), [false, false, true, true]);
+        assert_eq!(
+            again.iter().map(|l| seen.is_new(l)).collect::<Vec<_>>(),
+            [false, false, true, true]
+        );
     }
 }

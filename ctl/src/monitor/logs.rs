@@ -52,7 +52,13 @@ pub struct Logs {
 impl Logs {
     /// Nothing yet of `targets`.
     pub fn new(ticket: u64, targets: Vec<String>) -> Self {
-        Self { ticket, targets, wrap: false, timestamps: true, ..Self::default() }
+        Self {
+            ticket,
+            targets,
+            wrap: false,
+            timestamps: true,
+            ..Self::default()
+        }
     }
 
     /// Takes lines.
@@ -64,9 +70,16 @@ impl Logs {
             }
             let process = text::clean(&line.process, 200).into_owned();
             self.bytes += clean.len();
-            self.lines.push_back(Line { at: line.at, process, text: clean, stderr: line.stream == "stderr" });
+            self.lines.push_back(Line {
+                at: line.at,
+                process,
+                text: clean,
+                stderr: line.stream == "stderr",
+            });
             while self.lines.len() > LINES_MAX || self.bytes > BYTES_MAX {
-                let Some(gone) = self.lines.pop_front() else { break };
+                let Some(gone) = self.lines.pop_front() else {
+                    break;
+                };
                 self.bytes -= gone.text.len();
                 self.first += 1;
             }
@@ -95,19 +108,31 @@ impl Logs {
 
     /// Holds the view still, or follows again.
     pub fn set_following(&mut self, follow: bool) {
-        self.bottom = if follow { None } else { self.bottom.or(self.end().checked_sub(1)) };
+        self.bottom = if follow {
+            None
+        } else {
+            self.bottom.or(self.end().checked_sub(1))
+        };
     }
 
     /// Lines that came since the view was held still.
     pub fn behind(&self) -> u64 {
-        self.bottom.map_or(0, |bottom| self.end().saturating_sub(bottom + 1))
+        self.bottom
+            .map_or(0, |bottom| self.end().saturating_sub(bottom + 1))
     }
 
     /// The lines of the view from the lowest upwards.
     pub fn upwards(&self) -> impl Iterator<Item = &Line> {
-        let lowest = self.bottom.unwrap_or(u64::MAX).min(self.end().saturating_sub(1));
+        let lowest = self
+            .bottom
+            .unwrap_or(u64::MAX)
+            .min(self.end().saturating_sub(1));
         let shown = (lowest + 1).saturating_sub(self.first) as usize;
-        self.lines.iter().take(shown).rev().filter(|line| self.passes(line))
+        self.lines
+            .iter()
+            .take(shown)
+            .rev()
+            .filter(|line| self.passes(line))
     }
 
     /// Moves the view by `lines` down (negative: up), keeping a screen of `page` filled.
@@ -119,7 +144,11 @@ impl Logs {
         let mut at = self.bottom.unwrap_or(last).clamp(self.first, last);
         let mut left = lines.unsigned_abs();
         while left > 0 {
-            let next = if lines > 0 { at + 1 } else { at.wrapping_sub(1) };
+            let next = if lines > 0 {
+                at + 1
+            } else {
+                at.wrapping_sub(1)
+            };
             if next > last || next < self.first {
                 break;
             }
@@ -128,7 +157,11 @@ impl Logs {
         }
         let lowest_first = (self.first + page.saturating_sub(1) as u64).min(last);
         // Moving down past the end is how `less` follows again; so it is here.
-        self.bottom = if lines > 0 && left > 0 { None } else { Some(at.max(lowest_first)) };
+        self.bottom = if lines > 0 && left > 0 {
+            None
+        } else {
+            Some(at.max(lowest_first))
+        };
     }
 
     /// Shows the oldest line.
@@ -141,13 +174,23 @@ impl Logs {
 
     /// Goes to the next match below (or above); false when there is none.
     pub fn find(&mut self, up: bool) -> bool {
-        let Some(search) = &self.search else { return false };
+        let Some(search) = &self.search else {
+            return false;
+        };
         if self.is_empty() {
             return false;
         }
-        let here = (self.bottom.unwrap_or(self.end() - 1).clamp(self.first, self.end() - 1) - self.first) as usize;
+        let here = (self
+            .bottom
+            .unwrap_or(self.end() - 1)
+            .clamp(self.first, self.end() - 1)
+            - self.first) as usize;
         let hit = |at: &usize| search.accepts(&self.lines[*at].text);
-        let found = if up { (0..here).rev().find(hit) } else { (here + 1..self.lines.len()).find(hit) };
+        let found = if up {
+            (0..here).rev().find(hit)
+        } else {
+            (here + 1..self.lines.len()).find(hit)
+        };
         if let Some(at) = found {
             self.bottom = Some(self.first + at as u64);
         }
@@ -156,15 +199,25 @@ impl Logs {
 
     /// Lines that match the search.
     pub fn matches(&self) -> usize {
-        self.search.as_ref().map_or(0, |search| self.lines.iter().filter(|line| search.accepts(&line.text)).count())
+        self.search.as_ref().map_or(0, |search| {
+            self.lines
+                .iter()
+                .filter(|line| search.accepts(&line.text))
+                .count()
+        })
     }
 
     fn passes(&self, line: &Line) -> bool {
-        !self.only_matches || self.search.as_ref().is_none_or(|search| search.accepts(&line.text))
+        !self.only_matches
+            || self
+                .search
+                .as_ref()
+                .is_none_or(|search| search.accepts(&line.text))
     }
 
     fn at(&self, number: u64) -> Option<&Line> {
-        self.lines.get(usize::try_from(number.checked_sub(self.first)?).ok()?)
+        self.lines
+            .get(usize::try_from(number.checked_sub(self.first)?).ok()?)
     }
 
     fn end(&self) -> u64 {
@@ -177,7 +230,12 @@ mod tests {
     use super::*;
 
     fn lines(range: std::ops::Range<usize>) -> Vec<LogLine> {
-        range.map(|i| LogLine { line: format!("line {i}"), ..LogLine::default() }).collect()
+        range
+            .map(|i| LogLine {
+                line: format!("line {i}"),
+                ..LogLine::default()
+            })
+            .collect()
     }
 
     fn lowest(logs: &Logs) -> &str {
@@ -210,7 +268,13 @@ mod tests {
         assert_eq!(logs.upwards().count(), 0);
         logs.scroll(1, 5);
         assert!(logs.upwards().count() > 0);
-        logs.push(vec![LogLine { line: "x".repeat(1 << 20), ..LogLine::default() }; 1000]);
+        logs.push(vec![
+            LogLine {
+                line: "x".repeat(1 << 20),
+                ..LogLine::default()
+            };
+            1000
+        ]);
         assert!(logs.iter().map(|line| line.text.len()).sum::<usize>() <= BYTES_MAX);
     }
 

@@ -57,14 +57,15 @@ pub struct Options {
 /// Shows the fleet behind `endpoint` until the operator quits. Workloads are never touched by that.
 pub async fn run(endpoint: Endpoint, options: Options) -> anyhow::Result<()> {
     if !term::is_terminal() {
-        anyhow::bail!("the monitor needs a terminal; for a pipe there is `tanakoctl status --watch`");
+        anyhow::bail!(
+            "the monitor needs a terminal; for a pipe there is `tanakoctl status --watch`"
+        );
     }
     let env = |name: &str| std::env::var(name).ok();
     let directory = journal::directory(env);
     let journal = match &directory {
-        Some(directory) => {
-            journal::open(directory).with_context(|| format!("cannot write a log in {}", directory.display()))?
-        }
+        Some(directory) => journal::open(directory)
+            .with_context(|| format!("cannot write a log in {}", directory.display()))?,
         None => Dispatch::none(),
     };
     let theme = theme::Theme::detect(options.ascii, options.no_color, env);
@@ -73,5 +74,7 @@ pub async fn run(endpoint: Endpoint, options: Options) -> anyhow::Result<()> {
     let session = format!("{:016x}", fastrand::u64(..));
     let app = app::App::new(&options.context, readonly, &session, (80, 24));
     let saves = directory.map(|directory| directory.join("logs"));
-    runner::run(endpoint, app, theme, options.mouse, saves).with_subscriber(journal).await
+    runner::run(endpoint, app, theme, options.mouse, saves)
+        .with_subscriber(journal)
+        .await
 }

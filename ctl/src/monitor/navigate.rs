@@ -101,7 +101,11 @@ impl App {
                 }
             }
             Command::Write(verb) => {
-                let targets = if verb == super::write::Verb::Backup { Vec::new() } else { self.targets() };
+                let targets = if verb == super::write::Verb::Backup {
+                    Vec::new()
+                } else {
+                    self.targets()
+                };
                 self.ask(clock, verb, targets, actions);
             }
             Command::Follow
@@ -129,7 +133,8 @@ impl App {
         self.host_rows = Rows::default();
         self.host_rows.query_mut().host = Some(host.clone());
         // At most one host is open at a time, since there is one table for it.
-        self.screens.retain(|screen| !matches!(screen.view, View::Host(_)));
+        self.screens
+            .retain(|screen| !matches!(screen.view, View::Host(_)));
         self.open(View::Host(host));
     }
 
@@ -160,18 +165,37 @@ impl App {
             }
             View::Process(_) => self.open_prompt(Purpose::Command, "guild "),
             View::Guild(_) => {
-                let shards = self.guild.as_ref().and_then(|(_, reply)| reply.as_ref().ok()).map(|at| &at.shards);
-                let node = self.guild.as_ref().and_then(|(_, reply)| reply.as_ref().ok()).map(|at| &at.db_node);
-                let name = shards.and_then(|shards| shards.get(cursor)).map(|shard| &shard.process).or(node).cloned();
+                let shards = self
+                    .guild
+                    .as_ref()
+                    .and_then(|(_, reply)| reply.as_ref().ok())
+                    .map(|at| &at.shards);
+                let node = self
+                    .guild
+                    .as_ref()
+                    .and_then(|(_, reply)| reply.as_ref().ok())
+                    .map(|at| &at.db_node);
+                let name = shards
+                    .and_then(|shards| shards.get(cursor))
+                    .map(|shard| &shard.process)
+                    .or(node)
+                    .cloned();
                 self.open_process(name);
             }
             View::Events(object) => {
-                let name = events(self.shown(), object.as_deref()).nth(cursor).map(|event| event.object.clone());
+                let name = events(self.shown(), object.as_deref())
+                    .nth(cursor)
+                    .map(|event| event.object.clone());
                 self.open_process(name);
             }
             View::Identify => {}
             View::Operations => {
-                if let Some(id) = self.shown().operations.get(cursor).map(|operation| operation.id.clone()) {
+                if let Some(id) = self
+                    .shown()
+                    .operations
+                    .get(cursor)
+                    .map(|operation| operation.id.clone())
+                {
                     self.open(View::Operation(id));
                 }
             }
@@ -188,7 +212,9 @@ impl App {
     /// The process under the cursor, or the one that is open.
     pub fn selected_process(&self) -> Option<&Process> {
         match &self.screen().view {
-            View::Fleet | View::Host(_) => self.table().process(self.shown(), self.screen().list.cursor),
+            View::Fleet | View::Host(_) => self
+                .table()
+                .process(self.shown(), self.screen().list.cursor),
             View::Process(name) => self.shown().process(name),
             _ => None,
         }
@@ -197,12 +223,20 @@ impl App {
     fn subject(&self) -> Option<Subject> {
         let cursor = self.screen().list.cursor;
         match &self.screen().view {
-            View::Hosts => self.shown().hosts.get(cursor).map(|host| Subject::Host(host.name.clone())),
-            View::Operations => {
-                self.shown().operations.get(cursor).map(|operation| Subject::Operation(operation.id.clone()))
-            }
+            View::Hosts => self
+                .shown()
+                .hosts
+                .get(cursor)
+                .map(|host| Subject::Host(host.name.clone())),
+            View::Operations => self
+                .shown()
+                .operations
+                .get(cursor)
+                .map(|operation| Subject::Operation(operation.id.clone())),
             View::Operation(id) => Some(Subject::Operation(id.clone())),
-            _ => self.selected_process().map(|process| Subject::Process(process.name.clone())),
+            _ => self
+                .selected_process()
+                .map(|process| Subject::Process(process.name.clone())),
         }
     }
 
@@ -211,7 +245,10 @@ impl App {
         if !self.marked.is_empty() && matches!(self.screen().view, View::Fleet | View::Host(_)) {
             return self.marked.iter().cloned().collect();
         }
-        self.selected_process().map(|process| process.name.clone()).into_iter().collect()
+        self.selected_process()
+            .map(|process| process.name.clone())
+            .into_iter()
+            .collect()
     }
 
     fn logs_open(&self) -> bool {
@@ -219,7 +256,11 @@ impl App {
     }
 
     pub(super) fn table_mut(&mut self) -> &mut Rows {
-        if matches!(self.screen().view, View::Host(_)) { &mut self.host_rows } else { &mut self.rows }
+        if matches!(self.screen().view, View::Host(_)) {
+            &mut self.host_rows
+        } else {
+            &mut self.rows
+        }
     }
 
     pub(super) fn move_by(&mut self, rows: i64) {
@@ -238,7 +279,11 @@ impl App {
         let page = self.screen().list.page.get();
         if self.logs_open() {
             if let Some(logs) = &mut self.logs {
-                if row == 0 { logs.to_top(page) } else { logs.set_following(true) }
+                if row == 0 {
+                    logs.to_top(page)
+                } else {
+                    logs.set_following(true)
+                }
             }
             return;
         }
@@ -254,9 +299,13 @@ impl App {
         match &self.screen().view {
             View::Fleet | View::Host(_) => self.table().len(),
             View::Hosts => model.hosts.len(),
-            View::Process(name) => model.process(name).map_or(0, |process| process.shards.len()),
+            View::Process(name) => model
+                .process(name)
+                .map_or(0, |process| process.shards.len()),
             View::Guild(_) => match &self.guild {
-                Some((_, Ok(location))) => location.shards.len() + usize::from(!location.db_node.is_empty()),
+                Some((_, Ok(location))) => {
+                    location.shards.len() + usize::from(!location.db_node.is_empty())
+                }
                 _ => 0,
             },
             View::Logs(_) => 0,
@@ -283,7 +332,11 @@ impl App {
             None => (&self.model, &dirty[..]),
         };
         self.rows.refresh(model, dirty);
-        if self.screens.iter().any(|screen| matches!(screen.view, View::Host(_))) {
+        if self
+            .screens
+            .iter()
+            .any(|screen| matches!(screen.view, View::Host(_)))
+        {
             self.host_rows.refresh(model, dirty);
         }
         self.marked.retain(|name| model.process(name).is_some());
@@ -293,7 +346,10 @@ impl App {
 
     fn hold_selection(&mut self) {
         let len = self.len();
-        let screen = self.screens.last().expect("invariant: the fleet view is never closed");
+        let screen = self
+            .screens
+            .last()
+            .expect("invariant: the fleet view is never closed");
         let mut cursor = screen.list.cursor.min(len.saturating_sub(1));
         let mut anchor = None;
         if matches!(screen.view, View::Fleet | View::Host(_)) {
@@ -301,7 +357,9 @@ impl App {
             if let Some(name) = &screen.list.anchor {
                 cursor = table.position(model, name, cursor).unwrap_or(cursor);
             }
-            anchor = table.process(model, cursor).map(|process| process.name.clone());
+            anchor = table
+                .process(model, cursor)
+                .map(|process| process.name.clone());
         }
         let list = &mut self.screen_mut().list;
         list.cursor = cursor;
@@ -310,16 +368,28 @@ impl App {
 
     fn ask_for_screen(&mut self, actions: &mut Vec<Action>) {
         let wants = match &self.screen().view {
-            View::Process(name) => {
-                Asked { logs: Some(vec![name.clone()]), history: Some(name.clone()), guild: None }
-            }
-            View::Host(name) => Asked { history: Some(format!("host:{name}")), ..Asked::default() },
+            View::Process(name) => Asked {
+                logs: Some(vec![name.clone()]),
+                history: Some(name.clone()),
+                guild: None,
+            },
+            View::Host(name) => Asked {
+                history: Some(format!("host:{name}")),
+                ..Asked::default()
+            },
             View::Logs(targets) => {
                 // The process underneath goes on being watched.
                 let below = self.focus.as_ref().map(|focus| focus.target.clone());
-                Asked { logs: Some(targets.clone()), history: below, guild: None }
+                Asked {
+                    logs: Some(targets.clone()),
+                    history: below,
+                    guild: None,
+                }
             }
-            View::Guild(id) => Asked { guild: Some(*id), ..Asked::default() },
+            View::Guild(id) => Asked {
+                guild: Some(*id),
+                ..Asked::default()
+            },
             _ => Asked::default(),
         };
         if self.asked.as_ref() == Some(&wants) {
@@ -335,7 +405,10 @@ impl App {
                     let mut logs = known.unwrap_or_else(|| Logs::new(ticket, targets.clone()));
                     logs.ticket = ticket;
                     self.logs = Some(logs);
-                    actions.push(Action::Follow { ticket, targets: targets.clone() });
+                    actions.push(Action::Follow {
+                        ticket,
+                        targets: targets.clone(),
+                    });
                 }
                 None if before.logs.is_some() => {
                     self.logs = None;
@@ -345,10 +418,18 @@ impl App {
             }
         }
         match &wants.history {
-            Some(target) if self.focus.as_ref().is_none_or(|focus| focus.target != *target) => {
+            Some(target)
+                if self
+                    .focus
+                    .as_ref()
+                    .is_none_or(|focus| focus.target != *target) =>
+            {
                 let mut focus = Focus::new(target, &self.model);
                 focus.sample(&self.model);
-                actions.push(Action::History { target: target.clone(), metrics: focus.metrics() });
+                actions.push(Action::History {
+                    target: target.clone(),
+                    metrics: focus.metrics(),
+                });
                 self.focus = Some(focus);
             }
             Some(_) => {}
@@ -374,5 +455,9 @@ pub fn events<'m>(
     model: &'m Model,
     object: Option<&'m str>,
 ) -> impl Iterator<Item = &'m tanako_proto::fleet::v1::Event> {
-    model.events.iter().rev().filter(move |event| object.is_none_or(|object| event.object == object))
+    model
+        .events
+        .iter()
+        .rev()
+        .filter(move |event| object.is_none_or(|object| event.object == object))
 }

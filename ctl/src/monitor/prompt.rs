@@ -103,7 +103,11 @@ impl Prompt {
         let head = line.rfind(' ').map_or("", |space| &line[..=space]);
         let mut text = format!("{head}{}", self.choices[at]);
         if n == 1 {
-            if head.is_empty() && COMMANDS.iter().any(|(name, takes)| *name == self.choices[0] && !takes.is_empty()) {
+            if head.is_empty()
+                && COMMANDS
+                    .iter()
+                    .any(|(name, takes)| *name == self.choices[0] && !takes.is_empty())
+            {
                 text.push(' ');
             }
             self.editor = Editor::with(&text);
@@ -125,11 +129,17 @@ fn choices(line: &str, model: &Model) -> Vec<String> {
             "process" | "logs" | "describe" | "events" => processes(model),
             "host" => model.hosts.iter().map(|host| host.name.clone()).collect(),
             "start" | "stop" | "restart" => targets(model),
-            "sort" => SortKey::ALL.iter().map(|key| key.name().to_owned()).collect(),
+            "sort" => SortKey::ALL
+                .iter()
+                .map(|key| key.name().to_owned())
+                .collect(),
             _ => Vec::new(),
         }
     } else {
-        COMMANDS.iter().map(|(name, _)| (*name).to_owned()).collect()
+        COMMANDS
+            .iter()
+            .map(|(name, _)| (*name).to_owned())
+            .collect()
     };
     all.retain(|choice| choice.starts_with(word));
     all.sort_by(|a, b| super::text::natural(a, b));
@@ -138,7 +148,11 @@ fn choices(line: &str, model: &Model) -> Vec<String> {
 }
 
 fn processes(model: &Model) -> Vec<String> {
-    model.processes().iter().map(|process| process.name.clone()).collect()
+    model
+        .processes()
+        .iter()
+        .map(|process| process.name.clone())
+        .collect()
 }
 
 fn targets(model: &Model) -> Vec<String> {
@@ -148,9 +162,16 @@ fn targets(model: &Model) -> Vec<String> {
         all.push("db".into());
     }
     all.extend(model.hosts.iter().map(|host| format!("host:{}", host.name)));
-    let mut bots: Vec<String> = model.processes().iter().map(|process| process.bot.clone()).collect();
+    let mut bots: Vec<String> = model
+        .processes()
+        .iter()
+        .map(|process| process.bot.clone())
+        .collect();
     bots.sort_unstable();
     bots.dedup();
-    all.extend(bots.into_iter().filter(|bot| !bot.is_empty() && bot != "db"));
+    all.extend(
+        bots.into_iter()
+            .filter(|bot| !bot.is_empty() && bot != "db"),
+    );
     all
 }

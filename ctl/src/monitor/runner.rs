@@ -55,7 +55,13 @@ struct Runner {
 }
 
 /// Runs until the operator quits, a signal comes or the terminal is gone.
-pub async fn run<L: Link>(link: L, mut app: App, theme: Theme, mouse: bool, saves: Option<PathBuf>) -> anyhow::Result<()> {
+pub async fn run<L: Link>(
+    link: L,
+    mut app: App,
+    theme: Theme,
+    mouse: bool,
+    saves: Option<PathBuf>,
+) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let tracker = TaskTracker::new();
     let (inputs, mut received) = mpsc::channel(INPUTS_MAX);
@@ -68,8 +74,14 @@ pub async fn run<L: Link>(link: L, mut app: App, theme: Theme, mouse: bool, save
     app.size = term.size()?;
     let keeper = link::keep(link, inputs.clone(), connected, stop.clone());
     tracker.spawn(keeper.with_current_subscriber());
-    let mut runner =
-        Runner { inputs, connection, tracker: tracker.clone(), stop: stop.clone(), log: CancellationToken::new(), saves };
+    let mut runner = Runner {
+        inputs,
+        connection,
+        tracker: tracker.clone(),
+        stop: stop.clone(),
+        log: CancellationToken::new(),
+        saves,
+    };
     let begun = Instant::now();
     let mut events = EventStream::new();
     let mut ticks = interval(Duration::from_secs(1));
@@ -134,10 +146,17 @@ pub async fn run<L: Link>(link: L, mut app: App, theme: Theme, mouse: bool, save
 }
 
 fn clock(begun: Instant) -> Clock {
-    let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64);
-    let offset_s = jiff::Timestamp::from_millisecond(unix_ms)
-        .map_or(0, |now| jiff::tz::TimeZone::system().to_offset(now).seconds());
-    Clock { mono: begun.elapsed(), unix_ms, offset_s }
+    let unix_ms = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_millis() as i64);
+    let offset_s = jiff::Timestamp::from_millisecond(unix_ms).map_or(0, |now| {
+        jiff::tz::TimeZone::system().to_offset(now).seconds()
+    });
+    Clock {
+        mono: begun.elapsed(),
+        unix_ms,
+        offset_s,
+    }
 }
 
 fn translate(event: Event) -> Option<Input> {
@@ -162,7 +181,10 @@ impl Runner {
                     let request = write.request().clone();
                     self.ask(
                         move |fleet| plan(fleet, request),
-                        move |reply| Input::Planned { ticket, reply: boxed(reply) },
+                        move |reply| Input::Planned {
+                            ticket,
+                            reply: boxed(reply),
+                        },
                     );
                 }
                 Action::Submit(write) => {
@@ -176,12 +198,20 @@ impl Runner {
                     let request = GuildRequest { guild_id: guild };
                     self.ask(
                         move |mut fleet| async move { fleet.locate_guild(request).await },
-                        move |reply| Input::Located { guild, reply: boxed(reply) },
+                        move |reply| Input::Located {
+                            guild,
+                            reply: boxed(reply),
+                        },
                     );
                 }
                 Action::History { target, metrics } => {
                     let (seconds, points) = HISTORY;
-                    let request = HistoryRequest { target: target.clone(), metrics, seconds, points };
+                    let request = HistoryRequest {
+                        target: target.clone(),
+                        metrics,
+                        seconds,
+                        points,
+                    };
                     self.ask_quietly(
                         move |mut fleet| async move { fleet.history(request).await },
                         move |reply| Input::History { target, reply },
@@ -191,11 +221,16 @@ impl Runner {
                     self.log.cancel();
                     self.log = self.stop.child_token();
                     let (connection, inputs) = (self.connection.clone(), self.inputs.clone());
-                    let follow = link::follow(connection, inputs, ticket, targets, self.log.clone());
+                    let follow =
+                        link::follow(connection, inputs, ticket, targets, self.log.clone());
                     self.tracker.spawn(follow.with_current_subscriber());
                 }
                 Action::Unfollow => self.log.cancel(),
-                Action::Save { subject, unix_ms, lines } => self.save(subject, unix_ms, lines),
+                Action::Save {
+                    subject,
+                    unix_ms,
+                    lines,
+                } => self.save(subject, unix_ms, lines),
             }
         }
         Ok(true)
@@ -253,7 +288,9 @@ impl Runner {
     fn save(&self, subject: String, unix_ms: i64, lines: Vec<String>) {
         let (inputs, directory) = (self.inputs.clone(), self.saves.clone());
         self.tracker.spawn_blocking(move || {
-            let stamp = text::date_time(unix_ms, 0).replace(['-', ':'], "").replace(' ', "T");
+            let stamp = text::date_time(unix_ms, 0)
+                .replace(['-', ':'], "")
+                .replace(' ', "T");
             let saved = match directory {
                 Some(directory) => journal::save(&directory, &subject, &stamp, &lines)
                     .map(|path| path.display().to_string())
@@ -271,35 +308,58 @@ fn boxed<T>(reply: Result<T, Problem>) -> Result<Box<T>, Box<Problem>> {
 }
 
 /// Calls the fleet once there is a connection, all within one deadline.
-async fn request<T, F>(mut connection: Connection, call: impl FnOnce(Fleet) -> F) -> Result<T, Problem>
+async fn request<T, F>(
+    mut connection: Connection,
+    call: impl FnOnce(Fleet) -> F,
+) -> Result<T, Problem>
 where
     F: Future<Output = Result<T, Problem>>,
 {
     let work = async {
-        let fleet = connection.wait_for(Option::is_some).await.ok().and_then(|fleet| fleet.clone());
+        let fleet = connection
+            .wait_for(Option::is_some)
+            .await
+            .ok()
+            .and_then(|fleet| fleet.clone());
         match fleet {
             Some(fleet) => call(fleet).await,
-            None => Err(Problem::new("unreachable", "", "there is no connection to an agent").retryable()),
+            None => Err(
+                Problem::new("unreachable", "", "there is no connection to an agent").retryable(),
+            ),
         }
     };
     timeout(ANSWER, work).await.unwrap_or_else(|_| {
-        Err(Problem::new("timeout", "", "the agent did not answer").hint("it is tried again when the link is back").retryable())
+        Err(Problem::new("timeout", "", "the agent did not answer")
+            .hint("it is tried again when the link is back")
+            .retryable())
     })
 }
 
-async fn plan(mut fleet: Fleet, request: OperationRequest) -> Result<tanako_proto::fleet::v1::PlanReply, Problem> {
-    let request = PlanRequest { of: Some(Of::Operation(request)), file_name: String::new() };
+async fn plan(
+    mut fleet: Fleet,
+    request: OperationRequest,
+) -> Result<tanako_proto::fleet::v1::PlanReply, Problem> {
+    let request = PlanRequest {
+        of: Some(Of::Operation(request)),
+        file_name: String::new(),
+    };
     fleet.plan(request).await
 }
 
 /// Hands a change over. When the answer is lost it is asked again with the same request id, which
 /// gives the same operation and not a second one.
-async fn submit(connection: Connection, write: &Write) -> Result<tanako_proto::fleet::v1::Operation, Problem> {
+async fn submit(
+    connection: Connection,
+    write: &Write,
+) -> Result<tanako_proto::fleet::v1::Operation, Problem> {
     let begun = Instant::now();
     let mut attempt = 0;
     loop {
         let change = write.request().clone();
-        let answer = request(connection.clone(), |fleet| async move { fleet.writer()?.submit(change).await }).await;
+        let answer = request(connection.clone(), |fleet| async move {
+            fleet.writer()?.submit(change).await
+        })
+        .await;
         match answer {
             Err(why) if why.retryable && lost(&why) && begun.elapsed() < SUBMIT => {
                 tokio::time::sleep(link::backoff(attempt, fastrand::f64())).await;

@@ -51,7 +51,12 @@ impl Term {
     fn enter(&mut self) -> io::Result<()> {
         TAKEN.store(true, Ordering::SeqCst);
         enable_raw_mode()?;
-        execute!(io::stdout(), EnterAlternateScreen, event::EnableBracketedPaste, cursor::Hide)?;
+        execute!(
+            io::stdout(),
+            EnterAlternateScreen,
+            event::EnableBracketedPaste,
+            cursor::Hide
+        )?;
         if self.mouse {
             execute!(io::stdout(), event::EnableMouseCapture)?;
         }
@@ -98,7 +103,13 @@ fn give_back() {
     }
     let mut out = io::stdout();
     // Each may fail when the terminal is gone: then there is nothing left to restore.
-    let _ = execute!(out, event::DisableMouseCapture, event::DisableBracketedPaste, LeaveAlternateScreen, cursor::Show);
+    let _ = execute!(
+        out,
+        event::DisableMouseCapture,
+        event::DisableBracketedPaste,
+        LeaveAlternateScreen,
+        cursor::Show
+    );
     let _ = disable_raw_mode();
     let _ = out.flush();
 }
@@ -113,8 +124,16 @@ pub fn is_terminal() -> bool {
 pub fn is_gone() -> bool {
     let stdin = io::stdin();
     let mut ends = [PollFd::from_borrowed_fd(stdin.as_fd(), PollFlags::empty())];
-    match poll(&mut ends, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
-        Ok(_) => ends[0].revents().intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL),
+    match poll(
+        &mut ends,
+        Some(&Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        }),
+    ) {
+        Ok(_) => ends[0]
+            .revents()
+            .intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL),
         Err(Errno::INTR | Errno::AGAIN) => false,
         Err(_) => true,
     }

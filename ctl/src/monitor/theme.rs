@@ -31,6 +31,7 @@ pub enum Role {
     Strong,
     Title,
     Accent,
+    Trend,
     Good,
     Warn,
     Bad,
@@ -60,6 +61,7 @@ pub struct Glyphs {
     pub up: &'static str,
     pub down: &'static str,
     pub full: &'static str,
+    pub block: &'static str,
     pub empty: &'static str,
     pub rule: &'static str,
     pub dot: &'static str,
@@ -81,8 +83,9 @@ static UNICODE: Glyphs = Glyphs {
     cursor: "▌",
     up: "▲",
     down: "▼",
-    full: "█",
-    empty: "░",
+    full: "━",
+    block: "▇",
+    empty: "─",
     rule: "─",
     dot: "·",
     levels: ["▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"],
@@ -104,6 +107,7 @@ static ASCII: Glyphs = Glyphs {
     up: "^",
     down: "v",
     full: "#",
+    block: "#",
     empty: ".",
     rule: "-",
     dot: "|",
@@ -125,16 +129,27 @@ impl Theme {
     pub fn detect(ascii: bool, no_color: bool, env: impl Fn(&str) -> Option<String>) -> Self {
         let set = |name: &str| env(name).filter(|value| !value.is_empty());
         let term = set("TERM").unwrap_or_default();
-        let depth = if no_color || set("NO_COLOR").is_some() || term == "dumb" || term.starts_with("vt") {
-            Depth::None
-        } else if term.contains("256color") || term.contains("direct") || set("COLORTERM").is_some() {
-            Depth::Palette
-        } else {
-            Depth::Sixteen
-        };
-        let locale = ["LC_ALL", "LC_CTYPE", "LANG"].into_iter().find_map(set).unwrap_or_default().to_lowercase();
+        let depth =
+            if no_color || set("NO_COLOR").is_some() || term == "dumb" || term.starts_with("vt") {
+                Depth::None
+            } else if term.contains("256color")
+                || term.contains("direct")
+                || set("COLORTERM").is_some()
+            {
+                Depth::Palette
+            } else {
+                Depth::Sixteen
+            };
+        let locale = ["LC_ALL", "LC_CTYPE", "LANG"]
+            .into_iter()
+            .find_map(set)
+            .unwrap_or_default()
+            .to_lowercase();
         let utf8 = locale.contains("utf-8") || locale.contains("utf8");
-        Self { depth, ascii: ascii || !utf8 || term == "linux" }
+        Self {
+            depth,
+            ascii: ascii || !utf8 || term == "linux",
+        }
     }
 
     /// The characters to draw with.
@@ -152,7 +167,9 @@ impl Theme {
                 Role::Dim | Role::Track => style.add_modifier(Modifier::DIM),
                 Role::Strong | Role::Title | Role::Warn | Role::Mark => style.add_modifier(bold),
                 Role::Bad => style.add_modifier(bold | Modifier::UNDERLINED),
-                Role::Selected | Role::Production | Role::Match | Role::Stale => style.add_modifier(reverse),
+                Role::Selected | Role::Production | Role::Match | Role::Stale => {
+                    style.add_modifier(reverse)
+                }
                 _ => style,
             },
             (Depth::Sixteen, role) => match role {
@@ -160,6 +177,7 @@ impl Theme {
                 Role::Strong => style.add_modifier(bold),
                 Role::Title => style.fg(Color::Cyan).add_modifier(bold),
                 Role::Accent => style.fg(Color::Cyan),
+                Role::Trend => style.fg(Color::Blue),
                 Role::Good => style.fg(Color::Cyan),
                 Role::Warn => style.fg(Color::Yellow),
                 Role::Bad => style.fg(Color::LightRed).add_modifier(bold),
@@ -178,12 +196,16 @@ impl Theme {
                     Role::Strong => style.add_modifier(bold),
                     Role::Title => fg(117).add_modifier(bold),
                     Role::Accent => fg(74),
+                    Role::Trend => fg(67),
                     Role::Good => fg(79),
                     Role::Warn => fg(221),
                     Role::Bad => fg(209).add_modifier(bold),
                     Role::Mark => fg(221).add_modifier(bold),
                     Role::Match => fg(16).bg(Color::Indexed(221)),
-                    Role::Selected => style.bg(Color::Indexed(24)).fg(Color::Indexed(231)).add_modifier(bold),
+                    Role::Selected => style
+                        .bg(Color::Indexed(24))
+                        .fg(Color::Indexed(231))
+                        .add_modifier(bold),
                     Role::Production => fg(231).bg(Color::Indexed(130)).add_modifier(bold),
                     Role::Stale => fg(16).bg(Color::Indexed(214)),
                     Role::Text => style,
@@ -222,7 +244,9 @@ impl Theme {
         match state {
             "ready" | "succeeded" | "ok" => (glyphs.ready, Role::Good),
             "starting" | "pending" => (glyphs.starting, Role::Warn),
-            "connecting" | "waiting-permit" | "identifying" | "resuming" => (glyphs.starting, Role::Warn),
+            "connecting" | "waiting-permit" | "identifying" | "resuming" => {
+                (glyphs.starting, Role::Warn)
+            }
             "running" => (glyphs.running, Role::Warn),
             "draining" | "paused" => (glyphs.draining, Role::Warn),
             "stopping" | "cordoned" => (glyphs.stopping, Role::Warn),
@@ -241,14 +265,23 @@ mod tests {
     #[test]
     fn the_environment_decides_what_was_not_asked_for() {
         let theme = |vars: &[(&str, &str)]| {
-            let vars: Vec<_> = vars.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-            Theme::detect(false, false, move |name| vars.iter().find(|(k, _)| k == name).map(|(_, v)| v.clone()))
+            let vars: Vec<_> = vars
+                .iter()
+                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+                .collect();
+            Theme::detect(false, false, move |name| {
+                vars.iter().find(|(k, _)| k == name).map(|(_, v)| v.clone())
+            })
         };
         let modern = theme(&[("TERM", "xterm-256color"), ("LANG", "en_US.UTF-8")]);
         assert_eq!((modern.depth, modern.ascii), (Depth::Palette, false));
         let plain = theme(&[("TERM", "screen"), ("LANG", "C")]);
         assert_eq!((plain.depth, plain.ascii), (Depth::Sixteen, true));
-        let none = theme(&[("TERM", "xterm-256color"), ("LC_ALL", "C.UTF-8"), ("NO_COLOR", "1")]);
+        let none = theme(&[
+            ("TERM", "xterm-256color"),
+            ("LC_ALL", "C.UTF-8"),
+            ("NO_COLOR", "1"),
+        ]);
         assert_eq!((none.depth, none.ascii), (Depth::None, false));
     }
 
@@ -257,8 +290,20 @@ mod tests {
         let mut buffer = Buffer::empty(ratatui::layout::Rect::new(0, 0, 3, 1));
         buffer[(0, 0)].set_symbol("\u{1b}[2J").set_fg(Color::Red);
         buffer[(1, 0)].set_symbol("日");
-        Theme { depth: Depth::None, ascii: true }.finish(&mut buffer);
-        assert!(buffer.content.iter().all(|cell| cell.symbol().is_ascii() && cell.fg == Color::Reset));
-        assert_eq!((buffer[(0, 0)].symbol(), buffer[(1, 0)].symbol()), ("?", "?"));
+        Theme {
+            depth: Depth::None,
+            ascii: true,
+        }
+        .finish(&mut buffer);
+        assert!(
+            buffer
+                .content
+                .iter()
+                .all(|cell| cell.symbol().is_ascii() && cell.fg == Color::Reset)
+        );
+        assert_eq!(
+            (buffer[(0, 0)].symbol(), buffer[(1, 0)].symbol()),
+            ("?", "?")
+        );
     }
 }

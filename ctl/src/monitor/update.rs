@@ -32,7 +32,10 @@ impl App {
             Input::Tick => self.tick(clock),
             Input::Update(update) => self.fleet(clock, *update),
             Input::Lost { why, retry_in } => {
-                self.link = LinkState::Lost { why, retry_at: clock.mono + retry_in };
+                self.link = LinkState::Lost {
+                    why,
+                    retry_at: clock.mono + retry_in,
+                };
             }
             Input::Events(events) => self.model.add_events(events),
             Input::Planned { ticket, reply } => self.planned(ticket, reply),
@@ -43,7 +46,11 @@ impl App {
                 }
                 Err(problem) => {
                     let what = write.verb().title();
-                    self.say(clock, Gravity::Error, format!("{what} failed: {}", problem_line(&problem)));
+                    self.say(
+                        clock,
+                        Gravity::Error,
+                        format!("{what} failed: {}", problem_line(&problem)),
+                    );
                 }
             },
             Input::Located { guild, reply } => {
@@ -76,7 +83,8 @@ impl App {
     }
 
     fn key(&mut self, clock: Clock, key: KeyEvent, actions: &mut Vec<Action>) {
-        if keymap::lookup(keymap::PLAIN, key, None) == Meaning::Command(Command::Quit) && key.code == KeyCode::Char('c')
+        if keymap::lookup(keymap::PLAIN, key, None) == Meaning::Command(Command::Quit)
+            && key.code == KeyCode::Char('c')
         {
             // Control-C leaves from everywhere, a half-typed line or an open question included.
             actions.push(Action::Quit);
@@ -99,7 +107,9 @@ impl App {
     }
 
     fn dialog_key(&mut self, clock: Clock, key: KeyEvent, actions: &mut Vec<Action>) {
-        let Some(dialog) = &mut self.dialog else { return };
+        let Some(dialog) = &mut self.dialog else {
+            return;
+        };
         match dialog.key(key) {
             Answer::None => {}
             Answer::Cancel => {
@@ -111,7 +121,11 @@ impl App {
                     && let Plan::Ready(plan) = dialog.plan
                 {
                     let write = dialog.write.based_on(plan.version);
-                    self.say(clock, Gravity::Info, format!("{} sent", write.verb().kind()));
+                    self.say(
+                        clock,
+                        Gravity::Info,
+                        format!("{} sent", write.verb().kind()),
+                    );
                     self.marked.clear();
                     actions.push(Action::Submit(Box::new(write)));
                 }
@@ -120,7 +134,9 @@ impl App {
     }
 
     fn prompt_key(&mut self, clock: Clock, key: KeyEvent, actions: &mut Vec<Action>) {
-        let Some(prompt) = &mut self.prompt else { return };
+        let Some(prompt) = &mut self.prompt else {
+            return;
+        };
         match key.code {
             KeyCode::Esc => {
                 let (purpose, before) = (prompt.purpose, prompt.before.clone());
@@ -210,7 +226,14 @@ impl App {
             MouseEventKind::Down(MouseButton::Left) => {
                 let list = &self.screen().list;
                 let (top, page, offset) = (list.top.get(), list.page.get(), list.offset.get());
-                let Some(row) = mouse.row.checked_sub(top).map(usize::from).filter(|row| *row < page) else { return };
+                let Some(row) = mouse
+                    .row
+                    .checked_sub(top)
+                    .map(usize::from)
+                    .filter(|row| *row < page)
+                else {
+                    return;
+                };
                 let row = offset + row;
                 // A click selects; a click on what is selected opens it.
                 if row == self.screen().list.cursor {
@@ -224,7 +247,11 @@ impl App {
     }
 
     fn tick(&mut self, clock: Clock) {
-        if self.notice.as_ref().is_some_and(|notice| notice.until <= clock.mono) {
+        if self
+            .notice
+            .as_ref()
+            .is_some_and(|notice| notice.until <= clock.mono)
+        {
             self.notice = None;
         }
         // Ages and countdowns on the screen move once a second.
@@ -251,10 +278,21 @@ impl App {
         }
     }
 
-    pub(super) fn log_commands(&mut self, clock: Clock, command: Command, actions: &mut Vec<Action>) {
+    pub(super) fn log_commands(
+        &mut self,
+        clock: Clock,
+        command: Command,
+        actions: &mut Vec<Action>,
+    ) {
         let page = self.screen().list.page.get();
-        let View::Logs(targets) = &self.screen().view else { return };
-        let subject = if targets.len() == 1 { targets[0].clone() } else { "several".into() };
+        let View::Logs(targets) = &self.screen().view else {
+            return;
+        };
+        let subject = if targets.len() == 1 {
+            targets[0].clone()
+        } else {
+            "several".into()
+        };
         let Some(logs) = &mut self.logs else { return };
         match command {
             Command::Follow => logs.set_following(!logs.is_following()),
@@ -267,16 +305,39 @@ impl App {
             Command::NextMatch | Command::PreviousMatch => {
                 let up = command == Command::PreviousMatch;
                 if logs.search.is_none() {
-                    self.say(clock, Gravity::Info, "nothing is searched for: press / first");
+                    self.say(
+                        clock,
+                        Gravity::Info,
+                        "nothing is searched for: press / first",
+                    );
                 } else if !logs.find(up) {
-                    self.say(clock, Gravity::Info, if up { "no match above" } else { "no match below" });
+                    self.say(
+                        clock,
+                        Gravity::Info,
+                        if up {
+                            "no match above"
+                        } else {
+                            "no match below"
+                        },
+                    );
                 }
             }
             Command::Save => {
-                let lines = logs.iter().map(|line| saved_line(logs, line, clock.offset_s)).collect();
-                actions.push(Action::Save { subject, unix_ms: clock.unix_ms, lines });
+                let lines = logs
+                    .iter()
+                    .map(|line| saved_line(logs, line, clock.offset_s))
+                    .collect();
+                actions.push(Action::Save {
+                    subject,
+                    unix_ms: clock.unix_ms,
+                    lines,
+                });
             }
-            Command::OnlyMatches => self.say(clock, Gravity::Info, "nothing is searched for: press / first"),
+            Command::OnlyMatches => self.say(
+                clock,
+                Gravity::Info,
+                "nothing is searched for: press / first",
+            ),
             _ => {}
         }
     }
@@ -288,31 +349,55 @@ impl App {
 
     pub(super) fn open_prompt(&mut self, purpose: Purpose, text: &str) {
         let before = match purpose {
-            Purpose::Filter => self.table().query().filter.as_ref().map_or("", Filter::typed).to_owned(),
+            Purpose::Filter => self
+                .table()
+                .query()
+                .filter
+                .as_ref()
+                .map_or("", Filter::typed)
+                .to_owned(),
             Purpose::Search => {
                 let search = self.logs.as_ref().and_then(|logs| logs.search.as_ref());
                 search.map_or("", Filter::typed).to_owned()
             }
             Purpose::Command => String::new(),
         };
-        let text = if purpose == Purpose::Command { text } else { &before };
+        let text = if purpose == Purpose::Command {
+            text
+        } else {
+            &before
+        };
         self.prompt = Some(Prompt::new(purpose, text, &before));
     }
 }
 
 fn saved_line(logs: &Logs, line: &super::logs::Line, offset_s: i32) -> String {
     let time = super::text::date_time(line.at, offset_s);
-    if logs.targets.len() == 1 { format!("{time} {}", line.text) } else { format!("{time} {} {}", line.process, line.text) }
+    if logs.targets.len() == 1 {
+        format!("{time} {}", line.text)
+    } else {
+        format!("{time} {} {}", line.process, line.text)
+    }
 }
 
 fn clean_location(
     mut location: tanako_proto::fleet::v1::GuildLocation,
 ) -> tanako_proto::fleet::v1::GuildLocation {
-    for text in [&mut location.db_node, &mut location.db_url, &mut location.db_host] {
+    for text in [
+        &mut location.db_node,
+        &mut location.db_url,
+        &mut location.db_host,
+    ] {
         super::text::clean_in(text, 300);
     }
     for shard in &mut location.shards {
-        for text in [&mut shard.bot, &mut shard.process, &mut shard.host, &mut shard.state, &mut shard.stage] {
+        for text in [
+            &mut shard.bot,
+            &mut shard.process,
+            &mut shard.host,
+            &mut shard.state,
+            &mut shard.stage,
+        ] {
             super::text::clean_in(text, 300);
         }
     }

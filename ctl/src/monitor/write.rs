@@ -62,7 +62,15 @@ impl Write {
     /// `verb` on `targets`. `request_id` makes a repeated submission the same operation.
     pub fn new(_: &WriteToken, verb: Verb, targets: Vec<String>, request_id: String) -> Self {
         let kind = verb.kind().to_owned();
-        Self { verb, request: OperationRequest { kind, targets, request_id, ..OperationRequest::default() } }
+        Self {
+            verb,
+            request: OperationRequest {
+                kind,
+                targets,
+                request_id,
+                ..OperationRequest::default()
+            },
+        }
     }
 
     /// Bound to the version of the desired state that its plan was made from.

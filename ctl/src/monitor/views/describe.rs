@@ -48,7 +48,10 @@ fn heading(name: impl Into<String>) -> Field {
 }
 
 fn size(name: &str, n: u64) -> Field {
-    text_of(name, format!("{} ({} bytes)", text::bytes(n), text::count(n)))
+    text_of(
+        name,
+        format!("{} ({} bytes)", text::bytes(n), text::count(n)),
+    )
 }
 
 fn process(p: &Process) -> Vec<Field> {
@@ -104,7 +107,10 @@ fn process(p: &Process) -> Vec<Field> {
     for shard in &p.shards {
         fields.push(heading(format!("shard {} of {}", shard.id, shard.count)));
         fields.push(text_of("stage", &shard.stage));
-        fields.push(text_of("guilds", format!("{} of {} expected", shard.guilds, shard.guilds_expected)));
+        fields.push(text_of(
+            "guilds",
+            format!("{} of {} expected", shard.guilds, shard.guilds_expected),
+        ));
         fields.push(text_of("latency", text::millis(shard.latency_ms)));
         fields.push(text_of("events a second", text::rate(shard.events_per_s)));
         for (name, n) in [
@@ -123,13 +129,21 @@ fn process(p: &Process) -> Vec<Field> {
         fields.push(text_of("last error", &shard.last_error));
         let mut types: Vec<_> = shard.events_by_type.iter().collect();
         types.sort_by(|a, b| b.1.cmp(a.1).then_with(|| a.0.cmp(b.0)));
-        fields.extend(types.into_iter().map(|(name, n)| text_of(name, text::count(*n))));
+        fields.extend(
+            types
+                .into_iter()
+                .map(|(name, n)| text_of(name, text::count(*n))),
+        );
     }
     if !p.metrics.is_empty() {
         fields.push(heading("metrics"));
         let mut metrics: Vec<_> = p.metrics.iter().collect();
         metrics.sort_by(|a, b| a.0.cmp(b.0));
-        fields.extend(metrics.into_iter().map(|(name, value)| text_of(name, value)));
+        fields.extend(
+            metrics
+                .into_iter()
+                .map(|(name, value)| text_of(name, value)),
+        );
     }
     fields
 }
@@ -148,7 +162,10 @@ fn host(h: &Host) -> Vec<Field> {
         size("memory", h.memory_total_bytes),
         size("disk used", h.disk_used_bytes),
         size("disk", h.disk_total_bytes),
-        text_of("received", format!("{}/s", text::bytes(h.net_rx_bytes_per_s))),
+        text_of(
+            "received",
+            format!("{}/s", text::bytes(h.net_rx_bytes_per_s)),
+        ),
         text_of("sent", format!("{}/s", text::bytes(h.net_tx_bytes_per_s))),
         text_of("uptime", text::age(h.uptime_s)),
         heading("agent"),
@@ -166,7 +183,15 @@ fn operation(o: &Operation) -> Vec<Field> {
         text_of("kind", &o.kind),
         text_of("targets", o.targets.join(" ")),
         text_of("state", &o.state),
-        text_of("done", format!("{} of {} {}", text::count(o.done), text::count(o.total), o.unit)),
+        text_of(
+            "done",
+            format!(
+                "{} of {} {}",
+                text::count(o.done),
+                text::count(o.total),
+                o.unit
+            ),
+        ),
         text_of("message", &o.message),
         text_of("requested by", &o.requested_by),
         text_of("date", &o.date),
@@ -201,13 +226,23 @@ fn operation(o: &Operation) -> Vec<Field> {
 pub fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, subject: &Subject, clock: Clock) {
     let fields = fields(app.shown(), subject);
     if fields.is_empty() {
-        canvas.text(area.x + 2, area.y + 1, area.width - 2, "it is gone", Role::Dim);
+        canvas.text(
+            area.x + 2,
+            area.y + 1,
+            area.width - 2,
+            "it is gone",
+            Role::Dim,
+        );
         return;
     }
     let list = &app.screen().list;
     let columns = if area.width < 60 { 15 } else { 24 };
     for (y, row) in canvas.visible(list, fields.len(), area).enumerate() {
-        let place = Rect { y: area.y + y as u16, height: 1, ..area };
+        let place = Rect {
+            y: area.y + y as u16,
+            height: 1,
+            ..area
+        };
         let (name, value) = &fields[row];
         let value = match value {
             Value::Heading => {
@@ -218,12 +253,28 @@ pub fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, subject: &Subject, c
             Value::Time(at) => Some(text::date_time(*at, clock.offset_s)),
         };
         if let Some(value) = value {
-            let value = if value.is_empty() { "-".to_owned() } else { value };
+            let value = if value.is_empty() {
+                "-".to_owned()
+            } else {
+                value
+            };
             let name = text::fit(name, columns);
-            canvas.line(place, &[piece(format!("   {name:<columns$} "), Role::Dim), piece(value, Role::Text)]);
+            canvas.line(
+                place,
+                &[
+                    piece(format!("   {name:<columns$} "), Role::Dim),
+                    piece(value, Role::Text),
+                ],
+            );
         }
         if row == list.cursor {
-            canvas.text(place.x, place.y, 1, canvas.theme.glyphs().cursor, Role::Accent);
+            canvas.text(
+                place.x,
+                place.y,
+                1,
+                canvas.theme.glyphs().cursor,
+                Role::Accent,
+            );
         }
     }
 }

@@ -7,8 +7,7 @@ use super::paint::{Canvas, Piece, piece, pieces_width};
 use crate::monitor::{
     app::App,
     dialog::{Button, Dialog, Plan},
-    state,
-    text,
+    state, text,
     theme::Role,
     write::Verb,
 };
@@ -20,6 +19,8 @@ pub fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, dialog: &Dialog) {
     let room = area.height.saturating_sub(2);
     // Buttons, what to type and the frame are always there; the rest takes what is left.
     let fixed = 3 + u16::from(dialog.must_type.is_some());
+    let roomy = room >= 14;
+    let fixed = fixed + u16::from(roomy);
     let lines = body(app, dialog, inner, usize::from(room.saturating_sub(fixed)));
     let height = (lines.len() as u16 + fixed).min(room);
     let frame = Rect {
@@ -29,7 +30,12 @@ pub fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, dialog: &Dialog) {
         height,
     };
     border(canvas, frame, dialog.write.verb().title(), app);
-    let inside = Rect { x: frame.x + 2, y: frame.y + 1, width: width - 4, height: 1 };
+    let inside = Rect {
+        x: frame.x + 2,
+        y: frame.y + 1,
+        width: width - 4,
+        height: 1,
+    };
     let line = |y: u16| Rect { y, ..inside };
     for (y, pieces) in lines.iter().enumerate() {
         canvas.line(line(inside.y + y as u16), pieces);
@@ -49,16 +55,34 @@ pub fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, dialog: &Dialog) {
         ];
         canvas.line(line(buttons_at - 1), &pieces);
     }
-    let look = |button: Button| if dialog.button == button { Role::Selected } else { Role::Text };
-    let arrow = |button: Button| if dialog.button == button { canvas.theme.glyphs().cursor } else { " " };
+    let look = |button: Button| {
+        if dialog.button == button {
+            Role::Selected
+        } else {
+            Role::Text
+        }
+    };
+    let arrow = |button: Button| {
+        if dialog.button == button {
+            canvas.theme.glyphs().cursor
+        } else {
+            " "
+        }
+    };
     let mut pieces = vec![
         piece(arrow(Button::Cancel), Role::Accent),
         piece("[ Cancel ]", look(Button::Cancel)),
         piece("  ", Role::Text),
         piece(arrow(Button::Confirm), Role::Accent),
-        piece(format!("[ {} ]", dialog.write.verb().title()), look(Button::Confirm)),
+        piece(
+            format!("[ {} ]", dialog.write.verb().title()),
+            look(Button::Confirm),
+        ),
     ];
-    if let Some(obstacle) = dialog.obstacle().filter(|_| dialog.must_type.is_none() || area.width >= 60) {
+    if let Some(obstacle) = dialog
+        .obstacle()
+        .filter(|_| dialog.must_type.is_none() || area.width >= 60)
+    {
         pieces.push(piece(format!("  {obstacle}"), Role::Dim));
     } else {
         pieces.push(piece("  Tab, Enter", Role::Dim));
@@ -77,8 +101,20 @@ fn border(canvas: &mut Canvas<'_>, frame: Rect, title: &str, app: &App) {
     let production = app.shown().production;
     let role = if production { Role::Bad } else { Role::Accent };
     let inner = usize::from(frame.width - 2);
-    canvas.text(frame.x, frame.y, frame.width, &format!("{tl}{}{tr}", h.repeat(inner)), role);
-    canvas.text(frame.x, frame.bottom() - 1, frame.width, &format!("{bl}{}{br}", h.repeat(inner)), role);
+    canvas.text(
+        frame.x,
+        frame.y,
+        frame.width,
+        &format!("{tl}{}{tr}", h.repeat(inner)),
+        role,
+    );
+    canvas.text(
+        frame.x,
+        frame.bottom() - 1,
+        frame.width,
+        &format!("{bl}{}{br}", h.repeat(inner)),
+        role,
+    );
     for y in frame.y + 1..frame.bottom() - 1 {
         canvas.text(frame.x, y, 1, v, role);
         canvas.text(frame.right() - 1, y, 1, v, role);
@@ -87,11 +123,24 @@ fn border(canvas: &mut Canvas<'_>, frame: Rect, title: &str, app: &App) {
     if production {
         pieces.push(piece(" PRODUCTION ", Role::Production));
     }
-    canvas.line(Rect { x: frame.x + 2, width: frame.width.saturating_sub(4), height: 1, ..frame }, &pieces);
+    canvas.line(
+        Rect {
+            x: frame.x + 2,
+            width: frame.width.saturating_sub(4),
+            height: 1,
+            ..frame
+        },
+        &pieces,
+    );
 }
 
 /// The lines above the buttons, at most `lines_max`.
-fn body<'a>(app: &'a App, dialog: &'a Dialog, inner: usize, lines_max: usize) -> Vec<Vec<Piece<'a>>> {
+fn body<'a>(
+    app: &'a App,
+    dialog: &'a Dialog,
+    inner: usize,
+    lines_max: usize,
+) -> Vec<Vec<Piece<'a>>> {
     let mut lines: Vec<Vec<Piece<'_>>> = Vec::new();
     let verb = dialog.write.verb();
     let targets = match verb {
@@ -99,9 +148,16 @@ fn body<'a>(app: &'a App, dialog: &'a Dialog, inner: usize, lines_max: usize) ->
         _ => dialog.write.targets().join(", "),
     };
     let targets = text::wrap_words(&targets, inner, 3);
-    lines.extend(targets.into_iter().map(|line| vec![piece(line, Role::Strong)]));
+    lines.extend(
+        targets
+            .into_iter()
+            .map(|line| vec![piece(line, Role::Strong)]),
+    );
     match &dialog.plan {
-        Plan::Waiting => lines.push(vec![piece("asking the fleet what it would cost", Role::Dim)]),
+        Plan::Waiting => lines.push(vec![piece(
+            "asking the fleet what it would cost",
+            Role::Dim,
+        )]),
         Plan::Refused(problem) => {
             let text = crate::monitor::app::problem_line(problem);
             let wrapped = text::wrap_words(&text, inner, 5);
@@ -113,7 +169,13 @@ fn body<'a>(app: &'a App, dialog: &'a Dialog, inner: usize, lines_max: usize) ->
     lines
 }
 
-fn planned<'a>(lines: &mut Vec<Vec<Piece<'a>>>, app: &App, plan: &'a PlanReply, inner: usize, verb: Verb) {
+fn planned<'a>(
+    lines: &mut Vec<Vec<Piece<'a>>>,
+    app: &App,
+    plan: &'a PlanReply,
+    inner: usize,
+    verb: Verb,
+) {
     let touched = || plan.changes.iter().filter(|change| change.action != "keep");
     let model = app.shown();
     let hit = || touched().filter_map(|change| model.process(&change.object));
@@ -121,7 +183,10 @@ fn planned<'a>(lines: &mut Vec<Vec<Piece<'a>>>, app: &App, plan: &'a PlanReply, 
     let guilds: u64 = hit().map(state::guilds).sum();
     let n = touched().count();
     if n == 0 {
-        lines.push(vec![piece("nothing to change: it is already so", Role::Good)]);
+        lines.push(vec![piece(
+            "nothing to change: it is already so",
+            Role::Good,
+        )]);
     } else if verb != Verb::Backup {
         let s = |n: usize| if n == 1 { "" } else { "s" };
         let es = if n == 1 { "" } else { "es" };
@@ -144,17 +209,28 @@ fn planned<'a>(lines: &mut Vec<Vec<Piece<'a>>>, app: &App, plan: &'a PlanReply, 
         }
     }
     parts.push(format!(
-        "{} IDENTIFYs of {} left",
+        "{} IDENTIFYs ({} left)",
         text::count(cost.identifies.into()),
         text::count(cost.identifies_left.into())
     ));
-    parts.push(format!("about {}", text::age(cost.seconds.into())));
-    parts.push(format!("{} guilds moved", text::count(cost.guilds_moved.into())));
+    parts.push(format!("~{}", text::age(cost.seconds.into())));
+    parts.push(format!(
+        "{} guilds moved",
+        text::count(cost.guilds_moved.into())
+    ));
     let cost_line = format!("cost: {}", parts.join(" · "));
-    lines.extend(text::wrap_words(&cost_line, inner, 3).into_iter().map(|line| vec![piece(line, Role::Text)]));
+    lines.extend(
+        text::wrap_words(&cost_line, inner, 3)
+            .into_iter()
+            .map(|line| vec![piece(line, Role::Text)]),
+    );
     for warning in plan.warnings.iter().take(3) {
         let wrapped = text::wrap_words(warning, inner, 2);
-        lines.extend(wrapped.into_iter().map(|line| vec![piece(line, Role::Warn)]));
+        lines.extend(
+            wrapped
+                .into_iter()
+                .map(|line| vec![piece(line, Role::Warn)]),
+        );
     }
     for change in touched().take(6) {
         let lead = format!("  {:<8} {:<14} ", change.action, change.object);

@@ -9,7 +9,7 @@ use super::{
     table::{Column, RowLook, Source, column, table},
 };
 use crate::monitor::{
-    app::{App, Clock, List},
+    app::{App, Clock, LinkState, List},
     rows::{Rows, SortKey},
     state::{self, Model},
     text,
@@ -22,44 +22,132 @@ const ROOMY: u16 = 12;
 /// Draws the fleet view.
 pub fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, clock: Clock) {
     let model = app.shown();
+    if !model.is_known() {
+        waiting(canvas, area, app);
+        return;
+    }
     let mut body = area;
     if area.height >= ROOMY {
         sums(canvas, Rect { height: 1, ..area }, model);
-        load(canvas, Rect { y: area.y + 1, height: 1, ..area }, model);
-        super::identify::budget(canvas, Rect { y: area.y + 2, height: 1, ..area }, model, clock);
-        query(canvas, Rect { y: area.y + 3, height: 1, ..area }, app);
-        body.y += 4;
-        body.height -= 4;
+        load(
+            canvas,
+            Rect {
+                y: area.y + 1,
+                height: 1,
+                ..area
+            },
+            model,
+        );
+        super::identify::budget(
+            canvas,
+            Rect {
+                y: area.y + 2,
+                height: 1,
+                ..area
+            },
+            model,
+            clock,
+        );
+        let mut lines = 3;
+        lines += u16::from(super::chrome::reasons(
+            canvas,
+            Rect {
+                y: area.y + lines,
+                height: 1,
+                ..area
+            },
+            app,
+        ));
+        query(
+            canvas,
+            Rect {
+                y: area.y + lines,
+                height: 1,
+                ..area
+            },
+            app,
+        );
+        body.y += lines + 1;
+        body.height -= lines + 1;
     } else {
         compact(canvas, Rect { height: 1, ..area }, model);
         body.y += 1;
         body.height -= 1;
     }
-    if !model.is_known() {
-        let text = if matches!(app.link, crate::monitor::app::LinkState::Lost { .. }) {
-            "no agent has answered yet"
-        } else {
-            "asking the agent"
-        };
-        canvas.text(body.x + 2, body.y + 1, body.width.saturating_sub(2), text, Role::Dim);
-        return;
-    }
     processes(canvas, body, app, &app.rows, &app.screens[0].list);
+}
+
+/// Before the first snapshot: what is waited for, and what stands in the way.
+fn waiting(canvas: &mut Canvas<'_>, area: Rect, app: &App) {
+    let inner = Rect {
+        x: area.x + 2,
+        y: area.y + 1,
+        width: area.width.saturating_sub(4),
+        height: 1,
+    };
+    let LinkState::Lost { why, .. } = &app.link else {
+        canvas.line(inner, &[piece("asking the agent", Role::Dim)]);
+        return;
+    };
+    canvas.line(
+        inner,
+        &[piece(
+            "no agent has answered yet; trying again and again",
+            Role::Strong,
+        )],
+    );
+    let why = crate::monitor::app::problem_line(why);
+    let lines = text::wrap_words(&text::clean(&why, 1000), usize::from(inner.width), 8);
+    for (n, line) in lines
+        .iter()
+        .enumerate()
+        .take(usize::from(area.height.saturating_sub(3)))
+    {
+        canvas.text(
+            inner.x,
+            inner.y + 2 + n as u16,
+            inner.width,
+            line,
+            Role::Bad,
+        );
+    }
 }
 
 fn sums(canvas: &mut Canvas<'_>, area: Rect, model: &Model) {
     let totals = &model.totals;
-    let up = model.hosts.iter().filter(|host| host.state != "unreachable").count();
+    let up = model
+        .hosts
+        .iter()
+        .filter(|host| host.state != "unreachable")
+        .count();
     let mut pieces = vec![piece(" ", Role::Text)];
     let part = |pieces: &mut Vec<Piece<'_>>, label: &'static str, value: String, bad: bool| {
         pieces.push(piece(label, Role::Dim));
-        pieces.push(piece(format!(" {value}   "), if bad { Role::Warn } else { Role::Strong }));
+        pieces.push(piece(
+            format!(" {value}   "),
+            if bad { Role::Warn } else { Role::Strong },
+        ));
     };
     let of = |ready: usize, all: usize| format!("{ready}/{all}");
-    part(&mut pieces, "hosts", of(up, model.hosts.len()), up < model.hosts.len());
+    part(
+        &mut pieces,
+        "hosts",
+        of(up, model.hosts.len()),
+        up < model.hosts.len(),
+    );
     let all = model.processes().len();
-    part(&mut pieces, "processes", of(totals.ready, all), totals.ready < all);
-    part(&mut pieces, "shards", of(totals.shards.1, totals.shards.0), totals.shards.1 < totals.shards.0);
+    part(
+        &mut pieces,
+        "processes",
+        of(totals.ready, all),
+        totals.ready < all,
+    );
+    part(
+        &mut pieces,
+        "shards",
+        of(totals.shards.1, totals.shards.0),
+        totals.shards.1 < totals.shards.0,
+    );
     part(&mut pieces, "guilds", text::count(totals.guilds), false);
     let faults = totals.faults;
     part(&mut pieces, "faults", faults.to_string(), faults > 0);
@@ -68,7 +156,13 @@ fn sums(canvas: &mut Canvas<'_>, area: Rect, model: &Model) {
         piece(format!("  agent {}", model.agent_version), Role::Dim),
     ];
     if pieces_width(&pieces) + pieces_width(&right) < area.width {
-        canvas.line_right(Rect { width: area.width - 1, ..area }, &right);
+        canvas.line_right(
+            Rect {
+                width: area.width - 1,
+                ..area
+            },
+            &right,
+        );
     }
     canvas.line(area, &pieces);
 }
@@ -76,20 +170,25 @@ fn sums(canvas: &mut Canvas<'_>, area: Rect, model: &Model) {
 fn load(canvas: &mut Canvas<'_>, area: Rect, model: &Model) {
     let label = [
         piece(" events/s ", Role::Dim),
-        piece(format!("{:>7} ", text::rate(model.totals.events_per_s)), Role::Strong),
+        piece(
+            format!("{:>7} ", text::rate(model.totals.events_per_s)),
+            Role::Strong,
+        ),
     ];
     let columns = area.width.saturating_sub(pieces_width(&label) + 1).min(120);
     let spark = canvas.spark(model.rate.tail(usize::from(columns)), 0.0);
     let used = canvas.line(area, &label);
-    canvas.text(area.x + used, area.y, columns, &spark, Role::Accent);
+    canvas.text(area.x + used, area.y, columns, &spark, Role::Trend);
 }
 
 /// The rule above the table says what it shows.
 fn query(canvas: &mut Canvas<'_>, area: Rect, app: &App) {
     let query = app.rows.query();
-    let mut title = format!("{} of {} processes", app.rows.len(), app.shown().processes().len());
-    if app.rows.len() == app.shown().processes().len() {
-        title = format!("{} processes", app.rows.len());
+    let (shown, all) = (app.rows.len(), app.shown().processes().len());
+    let es = if all == 1 { "" } else { "es" };
+    let mut title = format!("{all} process{es}");
+    if shown < all {
+        title = format!("{shown} of {title}");
     }
     if let Some(filter) = &query.filter {
         title.push_str(&format!(" · filter {}", filter.typed()));
@@ -108,9 +207,23 @@ fn compact(canvas: &mut Canvas<'_>, area: Rect, model: &Model) {
     let all = model.processes().len();
     let (ready, shards) = (totals.ready, totals.shards);
     let pieces = [
-        piece(format!(" {ready}/{all}"), if ready < all { Role::Warn } else { Role::Strong }),
+        piece(
+            format!(" {ready}/{all}"),
+            if ready < all {
+                Role::Warn
+            } else {
+                Role::Strong
+            },
+        ),
         piece(" proc ", Role::Dim),
-        piece(format!("{}/{}", shards.1, shards.0), if shards.1 < shards.0 { Role::Warn } else { Role::Strong }),
+        piece(
+            format!("{}/{}", shards.1, shards.0),
+            if shards.1 < shards.0 {
+                Role::Warn
+            } else {
+                Role::Strong
+            },
+        ),
         piece(" shards ", Role::Dim),
         piece(text::rate(totals.events_per_s), Role::Strong),
         piece(" ev/s ", Role::Dim),
@@ -134,9 +247,18 @@ pub fn processes(canvas: &mut Canvas<'_>, area: Rect, app: &App, rows: &Rows, li
     let (name, host) = app.shown().name_width;
     let wide = |width: usize, least: u16, most: u16| (width as u16).clamp(least, most);
     let columns = [
-        Column { width_max: wide(name, 9, 40), ..column(Cell::Sorted(Name), "NAME", 9, false, 0) },
-        Column { width_max: 13, ..column(Cell::Sorted(State), "STATE", 10, false, 0) },
-        Column { width_max: wide(host, 6, 24), ..column(Cell::Sorted(Host), "HOST", 6, false, 6) },
+        Column {
+            width_max: wide(name, 9, 40),
+            ..column(Cell::Sorted(Name), "NAME", 9, false, 0)
+        },
+        Column {
+            width_max: 13,
+            ..column(Cell::Sorted(State), "STATE", 10, false, 0)
+        },
+        Column {
+            width_max: wide(host, 6, 24),
+            ..column(Cell::Sorted(Host), "HOST", 6, false, 6)
+        },
         column(Cell::Sorted(Shards), "SHARDS", 6, true, 4),
         column(Cell::Sorted(Guilds), "GUILDS", 6, true, 7),
         column(Cell::Sorted(Events), "EV/S", 6, true, 3),
@@ -144,13 +266,26 @@ pub fn processes(canvas: &mut Canvas<'_>, area: Rect, app: &App, rows: &Rows, li
         column(Cell::Sorted(Cpu), "CPU%", 5, true, 1),
         column(Cell::Sorted(Rss), "RSS", 5, true, 2),
         column(Cell::Sorted(Restarts), "RST", 3, true, 8),
-        column(Cell::Sorted(Age), "AGE", 6, true, 9),
-        column(Cell::Trend, "EV/S TREND", 16, false, 10),
-        Column { width_max: 100, ..column(Cell::Detail, "DETAIL", 10, false, 11) },
+        column(Cell::Sorted(Age), "AGE", 5, true, 9),
+        column(Cell::Trend, "TREND", 16, false, 10),
+        Column {
+            width_max: 100,
+            ..column(Cell::Detail, "DETAIL", 10, false, 11)
+        },
     ];
     if rows.is_empty() && area.height > 1 {
-        let text = if app.shown().processes().is_empty() { "no processes" } else { "nothing passes the filter" };
-        canvas.text(area.x + 2, area.y + 1, area.width.saturating_sub(2), text, Role::Dim);
+        let text = if app.shown().processes().is_empty() {
+            "no processes"
+        } else {
+            "nothing passes the filter"
+        };
+        canvas.text(
+            area.x + 2,
+            area.y + 1,
+            area.width.saturating_sub(2),
+            text,
+            Role::Dim,
+        );
     }
     let source = Processes { app, rows };
     table(canvas, area, &columns, list, rows.len(), &source);
@@ -167,7 +302,11 @@ impl Source<Cell> for Processes<'_> {
         // One letter wider headings would not fit: the arrow replaces the last one where needed.
         match key {
             Cell::Sorted(sort) if sort == query.sort => {
-                let arrow = if sort.descends() == query.reverse { '▲' } else { '▼' };
+                let arrow = if sort.descends() == query.reverse {
+                    '▲'
+                } else {
+                    '▼'
+                };
                 let title = if title.len() >= 6 { &title[..5] } else { title };
                 format!("{title}{arrow}").into()
             }
@@ -186,7 +325,9 @@ impl Source<Cell> for Processes<'_> {
 
     fn cell(&self, canvas: &Canvas<'_>, row: usize, key: Cell, width: u16) -> Vec<Piece<'_>> {
         let model = self.app.shown();
-        let Some(process) = self.rows.process(model, row) else { return Vec::new() };
+        let Some(process) = self.rows.process(model, row) else {
+            return Vec::new();
+        };
         let none = || vec![piece("-", Role::Track)];
         let number = |text: String| vec![piece(text, Role::Text)];
         let quiet = process.state == "stopped";
@@ -200,23 +341,38 @@ impl Source<Cell> for Processes<'_> {
             Cell::Sorted(SortKey::Shards | SortKey::Guilds) if process.shards.is_empty() => none(),
             Cell::Sorted(SortKey::Shards) => {
                 let (ready, all) = (state::shards_ready(process), process.shards.len());
-                let role = if ready < all && !quiet { Role::Warn } else { Role::Text };
+                let role = if ready < all && !quiet {
+                    Role::Warn
+                } else {
+                    Role::Text
+                };
                 vec![piece(format!("{ready}/{all}"), role)]
             }
             Cell::Sorted(SortKey::Guilds) => number(text::short_count(state::guilds(process))),
             _ if quiet && !matches!(key, Cell::Sorted(SortKey::Restarts) | Cell::Detail) => none(),
             Cell::Sorted(SortKey::Events) => number(text::rate(state::load(process))),
-            Cell::Sorted(SortKey::Latency) => state::latency(process).map_or_else(none, |ms| number(text::millis(ms))),
+            Cell::Sorted(SortKey::Latency) => {
+                state::latency(process).map_or_else(none, |ms| number(text::millis(ms)))
+            }
             Cell::Sorted(SortKey::Cpu) => number(text::percent(process.cpu_percent)),
             Cell::Sorted(SortKey::Rss) => number(text::bytes(process.rss_bytes)),
             Cell::Sorted(SortKey::Restarts) => {
-                let role = if process.restarts > 0 { Role::Warn } else { Role::Dim };
+                let role = if process.restarts > 0 {
+                    Role::Warn
+                } else {
+                    Role::Dim
+                };
                 vec![piece(text::short_count(process.restarts), role)]
             }
             Cell::Sorted(SortKey::Age) => number(text::age(process.uptime_s)),
             Cell::Trend => {
-                let Some(at) = self.rows.at(row) else { return Vec::new() };
-                vec![piece(canvas.spark(model.trend(at).tail(usize::from(width)), 0.0), Role::Accent)]
+                let Some(at) = self.rows.at(row) else {
+                    return Vec::new();
+                };
+                vec![piece(
+                    canvas.spark(model.trend(at).tail(usize::from(width)), 0.0),
+                    Role::Trend,
+                )]
             }
             Cell::Detail => vec![piece(process.detail.as_str(), Role::Dim)],
         }
@@ -230,7 +386,7 @@ pub fn state_of<'m>(
     process: &'m tanako_proto::fleet::v1::Process,
 ) -> (&'static str, Role, &'m str) {
     if model.is_unseen(process) {
-        return (canvas.theme.glyphs().unknown, Role::Bad, "unreachable");
+        return (canvas.theme.glyphs().unknown, Role::Bad, "unseen");
     }
     let (glyph, role) = canvas.theme.state(&process.state);
     (glyph, role, process.state.as_str())

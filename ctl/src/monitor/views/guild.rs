@@ -19,43 +19,98 @@ const DISCORD_EPOCH_MS: u64 = 1_420_070_400_000;
 
 /// Draws the guild view.
 pub fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, id: u64, clock: Clock) {
-    let line = |n: u16| Rect { y: area.y + n, height: u16::from(n < area.height), ..area };
+    let line = |n: u16| Rect {
+        y: area.y + n,
+        height: u16::from(n < area.height),
+        ..area
+    };
     let created = text::date_time(((id >> 22) + DISCORD_EPOCH_MS) as i64, clock.offset_s);
-    canvas.line(line(0), &[
-        piece(" guild ", Role::Dim),
-        piece(id.to_string(), Role::Strong),
-        piece(format!("   created {created}"), Role::Dim),
-    ]);
-    let body = Rect { y: area.y + 2, height: area.height.saturating_sub(2), ..area };
+    canvas.line(
+        line(0),
+        &[
+            piece(" guild ", Role::Dim),
+            piece(id.to_string(), Role::Strong),
+            piece(format!("   created {created}"), Role::Dim),
+        ],
+    );
+    let body = Rect {
+        y: area.y + 2,
+        height: area.height.saturating_sub(2),
+        ..area
+    };
     match &app.guild {
         Some((known, Ok(location))) if *known == id => {
             let model = app.shown();
             let n = location.shards.len();
-            canvas.rule(line(1), &format!("{n} bot{} and the database", if n == 1 { "" } else { "s" }));
+            canvas.rule(
+                line(1),
+                &format!("{n} bot{} and the database", if n == 1 { "" } else { "s" }),
+            );
             let columns = [
-                Column { width_max: 20, ..column(Cell::What, "SERVED BY", 9, false, 0) },
+                Column {
+                    width_max: 20,
+                    ..column(Cell::What, "SERVED BY", 9, false, 0)
+                },
                 column(Cell::Shard, "SHARD", 9, false, 2),
-                Column { width_max: 24, ..column(Cell::Process, "PROCESS", 10, false, 0) },
-                Column { width_max: 24, ..column(Cell::Host, "HOST", 8, false, 4) },
+                Column {
+                    width_max: 24,
+                    ..column(Cell::Process, "PROCESS", 10, false, 0)
+                },
+                Column {
+                    width_max: 24,
+                    ..column(Cell::Host, "HOST", 8, false, 4)
+                },
                 column(Cell::State, "STATE", 11, false, 1),
                 column(Cell::Stage, "STAGE", 14, false, 3),
                 column(Cell::Present, "REPORTED", 8, false, 5),
             ];
             let len = app.len();
-            table(canvas, body, &columns, &app.screen().list, len, &Served { location, model });
+            table(
+                canvas,
+                body,
+                &columns,
+                &app.screen().list,
+                len,
+                &Served { location, model },
+            );
             let below = body.y + 2 + len as u16;
             if below < area.bottom() && !location.db_url.is_empty() {
-                let at = Rect { y: below, height: 1, ..area };
-                canvas.line(at, &[piece("  database ", Role::Dim), piece(location.db_url.as_str(), Role::Text)]);
+                let at = Rect {
+                    y: below,
+                    height: 1,
+                    ..area
+                };
+                canvas.line(
+                    at,
+                    &[
+                        piece("  database ", Role::Dim),
+                        piece(location.db_url.as_str(), Role::Text),
+                    ],
+                );
             }
         }
         Some((known, Err(why))) if *known == id => {
-            for (y, part) in text::wrap_words(why, usize::from(area.width.saturating_sub(3)), 6).iter().enumerate() {
-                canvas.text(area.x + 2, body.y + y as u16, area.width - 2, part, Role::Bad);
+            for (y, part) in text::wrap_words(why, usize::from(area.width.saturating_sub(3)), 6)
+                .iter()
+                .enumerate()
+            {
+                canvas.text(
+                    area.x + 2,
+                    body.y + y as u16,
+                    area.width - 2,
+                    part,
+                    Role::Bad,
+                );
             }
         }
         _ => {
-            canvas.text(area.x + 2, body.y, area.width - 2, "asking the agent", Role::Dim);
+            canvas.text(
+                area.x + 2,
+                body.y,
+                area.width - 2,
+                "asking the agent",
+                Role::Dim,
+            );
         }
     }
 }
@@ -85,7 +140,10 @@ impl Source<Cell> for Served<'_> {
             (Cell::What, Some(shard)) => vec![piece(shard.bot.as_str(), Role::Strong)],
             (Cell::What, None) => vec![piece("database", Role::Strong)],
             (Cell::Shard, Some(shard)) => {
-                vec![piece(format!("{}/{}", shard.shard_id, shard.shard_count), Role::Text)]
+                vec![piece(
+                    format!("{}/{}", shard.shard_id, shard.shard_count),
+                    Role::Text,
+                )]
             }
             (Cell::Process, _) => vec![piece(name.as_str(), Role::Text)],
             (Cell::Host, Some(shard)) => vec![piece(shard.host.as_str(), Role::Dim)],
@@ -98,7 +156,8 @@ impl Source<Cell> for Served<'_> {
                 vec![piece(format!("{glyph} {state}"), role)]
             }
             (Cell::Stage, Some(shard)) => {
-                let live = process.and_then(|process| process.shards.iter().find(|s| s.id == shard.shard_id));
+                let live = process
+                    .and_then(|process| process.shards.iter().find(|s| s.id == shard.shard_id));
                 let stage = live.map_or(shard.stage.as_str(), |live| live.stage.as_str());
                 vec![piece(stage, canvas.theme.state(stage).1)]
             }

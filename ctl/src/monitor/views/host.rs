@@ -18,7 +18,10 @@ use crate::monitor::{
 pub fn draw_all(canvas: &mut Canvas<'_>, area: Rect, app: &App, list: &List, clock: Clock) {
     let model = app.shown();
     let columns = [
-        Column { width_max: 24, ..column(Cell::Name, "HOST", 8, false, 0) },
+        Column {
+            width_max: 24,
+            ..column(Cell::Name, "HOST", 8, false, 0)
+        },
         column(Cell::State, "STATE", 13, false, 0),
         column(Cell::Processes, "PROC", 6, true, 1),
         column(Cell::Cpu, "CPU%", 5, true, 2),
@@ -27,9 +30,19 @@ pub fn draw_all(canvas: &mut Canvas<'_>, area: Rect, app: &App, list: &List, clo
         column(Cell::Disk, "DISK", 11, true, 4),
         column(Cell::Net, "NET/s", 13, true, 7),
         column(Cell::Seen, "SEEN", 6, true, 6),
-        Column { width_max: 30, ..column(Cell::Address, "ADDRESS", 15, false, 8) },
+        Column {
+            width_max: 30,
+            ..column(Cell::Address, "ADDRESS", 15, false, 8)
+        },
     ];
-    table(canvas, area, &columns, list, model.hosts.len(), &Hosts { model, clock });
+    table(
+        canvas,
+        area,
+        &columns,
+        list,
+        model.hosts.len(),
+        &Hosts { model, clock },
+    );
 }
 
 #[derive(Clone, Copy)]
@@ -53,11 +66,20 @@ struct Hosts<'a> {
 
 impl Source<Cell> for Hosts<'_> {
     fn look(&self, row: usize) -> RowLook {
-        RowLook { faded: self.model.hosts.get(row).is_some_and(|host| host.state == "unreachable"), marked: false }
+        RowLook {
+            faded: self
+                .model
+                .hosts
+                .get(row)
+                .is_some_and(|host| host.state == "unreachable"),
+            marked: false,
+        }
     }
 
     fn cell(&self, canvas: &Canvas<'_>, row: usize, key: Cell, _: u16) -> Vec<Piece<'_>> {
-        let Some(host) = self.model.hosts.get(row) else { return Vec::new() };
+        let Some(host) = self.model.hosts.get(row) else {
+            return Vec::new();
+        };
         let text = match key {
             Cell::Name => return vec![piece(host.name.as_str(), Role::Strong)],
             Cell::State => {
@@ -65,17 +87,32 @@ impl Source<Cell> for Hosts<'_> {
                 return vec![piece(format!("{glyph} {}", host.state), role)];
             }
             Cell::Processes => {
-                let mine = self.model.processes().iter().filter(|process| process.host == host.name);
-                let (all, ready) = mine.fold((0, 0), |(all, ready), p| (all + 1, ready + usize::from(p.ready)));
-                return vec![piece(format!("{ready}/{all}"), if ready < all { Role::Warn } else { Role::Text })];
+                let mine = self
+                    .model
+                    .processes()
+                    .iter()
+                    .filter(|process| process.host == host.name);
+                let (all, ready) = mine.fold((0, 0), |(all, ready), p| {
+                    (all + 1, ready + usize::from(p.ready))
+                });
+                return vec![piece(
+                    format!("{ready}/{all}"),
+                    if ready < all { Role::Warn } else { Role::Text },
+                )];
             }
             Cell::Cpu => text::percent(host.cpu_percent),
             Cell::Load => format!("{:.2}", host.load1),
             Cell::Memory => of(host.memory_used_bytes, host.memory_total_bytes),
             Cell::Disk => of(host.disk_used_bytes, host.disk_total_bytes),
-            Cell::Net => format!("{} {}", text::bytes(host.net_rx_bytes_per_s), text::bytes(host.net_tx_bytes_per_s)),
+            Cell::Net => format!(
+                "{} {}",
+                text::bytes(host.net_rx_bytes_per_s),
+                text::bytes(host.net_tx_bytes_per_s)
+            ),
             Cell::Seen if host.last_seen <= 0 => "-".into(),
-            Cell::Seen => text::age(self.clock.unix_ms.saturating_sub(host.last_seen).max(0) as u64 / 1000),
+            Cell::Seen => {
+                text::age(self.clock.unix_ms.saturating_sub(host.last_seen).max(0) as u64 / 1000)
+            }
             Cell::Address => return vec![piece(host.address.as_str(), Role::Dim)],
         };
         vec![piece(text, Role::Text)]
@@ -90,12 +127,22 @@ fn of(used: u64, total: u64) -> String {
 pub fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, name: &str, clock: Clock) {
     let model = app.shown();
     let Some(host) = model.host(name) else {
-        canvas.text(area.x + 2, area.y + 1, area.width - 2, "no such host any more", Role::Dim);
+        canvas.text(
+            area.x + 2,
+            area.y + 1,
+            area.width - 2,
+            "no such host any more",
+            Role::Dim,
+        );
         return;
     };
     let mut y = area.y;
     let mut next = |lines: u16| {
-        let at = Rect { y, height: lines, ..area };
+        let at = Rect {
+            y,
+            height: lines,
+            ..area
+        };
         y += lines;
         at
     };
@@ -104,21 +151,59 @@ pub fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, name: &str, clock: C
     if area.height >= 12 {
         let series = |metric: &str| app.focus.as_ref().and_then(|focus| focus.series(metric));
         let share = |used: u64, total: u64| used as f64 / total.max(1) as f64;
-        let cpu = format!("{:>5} %  of {} cpus, load {:.2}", text::percent(host.cpu_percent), host.cpus, host.load1);
-        gauge(canvas, next(1), "cpu", host.cpu_percent / 100.0, &cpu, series("cpu_percent").map(|s| (s, 100.0)));
+        let cpu = format!(
+            "{} % of {} cpus, load {:.2}",
+            text::percent(host.cpu_percent),
+            host.cpus,
+            host.load1
+        );
+        gauge(
+            canvas,
+            next(1),
+            "cpu",
+            host.cpu_percent / 100.0,
+            &cpu,
+            series("cpu_percent").map(|s| (s, 100.0)),
+        );
         let memory = of(host.memory_used_bytes, host.memory_total_bytes);
         let used = share(host.memory_used_bytes, host.memory_total_bytes);
         let total = host.memory_total_bytes as f64;
-        gauge(canvas, next(1), "mem", used, &memory, series("memory_used_bytes").map(|s| (s, total)));
+        gauge(
+            canvas,
+            next(1),
+            "mem",
+            used,
+            &memory,
+            series("memory_used_bytes").map(|s| (s, total)),
+        );
         let disk = of(host.disk_used_bytes, host.disk_total_bytes);
-        gauge(canvas, next(1), "disk", share(host.disk_used_bytes, host.disk_total_bytes), &disk, None);
+        gauge(
+            canvas,
+            next(1),
+            "disk",
+            share(host.disk_used_bytes, host.disk_total_bytes),
+            &disk,
+            None,
+        );
         let net = [
             piece(" net  ", Role::Dim),
-            piece(format!("received {}/s", text::bytes(host.net_rx_bytes_per_s)), Role::Text),
-            piece(format!("   sent {}/s", text::bytes(host.net_tx_bytes_per_s)), Role::Text),
+            piece(
+                format!("received {}/s", text::bytes(host.net_rx_bytes_per_s)),
+                Role::Text,
+            ),
+            piece(
+                format!("   sent {}/s", text::bytes(host.net_tx_bytes_per_s)),
+                Role::Text,
+            ),
         ];
         canvas.line(next(1), &net);
-        canvas.rule(next(1), &format!("{} processes", app.host_rows.len()));
+        canvas.rule(
+            next(1),
+            &match app.host_rows.len() {
+                1 => "1 process".to_owned(),
+                n => format!("{n} processes"),
+            },
+        );
     } else {
         let line = format!(
             " cpu {}%  mem {}  disk {}",
@@ -128,7 +213,11 @@ pub fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, name: &str, clock: C
         );
         canvas.line(next(1), &[piece(line, Role::Text)]);
     }
-    let body = Rect { y, height: area.bottom().saturating_sub(y), ..area };
+    let body = Rect {
+        y,
+        height: area.bottom().saturating_sub(y),
+        ..area
+    };
     super::fleet::processes(canvas, body, app, &app.host_rows, &app.screen().list);
 }
 
@@ -140,7 +229,10 @@ fn about(canvas: &mut Canvas<'_>, place: Rect, host: &Host, clock: Clock) {
     ];
     if host.state == "unreachable" && host.last_seen > 0 {
         let gone = clock.unix_ms.saturating_sub(host.last_seen).max(0) as u64 / 1000;
-        pieces.push(piece(format!(", last seen {} ago", text::age(gone)), Role::Bad));
+        pieces.push(piece(
+            format!(", last seen {} ago", text::age(gone)),
+            Role::Bad,
+        ));
     }
     let facts = format!(
         "   up {}   agent {} up {}, {}   {}   {}",
@@ -178,6 +270,6 @@ fn gauge(
     {
         let columns = (place.width - used - 1).min(60);
         let spark = canvas.spark(series.tail(usize::from(columns)), top);
-        canvas.text(place.x + used, place.y, columns, &spark, Role::Accent);
+        canvas.text(place.x + used, place.y, columns, &spark, Role::Trend);
     }
 }

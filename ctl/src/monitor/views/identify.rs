@@ -22,21 +22,41 @@ pub fn budget(canvas: &mut Canvas<'_>, area: Rect, model: &Model, clock: Clock) 
         canvas.line(area, &[label, piece("no budget reported", Role::Dim)]);
         return;
     }
-    let waiting: usize = identify.buckets.iter().map(|bucket| bucket.waiting.len()).sum();
+    let waiting: usize = identify
+        .buckets
+        .iter()
+        .map(|bucket| bucket.waiting.len())
+        .sum();
     let role = role(identify);
     let mut rest = vec![
-        piece(format!(" {}", text::count(u64::from(identify.remaining))), role),
-        piece(format!(" of {} left", text::count(u64::from(identify.total))), Role::Dim),
-        piece(format!("   reserve {}", text::count(u64::from(identify.reserve))), Role::Dim),
+        piece(
+            format!(" {}", text::count(u64::from(identify.remaining))),
+            role,
+        ),
+        piece(
+            format!(" of {} left", text::count(u64::from(identify.total))),
+            Role::Dim,
+        ),
+        piece(
+            format!("  reserve {}", text::count(u64::from(identify.reserve))),
+            Role::Dim,
+        ),
     ];
     if let Some(wait) = until(identify.resets_at, clock) {
-        rest.push(piece(format!("   resets in {wait}"), Role::Dim));
+        rest.push(piece(format!("  resets in {wait}"), Role::Dim));
     }
     if waiting > 0 {
-        rest.push(piece(format!("   {waiting} waiting"), Role::Warn));
+        rest.push(piece(format!("  {waiting} waiting"), Role::Warn));
     }
-    let columns = area.width.saturating_sub(10 + pieces_width(&rest) + 1).clamp(4, 60);
-    let bar = canvas.bar(columns, f64::from(identify.remaining) / f64::from(identify.total), role);
+    let columns = area
+        .width
+        .saturating_sub(10 + pieces_width(&rest) + 1)
+        .clamp(4, 40);
+    let bar = canvas.bar(
+        columns,
+        f64::from(identify.remaining) / f64::from(identify.total),
+        role,
+    );
     let pieces: Vec<Piece<'_>> = std::iter::once(label).chain(bar).chain(rest).collect();
     canvas.line(area, &pieces);
 }
@@ -50,7 +70,9 @@ fn role(identify: &IdentifyStatus) -> Role {
 }
 
 fn until(at: i64, clock: Clock) -> Option<String> {
-    let ms = at.checked_sub(clock.unix_ms).filter(|ms| at > 0 && *ms > 0)?;
+    let ms = at
+        .checked_sub(clock.unix_ms)
+        .filter(|ms| at > 0 && *ms > 0)?;
     Some(text::age((ms as u64).div_ceil(1000)))
 }
 
@@ -60,22 +82,49 @@ pub fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, clock: Clock) {
     let identify = &model.identify;
     budget(canvas, Rect { height: 1, ..area }, model, clock);
     let mut y = area.y + 1;
-    let line = |y: u16| Rect { y, height: 1, ..area };
+    let line = |y: u16| Rect {
+        y,
+        height: 1,
+        ..area
+    };
     if area.height >= 10 {
         let forecast = match identify.forecast_s {
             0 => "nobody waits".to_owned(),
-            s => format!("all waiting shards have their permit in about {}", text::age(u64::from(s))),
+            s => format!(
+                "all waiting shards have their permit in about {}",
+                text::age(u64::from(s))
+            ),
         };
         let pieces = [
-            piece(format!(" used {}", text::count(u64::from(identify.used))), Role::Text),
-            piece(format!("   max concurrency {}   ", identify.max_concurrency), Role::Dim),
-            piece(forecast, if identify.forecast_s > 0 { Role::Warn } else { Role::Dim }),
+            piece(
+                format!(" used {}", text::count(u64::from(identify.used))),
+                Role::Text,
+            ),
+            piece(
+                format!("   max concurrency {}   ", identify.max_concurrency),
+                Role::Dim,
+            ),
+            piece(
+                forecast,
+                if identify.forecast_s > 0 {
+                    Role::Warn
+                } else {
+                    Role::Dim
+                },
+            ),
         ];
         canvas.line(line(y), &pieces);
         y += 1;
         for bot in identify.bots.iter().take(usize::from(area.height / 3)) {
-            let mut pieces = vec![piece(format!(" {:<12} ", text::fit(&bot.bot, 12)), Role::Strong)];
-            pieces.extend(canvas.bar(16, f64::from(bot.remaining) / f64::from(bot.total.max(1)), Role::Good));
+            let mut pieces = vec![piece(
+                format!(" {:<12} ", text::fit(&bot.bot, 12)),
+                Role::Strong,
+            )];
+            pieces.extend(canvas.bar(
+                16,
+                f64::from(bot.remaining) / f64::from(bot.total.max(1)),
+                Role::Good,
+            ));
             let rest = format!(
                 " {} of {} left   {} at once   {} waiting   recommended shards {}",
                 text::count(u64::from(bot.remaining)),
@@ -88,19 +137,39 @@ pub fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, clock: Clock) {
             canvas.line(line(y), &pieces);
             y += 1;
         }
-        canvas.rule(line(y), &format!("{} buckets, one IDENTIFY each 5 s", identify.buckets.len()));
+        canvas.rule(
+            line(y),
+            &format!("{} buckets, one IDENTIFY each 5 s", identify.buckets.len()),
+        );
         y += 1;
     }
-    let body = Rect { y, height: area.bottom().saturating_sub(y), ..area };
+    let body = Rect {
+        y,
+        height: area.bottom().saturating_sub(y),
+        ..area
+    };
     let columns = [
         column(Cell::Bucket, "BUCKET", 6, true, 0),
-        Column { width_max: 20, ..column(Cell::Bot, "BOT", 8, false, 3) },
+        Column {
+            width_max: 20,
+            ..column(Cell::Bot, "BOT", 8, false, 3)
+        },
         column(Cell::Next, "NEXT", 8, true, 1),
         column(Cell::Granted, "GRANTED", 8, true, 2),
-        Column { width_max: 200, ..column(Cell::Waiting, "WAITING SHARDS", 14, false, 1) },
+        Column {
+            width_max: 200,
+            ..column(Cell::Waiting, "WAITING SHARDS", 14, false, 1)
+        },
     ];
     let source = Buckets { identify, clock };
-    table(canvas, body, &columns, &app.screen().list, identify.buckets.len(), &source);
+    table(
+        canvas,
+        body,
+        &columns,
+        &app.screen().list,
+        identify.buckets.len(),
+        &source,
+    );
 }
 
 #[derive(Clone, Copy)]
@@ -119,7 +188,9 @@ struct Buckets<'a> {
 
 impl Source<Cell> for Buckets<'_> {
     fn cell(&self, _: &Canvas<'_>, row: usize, key: Cell, width: u16) -> Vec<Piece<'_>> {
-        let Some(bucket) = self.identify.buckets.get(row) else { return Vec::new() };
+        let Some(bucket) = self.identify.buckets.get(row) else {
+            return Vec::new();
+        };
         match key {
             Cell::Bucket => vec![piece(bucket.bucket.to_string(), Role::Text)],
             Cell::Bot => vec![piece(bucket.bot.as_str(), Role::Dim)],
@@ -131,7 +202,11 @@ impl Source<Cell> for Buckets<'_> {
             Cell::Waiting if bucket.waiting.is_empty() => vec![piece("-", Role::Track)],
             Cell::Waiting => {
                 // A number takes two columns at least: more of them cannot be seen.
-                let shards = bucket.waiting.iter().take(usize::from(width) / 2 + 1).map(u32::to_string);
+                let shards = bucket
+                    .waiting
+                    .iter()
+                    .take(usize::from(width) / 2 + 1)
+                    .map(u32::to_string);
                 vec![piece(shards.collect::<Vec<_>>().join(" "), Role::Warn)]
             }
         }

@@ -12,12 +12,22 @@ use crate::monitor::{
 
 /// Draws the log lines of `targets`.
 pub fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, targets: &[String], clock: Clock) {
-    let Some(logs) = app.logs.as_ref().filter(|logs| logs.targets == targets) else { return };
-    let body = Rect { y: area.y + 1, height: area.height - 1, ..area };
+    let Some(logs) = app.logs.as_ref().filter(|logs| logs.targets == targets) else {
+        return;
+    };
+    let body = Rect {
+        y: area.y + 1,
+        height: area.height - 1,
+        ..area
+    };
     app.screen().list.page.set(usize::from(body.height));
     status(canvas, Rect { height: 1, ..area }, logs);
     if logs.is_empty() {
-        let text = if logs.ended.is_some() { "no lines" } else { "waiting for lines" };
+        let text = if logs.ended.is_some() {
+            "no lines"
+        } else {
+            "waiting for lines"
+        };
         canvas.text(body.x + 2, body.y, body.width - 2, text, Role::Dim);
         return;
     }
@@ -42,8 +52,16 @@ pub fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, targets: &[String], 
         for (n, part) in parts.iter().enumerate() {
             if n >= skip {
                 let y = bottom + (n - skip) as u16;
-                let place = Rect { y, height: 1, ..body };
-                let used = if n == 0 { canvas.line(place, &lead) } else { pieces_width(&lead) };
+                let place = Rect {
+                    y,
+                    height: 1,
+                    ..body
+                };
+                let used = if n == 0 {
+                    canvas.line(place, &lead)
+                } else {
+                    pieces_width(&lead)
+                };
                 let role = if line.stderr { Role::Warn } else { Role::Text };
                 canvas.text(body.x + used, y, columns, part, role);
                 highlight(canvas, place, used, columns, logs, &line.text, start, part);
@@ -68,13 +86,19 @@ fn status(canvas: &mut Canvas<'_>, area: Rect, logs: &Logs) {
         };
         piece(format!(" held{new}"), Role::Warn)
     }];
-    pieces.push(piece(format!("   {} lines", text::count(logs.len() as u64)), Role::Dim));
+    pieces.push(piece(
+        format!("   {} lines", text::count(logs.len() as u64)),
+        Role::Dim,
+    ));
     if logs.wrap {
         pieces.push(piece("   wrapped", Role::Dim));
     }
     if let Some(search) = &logs.search {
         pieces.push(piece(format!("   /{}", search.typed()), Role::Accent));
-        pieces.push(piece(format!(" {} match", text::count(logs.matches() as u64)), Role::Dim));
+        pieces.push(piece(
+            format!(" {} matching", text::count(logs.matches() as u64)),
+            Role::Dim,
+        ));
         if logs.only_matches {
             pieces.push(piece(" (only these)", Role::Dim));
         }
@@ -88,16 +112,25 @@ fn status(canvas: &mut Canvas<'_>, area: Rect, logs: &Logs) {
 fn lead(logs: &Logs, line: &Line, clock: Clock) -> Vec<Piece<'static>> {
     let mut lead = vec![piece(" ", Role::Text)];
     if logs.timestamps {
-        lead.push(piece(format!("{} ", text::clock(line.at, clock.offset_s)), Role::Dim));
+        lead.push(piece(
+            format!("{} ", text::clock(line.at, clock.offset_s)),
+            Role::Dim,
+        ));
     }
     if logs.targets.len() > 1 {
-        lead.push(piece(format!("{:<12} ", text::fit(&line.process, 12)), Role::Accent));
+        lead.push(piece(
+            format!("{:<12} ", text::fit(&line.process, 12)),
+            Role::Accent,
+        ));
     }
     lead
 }
 
 /// Marks what the search found in the part of a line that begins at byte `start` of it.
-#[expect(clippy::too_many_arguments, reason = "a place on the screen and a place in a text")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "a place on the screen and a place in a text"
+)]
 fn highlight(
     canvas: &mut Canvas<'_>,
     place: Rect,
@@ -112,12 +145,21 @@ fn highlight(
     let end = start + part.len();
     for range in search.ranges(whole) {
         let (from, to) = (range.start.max(start), range.end.min(end));
-        if from >= to || !part.is_char_boundary(from - start) || !part.is_char_boundary(to - start) {
+        if from >= to || !part.is_char_boundary(from - start) || !part.is_char_boundary(to - start)
+        {
             continue;
         }
         let x = text::width(&part[..from - start]) as u16;
-        let width = (text::width(&part[from - start..to - start]) as u16).min(columns.saturating_sub(x));
-        canvas.wash(Rect { x: place.x + used + x, width, ..place }, Role::Match);
+        let width =
+            (text::width(&part[from - start..to - start]) as u16).min(columns.saturating_sub(x));
+        canvas.wash(
+            Rect {
+                x: place.x + used + x,
+                width,
+                ..place
+            },
+            Role::Match,
+        );
     }
 }
 

@@ -30,13 +30,19 @@ const SMALLEST: (u16, u16) = (20, 4);
 /// Draws everything into `buffer`; returns how many rows of lists were formatted.
 pub fn draw(app: &App, theme: Theme, clock: Clock, buffer: &mut Buffer) -> usize {
     let area = buffer.area;
-    let mut canvas = Canvas { buffer, theme, formatted: 0 };
+    let mut canvas = Canvas {
+        buffer,
+        theme,
+        formatted: 0,
+    };
     if area.width < SMALLEST.0 || area.height < SMALLEST.1 {
         canvas.text(0, 0, area.width, "too small", Role::Warn);
     } else {
         let body = chrome::draw(&mut canvas, area, app, clock);
         view(&mut canvas, body, app, clock);
         if let Some(dialog) = &app.dialog {
+            // What lies behind steps back.
+            canvas.wash(area, Role::Dim);
             dialog::draw(&mut canvas, area, app, dialog);
         }
     }

@@ -21,7 +21,9 @@ pub fn title(operation: &Operation) -> String {
         targets if targets.len() <= 3 => targets.join(" "),
         targets => format!("{} {} +{}", targets[0], targets[1], targets.len() - 2),
     };
-    format!("{} {targets}", operation.kind).trim_end().to_owned()
+    format!("{} {targets}", operation.kind)
+        .trim_end()
+        .to_owned()
 }
 
 /// How far it is.
@@ -29,7 +31,14 @@ pub fn progress(operation: &Operation) -> String {
     if operation.total == 0 {
         return String::new();
     }
-    format!(" {}/{} {}", text::count(operation.done), text::count(operation.total), operation.unit).trim_end().to_owned()
+    format!(
+        " {}/{} {}",
+        text::count(operation.done),
+        text::count(operation.total),
+        operation.unit
+    )
+    .trim_end()
+    .to_owned()
 }
 
 /// What is to be said about it: the problem, the receipt in short, or its message.
@@ -72,19 +81,41 @@ pub fn receipt(operation: &Operation) -> Option<String> {
 pub fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, clock: Clock) {
     let operations = &app.shown().operations;
     if operations.is_empty() {
-        canvas.text(area.x + 2, area.y + 1, area.width.saturating_sub(2), "no operations yet", Role::Dim);
+        canvas.text(
+            area.x + 2,
+            area.y + 1,
+            area.width.saturating_sub(2),
+            "no operations yet",
+            Role::Dim,
+        );
         return;
     }
     let columns = [
-        Column { width_max: 40, ..column(Cell::What, "OPERATION", 16, false, 0) },
+        Column {
+            width_max: 28,
+            ..column(Cell::What, "OPERATION", 16, false, 0)
+        },
         column(Cell::State, "STATE", 11, false, 0),
         column(Cell::Bar, "PROGRESS", 12, false, 2),
-        column(Cell::Done, "", 9, false, 3),
+        column(Cell::Done, "", 14, false, 4),
         column(Cell::Age, "AGE", 6, true, 1),
-        Column { width_max: 20, ..column(Cell::By, "BY", 8, false, 5) },
-        Column { width_max: 200, ..column(Cell::Outcome, "OUTCOME", 12, false, 4) },
+        Column {
+            width_max: 12,
+            ..column(Cell::By, "BY", 8, false, 5)
+        },
+        Column {
+            width_max: 200,
+            ..column(Cell::Outcome, "OUTCOME", 12, false, 3)
+        },
     ];
-    table(canvas, area, &columns, &app.screen().list, operations.len(), &Operations { operations, clock });
+    table(
+        canvas,
+        area,
+        &columns,
+        &app.screen().list,
+        operations.len(),
+        &Operations { operations, clock },
+    );
 }
 
 #[derive(Clone, Copy)]
@@ -105,13 +136,20 @@ struct Operations<'a> {
 
 impl Source<Cell> for Operations<'_> {
     fn cell(&self, canvas: &Canvas<'_>, row: usize, key: Cell, width: u16) -> Vec<Piece<'_>> {
-        let Some(operation) = self.operations.get(row) else { return Vec::new() };
+        let Some(operation) = self.operations.get(row) else {
+            return Vec::new();
+        };
         let (glyph, role) = canvas.theme.state(&operation.state);
         match key {
             Cell::What => vec![piece(title(operation), Role::Text)],
-            Cell::State => vec![piece(format!("{glyph} "), role), piece(operation.state.as_str(), role)],
+            Cell::State => vec![
+                piece(format!("{glyph} "), role),
+                piece(operation.state.as_str(), role),
+            ],
             Cell::Bar if operation.total == 0 => Vec::new(),
-            Cell::Bar => canvas.bar(width, operation.done as f64 / operation.total as f64, role).to_vec(),
+            Cell::Bar => canvas
+                .bar(width, operation.done as f64 / operation.total as f64, role)
+                .to_vec(),
             Cell::Done => vec![piece(progress(operation).trim().to_owned(), Role::Dim)],
             Cell::Age => vec![piece(since(operation.created_at, self.clock), Role::Text)],
             Cell::By => vec![piece(operation.requested_by.as_str(), Role::Dim)],
@@ -136,31 +174,70 @@ pub fn detail_len(model: &Model, id: &str) -> usize {
 pub fn draw_one(canvas: &mut Canvas<'_>, area: Rect, app: &App, id: &str, clock: Clock) {
     let model = app.shown();
     let Some(operation) = model.operation(id) else {
-        canvas.text(area.x + 2, area.y + 1, area.width - 2, "the agent no longer knows this operation", Role::Dim);
+        canvas.text(
+            area.x + 2,
+            area.y + 1,
+            area.width - 2,
+            "the agent no longer knows this operation",
+            Role::Dim,
+        );
         return;
     };
     let (glyph, role) = canvas.theme.state(&operation.state);
-    let line = |n: u16| Rect { y: area.y + n, height: u16::from(n < area.height), ..area };
-    let took = if operation.ended_at > 0 { operation.ended_at } else { clock.unix_ms } - operation.created_at;
+    let line = |n: u16| Rect {
+        y: area.y + n,
+        height: u16::from(n < area.height),
+        ..area
+    };
+    let took = if operation.ended_at > 0 {
+        operation.ended_at
+    } else {
+        clock.unix_ms
+    } - operation.created_at;
     let mut pieces = vec![
         piece(format!(" {glyph} {}  ", operation.state), role),
         piece(title(operation), Role::Strong),
-        piece(format!("  {}  ", text::age(took.max(0) as u64 / 1000)), Role::Dim),
+        piece(
+            format!("  {}  ", text::age(took.max(0) as u64 / 1000)),
+            Role::Dim,
+        ),
     ];
     if operation.total > 0 {
-        pieces.extend(canvas.bar(area.width / 4, operation.done as f64 / operation.total as f64, role));
+        pieces.extend(canvas.bar(
+            area.width / 4,
+            operation.done as f64 / operation.total as f64,
+            role,
+        ));
         pieces.push(piece(progress(operation), Role::Text));
     }
     canvas.line(line(0), &pieces);
-    let by = if operation.requested_by.is_empty() { "-" } else { &operation.requested_by };
+    let by = if operation.requested_by.is_empty() {
+        "-"
+    } else {
+        &operation.requested_by
+    };
     let begun = text::date_time(operation.created_at, clock.offset_s);
-    canvas.line(line(1), &[piece(format!(" by {by}, begun {begun}  {}", outcome(operation)), Role::Dim)]);
+    canvas.line(
+        line(1),
+        &[piece(
+            format!(" by {by}, begun {begun}  {}", outcome(operation)),
+            Role::Dim,
+        )],
+    );
     canvas.rule(line(2), "steps and receipts");
-    let body = Rect { y: area.y + 3, height: area.height.saturating_sub(3), ..area };
+    let body = Rect {
+        y: area.y + 3,
+        height: area.height.saturating_sub(3),
+        ..area
+    };
     let len = detail_len(model, id);
     let list = &app.screen().list;
     for (y, row) in canvas.visible(list, len, body).enumerate() {
-        let place = Rect { y: body.y + y as u16, height: 1, ..body };
+        let place = Rect {
+            y: body.y + y as u16,
+            height: 1,
+            ..body
+        };
         let steps = operation.steps.len();
         if let Some(part) = operation.steps.get(row) {
             step(canvas, place, part);
@@ -170,7 +247,13 @@ pub fn draw_one(canvas: &mut Canvas<'_>, area: Rect, app: &App, id: &str, clock:
             shard(canvas, place, part);
         }
         if row == list.cursor {
-            canvas.text(place.x, place.y, 1, canvas.theme.glyphs().cursor, Role::Accent);
+            canvas.text(
+                place.x,
+                place.y,
+                1,
+                canvas.theme.glyphs().cursor,
+                Role::Accent,
+            );
         }
     }
 }
@@ -179,11 +262,17 @@ fn step(canvas: &mut Canvas<'_>, place: Rect, step: &OperationStep) {
     let (glyph, role) = canvas.theme.state(&step.state);
     let mut pieces = vec![
         piece(format!("  {glyph} {:<10} ", step.state), role),
-        piece(format!("{:<9} {:<14} ", step.action, step.object), Role::Text),
+        piece(
+            format!("{:<9} {:<14} ", step.action, step.object),
+            Role::Text,
+        ),
     ];
     if step.total > 0 {
         pieces.extend(canvas.bar(12, step.done as f64 / step.total as f64, role));
-        pieces.push(piece(format!(" {}/{} ", text::count(step.done), text::count(step.total)), Role::Dim));
+        pieces.push(piece(
+            format!(" {}/{} ", text::count(step.done), text::count(step.total)),
+            Role::Dim,
+        ));
     }
     pieces.push(piece(step.message.as_str(), Role::Dim));
     canvas.line(place, &pieces);
@@ -195,12 +284,31 @@ fn shard(canvas: &mut Canvas<'_>, place: Rect, receipt: &ShardReceipt) {
         _ => Role::Warn,
     };
     let pieces = [
-        piece(format!("    shard {:<5} {:<12} ", receipt.shard_id, receipt.process), Role::Text),
+        piece(
+            format!("  shard {:<4} {:<10} ", receipt.shard_id, receipt.process),
+            Role::Text,
+        ),
         piece(format!("{:<10} ", receipt.how), role),
-        piece(format!("gap {:<7} ", text::millis(receipt.gap_ms as f64)), Role::Text),
-        piece(format!("replayed {:<6} ", text::count(receipt.replayed)), Role::Dim),
-        piece(format!("lost {}", text::count(receipt.lost)), if receipt.lost > 0 { Role::Bad } else { Role::Dim }),
-        piece(format!("  twice {}", text::count(receipt.duplicated)), Role::Dim),
+        piece(
+            format!("gap {:<7} ", text::millis(receipt.gap_ms as f64)),
+            Role::Text,
+        ),
+        piece(
+            format!("replayed {:<6} ", text::count(receipt.replayed)),
+            Role::Dim,
+        ),
+        piece(
+            format!("lost {}", text::count(receipt.lost)),
+            if receipt.lost > 0 {
+                Role::Bad
+            } else {
+                Role::Dim
+            },
+        ),
+        piece(
+            format!("  twice {}", text::count(receipt.duplicated)),
+            Role::Dim,
+        ),
     ];
     canvas.line(place, &pieces);
 }

@@ -29,7 +29,10 @@ pub fn piece<'t>(text: impl Into<std::borrow::Cow<'t, str>>, role: Role) -> Piec
 
 /// Columns that `pieces` take.
 pub fn pieces_width(pieces: &[Piece<'_>]) -> u16 {
-    pieces.iter().map(|(text, _)| text::width(text) as u16).sum()
+    pieces
+        .iter()
+        .map(|(text, _)| text::width(text) as u16)
+        .sum()
 }
 
 impl Canvas<'_> {
@@ -42,7 +45,9 @@ impl Canvas<'_> {
         let columns = columns.min(area.right() - x);
         let fitted = text::fit(text, usize::from(columns));
         let style = self.theme.style(role);
-        let (end, _) = self.buffer.set_stringn(x, y, &*fitted, usize::from(columns), style);
+        let (end, _) = self
+            .buffer
+            .set_stringn(x, y, &*fitted, usize::from(columns), style);
         end - x
     }
 
@@ -61,14 +66,22 @@ impl Canvas<'_> {
     /// Writes `pieces` at the right end of the first line of `area`; returns the columns used.
     pub fn line_right(&mut self, area: Rect, pieces: &[Piece<'_>]) -> u16 {
         let used = pieces_width(pieces).min(area.width);
-        self.line(Rect { x: area.right() - used, width: used, ..area }, pieces);
+        self.line(
+            Rect {
+                x: area.right() - used,
+                width: used,
+                ..area
+            },
+            pieces,
+        );
         used
     }
 
     /// Gives a whole area the look of `role`, its text unchanged.
     pub fn wash(&mut self, area: Rect, role: Role) {
         let style = self.theme.style(role);
-        self.buffer.set_style(area.intersection(self.buffer.area), style);
+        self.buffer
+            .set_style(area.intersection(self.buffer.area), style);
     }
 
     /// A rule over the width of `area`, with a title in it.
@@ -81,14 +94,24 @@ impl Canvas<'_> {
             self.text(x, area.y, 1, rule, Role::Track);
         }
         if !title.is_empty() && area.width > 4 {
-            self.text(area.x + 1, area.y, area.width - 2, &format!(" {title} "), Role::Dim);
+            self.text(
+                area.x + 1,
+                area.y,
+                area.width - 2,
+                &format!(" {title} "),
+                Role::Dim,
+            );
         }
     }
 
     /// A bar of `columns`, filled to `share` (0 to 1).
     pub fn bar(&self, columns: u16, share: f64, role: Role) -> [Piece<'static>; 2] {
         let glyphs = self.theme.glyphs();
-        let share = if share.is_finite() { share.clamp(0.0, 1.0) } else { 0.0 };
+        let share = if share.is_finite() {
+            share.clamp(0.0, 1.0)
+        } else {
+            0.0
+        };
         let mut full = (f64::from(columns) * share).round() as usize;
         // Something is never drawn as nothing, nor almost all as all.
         if share > 0.0 {
@@ -98,15 +121,25 @@ impl Canvas<'_> {
             full = full.min(usize::from(columns).saturating_sub(1));
         }
         let rest = usize::from(columns).saturating_sub(full);
-        [piece(glyphs.full.repeat(full), role), piece(glyphs.empty.repeat(rest), Role::Track)]
+        [
+            piece(glyphs.full.repeat(full), role),
+            piece(glyphs.empty.repeat(rest), Role::Track),
+        ]
     }
 
     /// A sparkline of `columns` of the newest `values`, scaled from zero to their largest, or to
     /// `top` if that is larger.
     pub fn spark(&self, values: impl Iterator<Item = f64>, top: f64) -> String {
         let values: Vec<f64> = values.collect();
-        let largest = values.iter().copied().filter(|v| v.is_finite()).fold(top, f64::max);
-        values.iter().map(|value| self.level(*value, largest)).collect()
+        let largest = values
+            .iter()
+            .copied()
+            .filter(|v| v.is_finite())
+            .fold(top, f64::max);
+        values
+            .iter()
+            .map(|value| self.level(*value, largest))
+            .collect()
     }
 
     fn level(&self, value: f64, largest: f64) -> &'static str {
@@ -123,18 +156,32 @@ impl Canvas<'_> {
     /// A graph over all of `area`: each column one value, each line eight levels.
     pub fn graph(&mut self, area: Rect, values: impl Iterator<Item = f64>, top: f64, role: Role) {
         let values: Vec<f64> = values.collect();
-        let largest = values.iter().copied().filter(|v| v.is_finite()).fold(top, f64::max);
+        let largest = values
+            .iter()
+            .copied()
+            .filter(|v| v.is_finite())
+            .fold(top, f64::max);
         let levels = self.theme.glyphs().levels;
         for (x, value) in values.iter().enumerate().take(usize::from(area.width)) {
             if !value.is_finite() {
                 continue;
             }
-            let share = if largest > 0.0 { (value / largest).clamp(0.0, 1.0) } else { 0.0 };
+            let share = if largest > 0.0 {
+                (value / largest).clamp(0.0, 1.0)
+            } else {
+                0.0
+            };
             let height = ((share * f64::from(area.height) * 8.0).ceil() as usize).max(1);
             for line in 0..area.height {
                 let level = height.saturating_sub(usize::from(line) * 8).min(8);
                 if level > 0 {
-                    self.text(area.x + x as u16, area.bottom() - 1 - line, 1, levels[level - 1], role);
+                    self.text(
+                        area.x + x as u16,
+                        area.bottom() - 1 - line,
+                        1,
+                        levels[level - 1],
+                        role,
+                    );
                 }
             }
         }

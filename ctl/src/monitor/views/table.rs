@@ -26,8 +26,21 @@ pub struct Column<K> {
 }
 
 /// A column of fixed width.
-pub const fn column<K>(key: K, title: &'static str, width: u16, right: bool, priority: u8) -> Column<K> {
-    Column { key, title, width, width_max: width, right, priority }
+pub const fn column<K>(
+    key: K,
+    title: &'static str,
+    width: u16,
+    right: bool,
+    priority: u8,
+) -> Column<K> {
+    Column {
+        key,
+        title,
+        width,
+        width_max: width,
+        right,
+        priority,
+    }
 }
 
 /// Which of `columns` fit into `width`, in their order, and how wide each is.
@@ -54,7 +67,11 @@ pub fn layout<K: Copy>(columns: &[Column<K>], width: u16) -> Vec<(Column<K>, u16
         widths[at] += more;
         left -= more;
     }
-    let shown = columns.iter().zip(widths).zip(kept).filter(|(_, kept)| *kept);
+    let shown = columns
+        .iter()
+        .zip(widths)
+        .zip(kept)
+        .filter(|(_, kept)| *kept);
     shown.map(|((column, width), _)| (*column, width)).collect()
 }
 
@@ -95,7 +112,7 @@ pub fn table<K: Copy>(
     if area.height == 0 || area.width < 3 {
         return;
     }
-    let columns = layout(columns, area.width - 2);
+    let columns = layout(columns, area.width - 3);
     let mut x = area.x + 2;
     for (column, width) in &columns {
         let title = source.heading(column.key, column.title);
@@ -104,23 +121,52 @@ pub fn table<K: Copy>(
         canvas.text(at, area.y, used, &title, Role::Dim);
         x += width + 1;
     }
-    let body = Rect { y: area.y + 1, height: area.height - 1, ..area };
+    let body = Rect {
+        y: area.y + 1,
+        height: area.height - 1,
+        ..area
+    };
     let rows = canvas.visible(list, len, body);
     for (line, row) in rows.enumerate() {
         let y = body.y + line as u16;
         let RowLook { marked, faded } = source.look(row);
         let selected = row == list.cursor;
         let glyphs = canvas.theme.glyphs();
-        canvas.text(area.x, y, 1, if selected { glyphs.cursor } else { " " }, Role::Accent);
-        canvas.text(area.x + 1, y, 1, if marked { glyphs.mark } else { " " }, Role::Mark);
+        canvas.text(
+            area.x,
+            y,
+            1,
+            if selected { glyphs.cursor } else { " " },
+            Role::Accent,
+        );
+        canvas.text(
+            area.x + 1,
+            y,
+            1,
+            if marked { glyphs.mark } else { " " },
+            Role::Mark,
+        );
         let mut x = area.x + 2;
         for (column, width) in &columns {
             let pieces = source.cell(canvas, row, column.key, *width);
-            let place = Rect { x, y, width: *width, height: 1 };
-            if column.right { canvas.line_right(place, &pieces) } else { canvas.line(place, &pieces) };
+            let place = Rect {
+                x,
+                y,
+                width: *width,
+                height: 1,
+            };
+            if column.right {
+                canvas.line_right(place, &pieces)
+            } else {
+                canvas.line(place, &pieces)
+            };
             x += width + 1;
         }
-        let whole = Rect { y, height: 1, ..area };
+        let whole = Rect {
+            y,
+            height: 1,
+            ..area
+        };
         if faded {
             canvas.wash(whole, Role::Dim);
         }
@@ -137,11 +183,19 @@ mod tests {
     #[test]
     fn the_least_important_column_goes_first() {
         let columns = [
-            Column { width_max: 20, ..column('a', "A", 5, false, 0) },
+            Column {
+                width_max: 20,
+                ..column('a', "A", 5, false, 0)
+            },
             column('b', "B", 5, true, 2),
             column('c', "C", 5, true, 1),
         ];
-        let shown = |width| layout(&columns, width).iter().map(|(c, w)| (c.key, *w)).collect::<Vec<_>>();
+        let shown = |width| {
+            layout(&columns, width)
+                .iter()
+                .map(|(c, w)| (c.key, *w))
+                .collect::<Vec<_>>()
+        };
         assert_eq!(shown(17), [('a', 5), ('b', 5), ('c', 5)]);
         assert_eq!(shown(16), [('a', 10), ('c', 5)]);
         assert_eq!(shown(8), [('a', 8)]);
