@@ -30,11 +30,11 @@ pub struct Config {
     pub max_concurrency: u32,
 
     /// Generated guild events a second over all guilds.
-    #[arg(long, default_value_t = 0.0, value_name = "RATE", value_parser = rate)]
+    #[arg(long, default_value_t = 0.0, value_name = "RATE", allow_negative_numbers = true, value_parser = rate)]
     pub events_per_second: f64,
 
     /// Generated slash commands a second over all guilds. Needs registered commands.
-    #[arg(long, default_value_t = 0.0, value_name = "RATE", value_parser = rate)]
+    #[arg(long, default_value_t = 0.0, value_name = "RATE", allow_negative_numbers = true, value_parser = rate)]
     pub interactions_per_second: f64,
 
     /// File with the bot's token. Made with a random token and mode 0600 when it does not exist.

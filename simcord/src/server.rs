@@ -12,8 +12,10 @@ use std::time::Duration;
 use axum::extract::connect_info::Connected;
 use axum::serve::{IncomingStream, Listener};
 use futures_util::task::AtomicWaker;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 /// A handle on one TCP connection.
 #[derive(Debug, Clone, Default)]
@@ -22,6 +24,7 @@ pub(crate) struct Wire(Arc<WireState>);
 #[derive(Debug, Default)]
 struct WireState {
     cut: AtomicBool,
+    linger: AtomicBool,
     waker: AtomicWaker,
 }
 
@@ -30,6 +33,12 @@ impl Wire {
     pub(crate) fn reset(&self) {
         self.0.cut.store(true, Ordering::Release);
         self.0.waker.wake();
+    }
+
+    /// When the connection is over, what the client still sends is read and dropped for a while: unread bytes
+    /// would turn its end into a reset, and our last frame would be lost.
+    pub(crate) fn linger(&self) {
+        self.0.linger.store(true, Ordering::Release);
     }
 
     fn is_cut(&self) -> bool {
@@ -50,12 +59,16 @@ pub(crate) struct Wires(Arc<WiresState>);
 #[derive(Debug, Default)]
 struct WiresState {
     next: AtomicU64,
+    /// Connections that are over but still read from.
+    lingering: TaskTracker,
+    stop: CancellationToken,
     open: Mutex<HashMap<u64, Wire>>,
 }
 
 impl Wires {
     /// Cuts every connection.
     pub(crate) fn reset_all(&self) {
+        self.0.stop.cancel();
         let open: Vec<Wire> = self.open().values().cloned().collect();
         for wire in open {
             wire.reset();
@@ -94,7 +107,7 @@ impl Listener for Door {
                     self.wires.open().insert(id, wire.clone());
                     return (
                         Stream {
-                            tcp,
+                            tcp: Some(tcp),
                             wire,
                             id,
                             wires: self.wires.clone(),
@@ -118,29 +131,54 @@ impl Listener for Door {
 
 /// A TCP stream that can be cut through its [`Wire`].
 pub(crate) struct Stream {
-    tcp: TcpStream,
+    /// None once dropped.
+    tcp: Option<TcpStream>,
     wire: Wire,
     id: u64,
     wires: Wires,
 }
 
 impl Stream {
-    fn check(&self, context: &Context<'_>) -> io::Result<()> {
+    fn tcp(&mut self, context: &Context<'_>) -> io::Result<Pin<&mut TcpStream>> {
         self.wire.0.waker.register(context.waker());
-        if self.wire.is_cut() {
-            Err(io::ErrorKind::ConnectionReset.into())
-        } else {
-            Ok(())
+        match &mut self.tcp {
+            Some(tcp) if !self.wire.is_cut() => Ok(Pin::new(tcp)),
+            _ => Err(io::ErrorKind::ConnectionReset.into()),
         }
+    }
+}
+
+/// How long and how much is read of a connection that is over.
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_BYTES: u64 = 64 << 20;
+
+async fn linger(mut tcp: TcpStream, stop: CancellationToken) {
+    // The FIN after our last frame; failing means that the client is gone already.
+    let _ = tcp.shutdown().await;
+    let drain = async {
+        let mut rest = (&mut tcp).take(LINGER_BYTES);
+        let _ = tokio::io::copy(&mut rest, &mut tokio::io::sink()).await;
+    };
+    tokio::select! {
+        _ = tokio::time::timeout(LINGER, drain) => {}
+        () = stop.cancelled() => {}
     }
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
         self.wires.open().remove(&self.id);
+        let Some(tcp) = self.tcp.take() else { return };
         if self.wire.is_cut() {
             // A failure leaves an orderly FIN: the connection ends all the same.
-            let _ = self.tcp.set_zero_linger();
+            let _ = tcp.set_zero_linger();
+        } else if self.wire.0.linger.load(Ordering::Acquire)
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            let state = &self.wires.0;
+            state
+                .lingering
+                .spawn_on(linger(tcp, state.stop.clone()), &runtime);
         }
     }
 }
@@ -151,8 +189,7 @@ impl AsyncRead for Stream {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.check(context)?;
-        Pin::new(&mut self.tcp).poll_read(context, buffer)
+        self.tcp(context)?.poll_read(context, buffer)
     }
 }
 
@@ -162,8 +199,7 @@ impl AsyncWrite for Stream {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.check(context)?;
-        Pin::new(&mut self.tcp).poll_write(context, bytes)
+        self.tcp(context)?.poll_write(context, bytes)
     }
 
     fn poll_write_vectored(
@@ -171,19 +207,18 @@ impl AsyncWrite for Stream {
         context: &mut Context<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.check(context)?;
-        Pin::new(&mut self.tcp).poll_write_vectored(context, bytes)
+        self.tcp(context)?.poll_write_vectored(context, bytes)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.tcp.is_write_vectored()
+        self.tcp.as_ref().is_some_and(AsyncWrite::is_write_vectored)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_flush(context)
+        self.tcp(context)?.poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_shutdown(context)
+        self.tcp(context)?.poll_shutdown(context)
     }
 }

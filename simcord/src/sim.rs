@@ -164,5 +164,5 @@ fn router(app: &Arc<App>, loopback: bool) -> Router {
     } else {
         router
     };
-    router.with_state(Arc::clone(app))
+    router.fallback(rest::fallback).with_state(Arc::clone(app))
 }

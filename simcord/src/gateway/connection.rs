@@ -194,6 +194,11 @@ impl Connection {
                 }
             };
             let outcome = match message {
+                // After what cannot be read nothing more is: our close frame goes out all the same.
+                None if violated => {
+                    tokio::time::sleep(CLOSE_WAIT).await;
+                    return End::Gone;
+                }
                 None => return End::Gone,
                 Some(Ok(Message::Close(frame))) => {
                     return End::Received(frame.map(|frame| frame.code));
@@ -209,6 +214,7 @@ impl Connection {
                 Some(Err(_)) => Err(CloseCode::DecodeError),
             };
             if let Err(code) = outcome {
+                self.link.linger();
                 self.link.control(Control::Close(code));
                 violated = true;
             }

@@ -106,6 +106,11 @@ impl Link {
         self.wire.reset();
     }
 
+    /// What the client still sends when the connection is over is read and dropped.
+    pub(crate) fn linger(&self) {
+        self.wire.linger();
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

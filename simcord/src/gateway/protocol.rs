@@ -163,11 +163,16 @@ pub(crate) fn decode(payload: &[u8]) -> Result<Command, CloseCode> {
     if payload.len() > PAYLOAD_BYTES_MAX {
         return Err(CloseCode::DecodeError);
     }
+    // Lists would do for structs as well, to serde's mind.
+    if !is_object(payload) {
+        return Err(CloseCode::DecodeError);
+    }
     let envelope: Envelope<'_> =
         serde_json::from_slice(payload).map_err(|_| CloseCode::DecodeError)?;
     let d = envelope.d.map_or("null", RawValue::get);
     match envelope.op {
         1 => Ok(Command::Heartbeat(read(d)?)),
+        2 | 6 | 8 if !is_object(d.as_bytes()) => Err(CloseCode::DecodeError),
         2 => Ok(Command::Identify(read(d)?)),
         6 => Ok(Command::Resume(read(d)?)),
         8 => Ok(Command::RequestGuildMembers(read(d)?)),
@@ -177,6 +182,10 @@ pub(crate) fn decode(payload: &[u8]) -> Result<Command, CloseCode> {
         }
         _ => Err(CloseCode::UnknownOpcode),
     }
+}
+
+fn is_object(json: &[u8]) -> bool {
+    json.trim_ascii_start().starts_with(b"{")
 }
 
 fn read<'a, T: Deserialize<'a>>(d: &'a str) -> Result<T, CloseCode> {
@@ -208,6 +217,8 @@ mod tests {
             r#"{"op":6,"d":{"token":"a","session_id":"b","seq":-1}}"#,
             r#"{"op":1,"d":"x"}"#,
             r#"{"op":3,"d":null}"#,
+            "[1,2]",
+            r#"{"op":6,"d":["token","session",1]}"#,
         ] {
             assert_eq!(code(bad), Some(4002), "{bad}");
         }

@@ -152,7 +152,10 @@ fn invalid(app: &App) {
 
 /// The parameter by which a bucket is split: guild, channel, or webhook with its token.
 fn major(path: &str) -> &str {
-    let path = path.strip_prefix("/api/v10/").unwrap_or(path);
+    let path = path
+        .strip_prefix("/api/v10")
+        .unwrap_or(path)
+        .trim_start_matches('/');
     let mut ends = path
         .match_indices('/')
         .map(|(place, _)| place)
@@ -210,7 +213,7 @@ mod tests {
     #[test]
     fn major_parameters_are_taken_from_the_path() {
         assert_eq!(major("/api/v10/channels/5/messages/7"), "channels/5");
-        assert_eq!(major("/api/v10/guilds/5"), "guilds/5");
+        assert_eq!(major("/guilds/5"), "guilds/5", "within the nested router");
         assert_eq!(
             major("/api/v10/webhooks/5/token/messages/@original"),
             "webhooks/5/token"

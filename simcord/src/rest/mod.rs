@@ -17,6 +17,7 @@ mod roles;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::http::Uri;
 use axum::middleware::from_fn_with_state;
 
 use crate::app::App;
@@ -38,8 +39,14 @@ pub(crate) fn router(app: &Arc<App>) -> Router<Arc<App>> {
         .method_not_allowed_fallback(async || ApiError::METHOD_NOT_ALLOWED)
         .fallback(async || ApiError::NOT_FOUND)
         .layer(from_fn_with_state(Arc::clone(app), guard::guard));
-    Router::new().nest("/api/v10", api).route(
-        "/api/{version}/{*path}",
-        axum::routing::any(async || ApiError::INVALID_API_VERSION),
-    )
+    Router::new().nest("/api/v10", api)
+}
+
+/// The answer to a path that leads nowhere.
+pub(crate) async fn fallback(uri: Uri) -> ApiError {
+    if uri.path().starts_with("/api/") {
+        ApiError::INVALID_API_VERSION
+    } else {
+        ApiError::NOT_FOUND
+    }
 }

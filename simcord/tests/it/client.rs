@@ -25,7 +25,7 @@ pub fn config() -> Config {
     Config {
         guilds: 12,
         max_concurrency: 16,
-        identify_interval: Duration::from_millis(1),
+        identify_interval: Duration::from_nanos(1),
         ..Config::default()
     }
 }
@@ -109,6 +109,8 @@ impl Gateway {
     }
 
     pub async fn identify_with(&mut self, shard: [u32; 2], intents: u64) {
+        // A new session counts from 1.
+        self.seq = 0;
         self.send(identify(shard, intents, DEVELOPMENT_TOKEN)).await;
     }
 
