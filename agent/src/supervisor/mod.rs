@@ -30,6 +30,8 @@ mod adopt;
 mod backoff;
 mod cgroup;
 mod core;
+#[cfg(test)]
+mod core_tests;
 mod exits;
 mod handle;
 mod notify;

@@ -36,6 +36,8 @@ const INTERNAL_MAX: usize = 1024;
 const ANCESTORS_MAX: usize = 16;
 /// Starts under way that a leaving agent waits for.
 const LEAVE_MAX: Duration = Duration::from_secs(2);
+/// Exits that come together are swept up together.
+const SWEEP_DELAY: Duration = Duration::from_millis(100);
 /// A sweep may take this part of the time at most.
 const SWEEP_PART: u32 = 50;
 
@@ -193,6 +195,7 @@ impl Owner {
                 _ = second.tick() => self.second(),
             }
             self.expire();
+            self.sweep();
         }
         self.leave().await;
     }
@@ -202,6 +205,9 @@ impl Owner {
         let mut wake = Instant::now() + Duration::from_secs(60);
         if let Some((at, _)) = self.deadlines.first() {
             wake = wake.min(*at);
+        }
+        if let Some(at) = self.sweep_at() {
+            wake = wake.min(at);
         }
         if let (true, Some(at)) = (self.unpublished, self.published_at) {
             wake = wake.min(at + PUBLISH_EVERY);
@@ -297,6 +303,14 @@ impl Owner {
             // What follows from it is the next agent's: nothing new is started.
             self.outbox.clear();
         }
+        if !self.over.is_empty() {
+            let (instance, runs) = (self.parts.instance, self.over.keys().copied().collect());
+            let swept =
+                tokio::task::spawn_blocking(move || super::sweep::sweep(instance, &runs)).await;
+            if let Ok(swept) = swept {
+                self.swept(swept, Duration::ZERO);
+            }
+        }
         for proc in self.procs.values_mut() {
             proc.end_probe();
             proc.end_permit();
@@ -312,7 +326,6 @@ impl Owner {
 
     /// What comes round once a second.
     fn second(&mut self) {
-        let now = Instant::now();
         let ids: Vec<usize> = self.names.values().copied().collect();
         for id in ids {
             let Some(proc) = self.procs.get_mut(&id) else {
@@ -357,25 +370,35 @@ impl Owner {
         }
         self.cgroups_over
             .retain(|path| !super::cgroup::remove(path));
-        if !self.over.is_empty() && !self.sweeping && now >= self.sweep_not_before {
-            self.sweeping = true;
-            let (instance, runs) = (self.parts.instance, self.over.keys().copied().collect());
-            let internal = self.internal.clone();
-            self.parts.tracker.spawn(async move {
-                let begun = Instant::now();
-                let swept =
-                    tokio::task::spawn_blocking(move || super::sweep::sweep(instance, &runs)).await;
-                if let Ok(swept) = swept {
-                    // The table's task may have ended.
-                    let _ = internal.send(Internal::Swept(swept, begun.elapsed())).await;
-                }
-            });
+    }
+
+    /// When the next sweep for leftovers may begin.
+    fn sweep_at(&self) -> Option<Instant> {
+        (!self.over.is_empty() && !self.sweeping).then_some(self.sweep_not_before)
+    }
+
+    /// Looks for leftovers of runs that are over.
+    fn sweep(&mut self) {
+        if self.sweep_at().is_none_or(|at| at > Instant::now()) {
+            return;
         }
+        self.sweeping = true;
+        let (instance, runs) = (self.parts.instance, self.over.keys().copied().collect());
+        let internal = self.internal.clone();
+        self.parts.tracker.spawn(async move {
+            let begun = Instant::now();
+            let swept =
+                tokio::task::spawn_blocking(move || super::sweep::sweep(instance, &runs)).await;
+            if let Ok(swept) = swept {
+                // The table's task may have ended.
+                let _ = internal.send(Internal::Swept(swept, begun.elapsed())).await;
+            }
+        });
     }
 
     fn swept(&mut self, swept: Swept, took: Duration) {
         self.sweeping = false;
-        self.sweep_not_before = Instant::now() + took * SWEEP_PART;
+        self.sweep_not_before = Instant::now() + (took * SWEEP_PART).max(SWEEP_DELAY);
         for (nonce, (count, words)) in swept.killed {
             // It stays on the list: they may have had children meanwhile.
             if let Some((name, attempt)) = self.over.get(&nonce).cloned() {
@@ -441,6 +464,9 @@ impl Owner {
         proc.live = None;
         proc.end_probe();
         let name = proc.name.clone();
+        if self.over.is_empty() {
+            self.sweep_not_before = self.sweep_not_before.max(Instant::now() + SWEEP_DELAY);
+        }
         self.over.insert(proc.nonce, (name.clone(), attempt));
         if starved {
             self.event(
