@@ -300,6 +300,8 @@ struct Bot {
     retry_at: i64,
     retry_wait: i64,
     last_permit: u64,
+    /// Whether the latest report may not be on disk yet; the next permit takes it along.
+    report_unsynced: bool,
     /// Newest attempt seen of each process.
     attempts: HashMap<String, u64>,
     exhausted: bool,
@@ -374,12 +376,13 @@ impl Ledger {
                 } else if before != bot.budget.report
                     && let Some(record) = bot.limits_record(now)
                 {
+                    bot.report_unsynced = true;
                     out.push(Effect::Note { bot: name, record });
                 }
             }
-            Input::Persisted { bot, seq } => {
-                if let Some(bot) = self.bots.get_mut(&bot) {
-                    bot.persisted(now.boot_ms, seq, out);
+            Input::Persisted { bot: name, seq } => {
+                if let Some(bot) = self.bots.get_mut(&name) {
+                    bot.persisted(&name, now, seq, out);
                 }
             }
             Input::PersistFailed { bot, seq } => {
@@ -467,16 +470,22 @@ impl Bot {
                     });
                     self.budget.settle();
                     self.guard.replay((shard, count), at, streak);
-                    let slack = if record.at.boot_id == now.boot_id {
-                        PERSIST_MAX_MS
+                    // Released after the record, but not after what followed it.
+                    let latest = if record.at.boot_id == now.boot_id {
+                        now.boot_ms
                     } else {
-                        0
+                        now.boot_ms.min(0)
                     };
                     self.released
-                        .push_back((shard, (at + slack).min(now.boot_ms)));
+                        .push_back((shard, (at + PERSIST_MAX_MS).min(latest)));
                 }
                 Entry::Ready { shard, count } => {
                     self.guard.ready((shard, count), at);
+                }
+                // Only our own count: whether a report since contained it is not known.
+                Entry::Refund { permit } => {
+                    self.last_permit = self.last_permit.max(permit);
+                    self.budget.spent.retain(|s| s.permit != permit);
                 }
                 Entry::Limits {
                     total,
@@ -563,20 +572,32 @@ impl Bot {
         }
     }
 
-    fn persisted(&mut self, now: i64, seq: u64, out: &mut Vec<Effect>) {
+    fn persisted(&mut self, name: &str, now: Stamp, seq: u64, out: &mut Vec<Effect>) {
         self.retry_wait = 0;
         let done: Vec<Pending> = self.pending.extract_if(.., |p| p.seq == seq).collect();
         for pending in done {
-            self.budget.settle();
-            let late = now - pending.at > PERSIST_MAX_MS;
+            let late = now.boot_ms - pending.at > PERSIST_MAX_MS;
             if pending.cancelled || late {
-                // Spent, but never seen: the bucket stays free, the shard wasted nothing.
+                // Nobody saw it: nothing was spent, the bucket is free. Should the note be lost,
+                // the count after the next start is one too high, which does no harm.
+                self.budget.refund(pending.permit);
                 self.undo_guard(&pending);
+                out.push(Effect::Note {
+                    bot: name.to_owned(),
+                    record: Record {
+                        at: now,
+                        entry: Entry::Refund {
+                            permit: pending.permit,
+                        },
+                    },
+                });
                 if !pending.cancelled {
                     self.requeue(pending.waiting);
                 }
                 continue;
             }
+            self.budget.settle();
+            let now = now.boot_ms;
             let request = &pending.waiting.request;
             self.released.push_back((request.shard, now));
             out.push(Effect::Grant {
@@ -592,11 +613,11 @@ impl Bot {
         if failed.is_empty() {
             return;
         }
+        self.report_unsynced = self.budget.report.is_some();
         self.retry_wait = (self.retry_wait * 2).clamp(RETRY_MS, RETRY_MAX_MS);
         self.retry_at = now + self.retry_wait;
         for pending in failed {
-            // Nobody saw it, so it was not spent. Should disk hold it after all, then the count
-            // after the next start is one too high, which does no harm.
+            // Nobody saw it, so it was not spent, whatever disk holds.
             self.budget.refund(pending.permit);
             self.undo_guard(&pending);
             if !pending.cancelled {
@@ -715,7 +736,12 @@ impl Bot {
         if !granted.is_empty() {
             let seq = *next_seq;
             *next_seq += 1;
-            let mut records = Vec::with_capacity(granted.len());
+            let mut records = Vec::with_capacity(granted.len() + 1);
+            if self.report_unsynced {
+                // First: its count does not contain the permits that follow.
+                self.report_unsynced = false;
+                records.extend(self.limits_record(stamp));
+            }
             for (spent, guard_before) in granted {
                 let waiting = self
                     .waiting
@@ -804,6 +830,20 @@ impl Bot {
             .iter()
             .map(|spent| grant_record(stamp(spent.at), *spent))
             .collect();
+        if self
+            .budget
+            .spent
+            .iter()
+            .all(|s| s.permit < self.last_permit)
+        {
+            // Numbers rise for ever, also when the day is over.
+            records.push(Record {
+                at: now,
+                entry: Entry::Refund {
+                    permit: self.last_permit,
+                },
+            });
+        }
         // A stable sort: a shard that was ready in the very millisecond of its permit stays behind it.
         records.extend(self.guard.ready_since().map(|((shard, count), at)| Record {
             at: stamp(at),

@@ -22,8 +22,6 @@ const SHARD_WAIT_MS: i64 = 30_000;
 const SHARD_WAIT_MAX_MS: i64 = 30 * 60_000;
 /// Ready for this long = the IDENTIFY was not wasted.
 const STABLE_MS: i64 = 60_000;
-/// A shard that did not ask for this long is no longer in a loop.
-const FORGET_MS: i64 = 60 * 60_000;
 /// Between two probes at first, doubled while none holds.
 const PROBE_WAIT_MS: i64 = 60_000;
 /// Between two probes at most.
@@ -50,7 +48,7 @@ impl ShardGuard {
     /// Wasted ones in a row, were it to ask at `now`.
     fn wasted(&self, now: i64) -> u32 {
         let stable = self.ready_at.is_some_and(|at| now - at >= STABLE_MS);
-        if stable || now - self.last >= FORGET_MS {
+        if stable || now - self.last >= DAY_MS {
             0
         } else {
             self.streak
@@ -97,6 +95,7 @@ impl Guard {
                 shard.credited = true;
                 slow.credits = (slow.credits + CREDITS_PER_SUCCESS).min(CREDITS_MAX);
                 slow.wait = PROBE_WAIT_MS;
+                slow.next_probe = now + PROBE_WAIT_MS;
             }
         }
         if slow.credits == 0 && now >= slow.next_probe {

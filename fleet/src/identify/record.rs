@@ -67,6 +67,11 @@ pub enum Entry {
         /// Of so many.
         count: u32,
     },
+    /// A permit was thrown away before anyone saw it.
+    Refund {
+        /// Its number.
+        permit: u64,
+    },
     /// What `GET /gateway/bot` said.
     Limits {
         /// IDENTIFYs a day.
@@ -95,6 +100,7 @@ impl Record {
                 streak,
             } => (1, [shard, count, streak, 0], permit),
             Entry::Ready { shard, count } => (2, [shard, count, 0, 0], 0),
+            Entry::Refund { permit } => (4, [0; 4], permit),
             Entry::Limits {
                 total,
                 used,
@@ -153,6 +159,9 @@ impl Record {
                 max_concurrency: word(12),
                 recommended: word(16),
                 reset_after_ms: u64::from_le_bytes(long(24)),
+            },
+            4 => Entry::Refund {
+                permit: u64::from_le_bytes(long(24)),
             },
             _ => return None,
         };
