@@ -1,6 +1,5 @@
 //! The account: what happened, so that a test can prove what was missed and what came twice.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
 
 use serde::Serialize;
@@ -66,14 +65,14 @@ pub(crate) struct Rest {
 /// Counts by event type.
 #[derive(Debug, Default, Serialize)]
 #[serde(transparent)]
-pub(crate) struct ByType(BTreeMap<Cow<'static, str>, u64>);
+pub(crate) struct ByType(BTreeMap<String, u64>);
 
 impl ByType {
-    pub(crate) fn count(&mut self, name: &Cow<'static, str>) {
+    pub(crate) fn count(&mut self, name: &str) {
         if let Some(count) = self.0.get_mut(name) {
             *count += 1;
         } else if self.0.len() < TYPES_MAX {
-            self.0.insert(name.clone(), 1);
+            self.0.insert(name.to_owned(), 1);
         }
     }
 }

@@ -36,6 +36,11 @@ pub fn iso8601(unix_ms: u64) -> String {
         .replace('Z', "+00:00")
 }
 
+/// Whether a JSON value is this id in the form of Discord's: a decimal string.
+pub fn is_id(value: &serde_json::Value, id: u64) -> bool {
+    value.as_str().and_then(|text| text.parse().ok()) == Some(id)
+}
+
 /// When the thing with this id was made, as a timestamp.
 pub fn created_at(id: u64) -> String {
     iso8601((id >> LOW_BITS) + DISCORD_EPOCH_MS)

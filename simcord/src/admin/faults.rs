@@ -122,7 +122,7 @@ async fn close(State(app): AppState, Body(body): Body<Close>) -> Result<Json<Val
         ));
     }
     each_link(&mut app.hub(), &body.selection, |link| {
-        link.control(Control::Close(CloseCode::Other(body.code)))
+        link.control(Control::Close(CloseCode::Other(body.code)));
     })
 }
 
@@ -132,7 +132,7 @@ async fn reconnect(
 ) -> Result<Json<Value>, AdminError> {
     let payload = r#"{"t":null,"s":null,"op":7,"d":null}"#;
     each_link(&mut app.hub(), &body.selection, |link| {
-        link.control(Control::Send(payload.to_owned()))
+        link.control(Control::Send(payload.to_owned()));
     })
 }
 
@@ -153,7 +153,7 @@ async fn silence(
     Body(body): Body<Silence>,
 ) -> Result<Json<Value>, AdminError> {
     each_link(&mut app.hub(), &body.selection, |link| {
-        link.silence(body.silent)
+        link.silence(body.silent);
     })
 }
 

@@ -43,9 +43,9 @@ async fn account(State(app): AppState) -> Result<Json<Value>, AdminError> {
     let (mut open, mut waiting, mut highest, mut proven) = (0, 0, 0, 0);
     for (_, live) in hub.sessions() {
         if live.link.is_some() {
-            open += 1
+            open += 1;
         } else {
-            waiting += 1
+            waiting += 1;
         }
         highest += live.session.seq();
         proven += live.session.proven();
@@ -104,7 +104,7 @@ async fn sessions(State(app): AppState) -> Json<Value> {
                 "session": session.id, "shard": [session.shard.id, session.shard.count],
                 "intents": session.intents.0, "connected": live.link.is_some(),
                 "silenced": live.link.as_ref().is_some_and(|link| link.is_silenced()),
-                "seq": session.seq(), "seq_sent": session.delivered(), "seq_proven": session.proven(),
+                "seq": session.seq(), "seq_sent": session.highest_sent(), "seq_proven": session.proven(),
                 "identifies": 1, "resumes": session.resumes, "replayed": session.replayed,
                 "replayed_again": session.replayed_again, "evicted": session.evicted,
                 "buffered": buffered, "buffered_bytes": buffered_bytes,

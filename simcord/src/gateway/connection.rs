@@ -338,13 +338,11 @@ impl Connection {
         let message = encoder.encode(payload).map_err(|error| {
             tracing::error!(%error, "cannot compress a payload");
         })?;
-        match timeout(WRITE_STALL, sink.feed(message)).await {
-            Ok(sent) => sent.map_err(|_| ()),
-            Err(_) => {
-                self.stalled();
-                Err(())
-            }
-        }
+        let Ok(sent) = timeout(WRITE_STALL, sink.feed(message)).await else {
+            self.stalled();
+            return Err(());
+        };
+        sent.map_err(|_| ())
     }
 
     fn stalled(&self) -> End {

@@ -31,7 +31,7 @@ impl Event {
         Self {
             name: name.into(),
             needs,
-            body: encode(body).into(),
+            body: encode(body),
             hidden: 0..0,
         }
     }

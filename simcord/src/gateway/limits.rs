@@ -180,7 +180,7 @@ mod tests {
         assert!(matches!(limits.identify(now, 0), Permit::Granted { .. }));
         assert!(matches!(limits.identify(now, 1), Permit::Granted { .. }));
         assert_eq!(limits.identify(now, 2), Permit::BudgetExceeded);
-        assert_eq!(limits.remaining(now + FIVE), (0, DAY - FIVE));
+        assert_eq!(limits.remaining(now + FIVE), (0, DAY.saturating_sub(FIVE)));
         assert!(matches!(
             limits.identify(now + DAY, 2),
             Permit::Granted { .. }

@@ -110,7 +110,8 @@ impl Session {
         self.seq
     }
 
-    pub(crate) fn delivered(&self) -> u64 {
+    /// The highest number ever handed to a connection.
+    pub(crate) fn highest_sent(&self) -> u64 {
         self.delivered_max
     }
 
@@ -427,13 +428,13 @@ mod tests {
                             attached = true;
                             received = seq;
                         }
-                        Err(ResumeRefusal::InvalidSeq) => prop_assert!(seq > session.delivered()),
+                        Err(ResumeRefusal::InvalidSeq) => prop_assert!(seq > session.highest_sent()),
                         Err(ResumeRefusal::Evicted) => prop_assert!(session.seq() - seq > 10),
                     },
                 }
                 prop_assert!(session.buffered().0 <= BOUNDS.events);
-                prop_assert!(session.proven() <= session.delivered());
-                prop_assert!(session.delivered() <= session.seq());
+                prop_assert!(session.proven() <= session.highest_sent());
+                prop_assert!(session.highest_sent() <= session.seq());
             }
         }
     }

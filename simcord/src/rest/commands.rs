@@ -38,24 +38,27 @@ pub(crate) fn router() -> Router<Arc<App>> {
 
 #[derive(Deserialize)]
 struct Place {
-    application_id: u64,
-    guild_id: Option<u64>,
-    command_id: Option<String>,
+    #[serde(rename = "application_id")]
+    application: u64,
+    #[serde(rename = "guild_id")]
+    guild: Option<u64>,
+    #[serde(rename = "command_id")]
+    command: Option<String>,
 }
 
 impl Place {
     fn scope(&self, hub: &Hub) -> Result<Scope, ApiError> {
-        if self.application_id != hub.world.bot.id {
+        if self.application != hub.world.bot.id {
             return Err(ApiError::UNKNOWN_APPLICATION);
         }
-        match self.guild_id {
+        match self.guild {
             Some(guild) if hub.world.guild_index(guild).is_none() => Err(ApiError::UNKNOWN_GUILD),
             scope => Ok(scope),
         }
     }
 
-    fn command(&self) -> &str {
-        self.command_id.as_deref().unwrap_or_default()
+    fn id(&self) -> &str {
+        self.command.as_deref().unwrap_or_default()
     }
 }
 
@@ -75,9 +78,7 @@ async fn replace(
         .as_array()
         .ok_or_else(|| ApiError::form("", "Only iterables may be used in a ListField"))?;
     Ok(Json(
-        hub.commands
-            .replace(place.application_id, scope, raw)?
-            .into(),
+        hub.commands.replace(place.application, scope, raw)?.into(),
     ))
 }
 
@@ -88,7 +89,7 @@ async fn create(
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
     let mut hub = app.hub();
     let scope = place.scope(&hub)?;
-    let (command, new) = hub.commands.upsert(place.application_id, scope, &body)?;
+    let (command, new) = hub.commands.upsert(place.application, scope, &body)?;
     Ok((
         if new {
             StatusCode::CREATED
@@ -103,7 +104,7 @@ async fn read(State(app): AppState, Path(place): Path<Place>) -> Result<Json<Val
     let hub = app.hub();
     let scope = place.scope(&hub)?;
     hub.commands
-        .get(scope, place.command())
+        .get(scope, place.id())
         .cloned()
         .map(Json)
         .ok_or(ApiError::UNKNOWN_COMMAND)
@@ -118,14 +119,14 @@ async fn change(
     let scope = place.scope(&hub)?;
     let changed = hub
         .commands
-        .patch(place.application_id, scope, place.command(), &body);
+        .patch(place.application, scope, place.id(), &body);
     Ok(Json(changed.ok_or(ApiError::UNKNOWN_COMMAND)??))
 }
 
 async fn remove(State(app): AppState, Path(place): Path<Place>) -> Result<StatusCode, ApiError> {
     let mut hub = app.hub();
     let scope = place.scope(&hub)?;
-    if hub.commands.delete(scope, place.command()) {
+    if hub.commands.delete(scope, place.id()) {
         Ok(StatusCode::NO_CONTENT)
     } else {
         Err(ApiError::UNKNOWN_COMMAND)

@@ -17,7 +17,7 @@ use super::extract::{Path, Query};
 use crate::app::App;
 use crate::gateway::{Event, Intents};
 use crate::hub::Hub;
-use crate::snowflake;
+use crate::snowflake::{self, is_id};
 use crate::world::GuildIndex;
 
 /// A timeout may last this long.
@@ -149,12 +149,31 @@ async fn member(
         .ok_or(ApiError::UNKNOWN_MEMBER)
 }
 
+/// What a PATCH does to a field that may be empty.
+#[derive(Default)]
+enum Change {
+    #[default]
+    Keep,
+    Clear,
+    Set(String),
+}
+
+impl Change {
+    fn apply(self, field: &mut Option<String>) {
+        match self {
+            Self::Keep => {}
+            Self::Clear => *field = None,
+            Self::Set(value) => *field = Some(value),
+        }
+    }
+}
+
 /// What a PATCH asks to change about a member.
 #[derive(Default)]
 struct Changes {
-    nick: Option<Option<String>>,
+    nick: Change,
     roles: Option<Vec<u64>>,
-    timeout_until: Option<Option<String>>,
+    timeout_until: Change,
 }
 
 impl Changes {
@@ -162,9 +181,10 @@ impl Changes {
         let mut changes = Self::default();
         match body.get("nick") {
             None => {}
-            Some(Value::Null) => changes.nick = Some(None),
+            Some(Value::Null) => changes.nick = Change::Clear,
+            Some(Value::String(nick)) if nick.is_empty() => changes.nick = Change::Clear,
             Some(Value::String(nick)) if nick.chars().count() <= 32 => {
-                changes.nick = Some(Some(nick.clone()).filter(|nick| !nick.is_empty()));
+                changes.nick = Change::Set(nick.clone());
             }
             Some(_) => return Err(ApiError::form("nick", "Must be 32 or fewer in length.")),
         }
@@ -178,7 +198,7 @@ impl Changes {
         }
         match body.get("communication_disabled_until") {
             None => {}
-            Some(Value::Null) => changes.timeout_until = Some(None),
+            Some(Value::Null) => changes.timeout_until = Change::Clear,
             Some(until) => {
                 let at = until
                     .as_str()
@@ -196,7 +216,11 @@ impl Changes {
                     return Err(bad());
                 }
                 let past = at <= snowflake::unix_ms() as i64;
-                changes.timeout_until = Some((!past).then(|| snowflake::iso8601(at as u64)));
+                changes.timeout_until = if past {
+                    Change::Clear
+                } else {
+                    Change::Set(snowflake::iso8601(at as u64))
+                };
             }
         }
         Ok(changes)
@@ -219,7 +243,7 @@ async fn change(
         let known = hub.world.roles(guild);
         if !roles
             .iter()
-            .all(|id| known.iter().any(|role| role["id"] == id.to_string()))
+            .all(|id| known.iter().any(|role| is_id(&role["id"], *id)))
         {
             return Err(ApiError::UNKNOWN_ROLE);
         }
@@ -230,15 +254,11 @@ async fn change(
         .members
         .entry(user)
         .or_default();
-    if let Some(nick) = changes.nick {
-        patch.nick = nick;
-    }
+    changes.nick.apply(&mut patch.nick);
     if let Some(roles) = changes.roles {
         patch.roles = Some(roles);
     }
-    if let Some(until) = changes.timeout_until {
-        patch.timeout_until = until;
-    }
+    changes.timeout_until.apply(&mut patch.timeout_until);
     updated(&mut hub, guild, user)
 }
 
@@ -253,14 +273,9 @@ async fn change_self(
         .guild_index(guild_id)
         .ok_or(ApiError::UNKNOWN_GUILD)?;
     let bot = hub.world.bot.id;
-    if let Some(nick) = Changes::read(&body)?.nick {
-        hub.world
-            .overlay_mut(guild)
-            .members
-            .entry(bot)
-            .or_default()
-            .nick = nick;
-    }
+    let nick = Changes::read(&body)?.nick;
+    let patch = hub.world.overlay_mut(guild).members.entry(bot).or_default();
+    nick.apply(&mut patch.nick);
     updated(&mut hub, guild, bot)
 }
 
@@ -329,7 +344,7 @@ fn set_role(
         .world
         .roles(guild)
         .iter()
-        .any(|known| known["id"] == role.to_string())
+        .any(|known| is_id(&known["id"], role))
     {
         return Err(ApiError::UNKNOWN_ROLE);
     }

@@ -19,7 +19,8 @@ use super::messages::{apply, check};
 use crate::app::App;
 use crate::hub::Hub;
 use crate::interactions::State as InteractionState;
-use crate::snowflake;
+use crate::snowflake::{self, is_id};
+use crate::world::World;
 
 /// Message flag: only the invoking user sees it.
 const EPHEMERAL: u64 = 1 << 6;
@@ -142,7 +143,7 @@ fn answer(hub: &mut Hub, interaction: u64, data: &Map<String, Value>, flags: u64
         .map(|of| (of.channel.clone(), of.command.clone(), of.user))
         .unwrap_or_default();
     let user = hub.world.user(user);
-    let mut message = hub.world.message(id, &channel, hub.world.bot_user(), "");
+    let mut message = World::message(id, &channel, hub.world.bot_user(), "");
     apply(&mut message, data);
     message["type"] = 20.into();
     message["flags"] = (message["flags"].as_u64().unwrap_or(0) | flags).into();
@@ -238,7 +239,7 @@ fn named(
         .world
         .messages
         .get(id)
-        .map(|message| message["interaction"]["id"] == interaction.to_string());
+        .map(|message| is_id(&message["interaction"]["id"], interaction));
     if of == Some(true) {
         Ok(id)
     } else {

@@ -274,9 +274,10 @@ mod tests {
                     opened = Some(now);
                     passed = 0;
                 }
-                match limits.request(now, "POST", ROUTE, "1", false) {
-                    Verdict::Pass(_) => passed += 1,
-                    _ => prop_assert_eq!(passed, 5),
+                if let Verdict::Pass(_) = limits.request(now, "POST", ROUTE, "1", false) {
+                    passed += 1;
+                } else {
+                    prop_assert_eq!(passed, 5);
                 }
                 prop_assert!(passed <= 5);
             }

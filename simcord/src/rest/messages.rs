@@ -17,7 +17,8 @@ use super::extract::{Path, Query};
 use crate::app::App;
 use crate::gateway::{Event, Intents};
 use crate::hub::Hub;
-use crate::snowflake;
+use crate::snowflake::{self, is_id};
+use crate::world::World;
 
 /// Characters that a message may have.
 const CONTENT_MAX: usize = 2000;
@@ -138,7 +139,7 @@ fn message_in(hub: &Hub, channel: u64, id: u64) -> Result<&Value, ApiError> {
         .world
         .messages
         .get(id)
-        .filter(|message| message["channel_id"] == channel.to_string());
+        .filter(|message| is_id(&message["channel_id"], channel));
     message.ok_or(ApiError::UNKNOWN_MESSAGE)
 }
 
@@ -172,9 +173,7 @@ async fn create(
     known(&hub, channel)?;
     check(&body, true)?;
     let id = snowflake::now();
-    let mut message = hub
-        .world
-        .message(id, &channel.to_string(), hub.world.bot_user(), "");
+    let mut message = World::message(id, &channel.to_string(), hub.world.bot_user(), "");
     apply(&mut message, &body);
     hub.world.messages.insert(id, message.clone());
     dispatch(&mut hub, channel, "MESSAGE_CREATE", &message);
@@ -194,7 +193,10 @@ async fn change(
     ObjectBody(body): ObjectBody,
 ) -> Result<Json<Value>, ApiError> {
     let mut hub = app.hub();
-    let own = message_in(&hub, channel, id)?["author"]["id"] == hub.world.bot.id.to_string();
+    let own = is_id(
+        &message_in(&hub, channel, id)?["author"]["id"],
+        hub.world.bot.id,
+    );
     if !own {
         return Err(ApiError::NOT_OWN_MESSAGE);
     }

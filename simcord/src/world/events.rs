@@ -145,7 +145,7 @@ impl World {
     ) -> Option<Event> {
         let id = snowflake::now();
         // The content is filled in as the part that not every session sees.
-        let mut message = self.message(id, channel, self.user(author)?, "");
+        let mut message = Self::message(id, channel, self.user(author)?, "");
         message["guild_id"] = self.guild_id(guild).to_string().into();
         message["member"] = self.member_without_user(guild, author);
         let event = Event::new("MESSAGE_CREATE", Intents::GUILD_MESSAGES, &message);
@@ -153,7 +153,7 @@ impl World {
     }
 
     /// A message object.
-    pub(crate) fn message(&self, id: u64, channel: &str, author: Value, content: &str) -> Value {
+    pub(crate) fn message(id: u64, channel: &str, author: Value, content: &str) -> Value {
         json!({
             "id": id.to_string(), "channel_id": channel, "author": author, "content": content,
             "timestamp": created_at(id), "edited_timestamp": null, "tts": false, "mention_everyone": false,

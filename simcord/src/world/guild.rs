@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use serde_json::{Value, json};
 
 use super::{GuildIndex, World, words};
-use crate::snowflake::{DISCORD_EPOCH_MS, LOW_BITS, iso8601, mix};
+use crate::snowflake::{DISCORD_EPOCH_MS, LOW_BITS, is_id, iso8601, mix};
 
 /// Places of channels and roles within their guild: milliseconds after its creation.
 const CHANNEL_FIRST_MS: u64 = 1;
@@ -132,7 +132,7 @@ impl World {
             )
         }));
         if let Some(overlay) = overlay {
-            let is = |value: &Value, id: &u64| value["id"] == id.to_string();
+            let is = |value: &Value, id: &u64| is_id(&value["id"], *id);
             roles.retain(|role| !overlay.roles_deleted.iter().any(|id| is(role, id)));
             for (id, changed) in &overlay.roles {
                 match roles.iter_mut().find(|role| is(role, id)) {

@@ -299,7 +299,7 @@ impl Filling<'_> {
         let content = words::SENTENCES[rng.usize(0..words::SENTENCES.len())];
         self.resolved.messages.insert(
             id.to_string(),
-            self.world.message(id, &channel, author, content),
+            World::message(id, &channel, author, content),
         );
         id.to_string().into()
     }

@@ -28,8 +28,8 @@ impl World {
         }
         let hash = mix(self.seed ^ 0x4a3e, self.user_index(id)?);
         let name = self.user_name(id);
-        let global_name =
-            (hash % 3 != 0).then(|| words::FIRST[(hash >> 20) as usize % words::FIRST.len()]);
+        let global_name = (!hash.is_multiple_of(3))
+            .then(|| words::FIRST[(hash >> 20) as usize % words::FIRST.len()]);
         Some(json!({
             "id": id.to_string(), "username": name, "discriminator": "0", "global_name": global_name,
             "avatar": null, "banner": null, "accent_color": null, "public_flags": 0, "bot": false,
