@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::ops::ControlFlow;
 
 use serde_json::value::RawValue;
@@ -44,10 +45,9 @@ pub fn plan(call: &Call, raw: Option<&RawValue>) -> Result<Plan, Failure> {
         }
     }
     match select.limit {
-        Some(limit) => data.push_str(&format!(
-            "\"limit\":{}}}",
-            limit.saturating_add(select.offset)
-        )),
+        Some(limit) => {
+            let _ = write!(data, "\"limit\":{}}}", limit.saturating_add(select.offset));
+        }
         None => data.push_str("\"offset\":0}"),
     }
     Ok(Plan { data })
@@ -141,7 +141,7 @@ pub fn merge(
         }
         Call::Exists(_) if parts.iter().any(|(_, part)| part.exists == Some(true)) => {
             return Ok(reply::success(id, |out| {
-                reply::boolean(out, "exists", true)
+                reply::boolean(out, "exists", true);
             }));
         }
         _ => {}
@@ -165,18 +165,18 @@ pub fn merge(
             Ok(reply::success(id, |out| reply::number(out, "count", count)))
         }
         Call::Exists(_) => Ok(reply::success(id, |out| {
-            reply::boolean(out, "exists", false)
+            reply::boolean(out, "exists", false);
         })),
         Call::Write(Op::Update { .. }) => {
             let count = parts.iter().filter_map(|(_, part)| part.updated).sum();
             Ok(reply::success(id, |out| {
-                reply::number(out, "updated", count)
+                reply::number(out, "updated", count);
             }))
         }
         Call::Write(Op::Delete { .. }) => {
             let count = parts.iter().filter_map(|(_, part)| part.deleted).sum();
             Ok(reply::success(id, |out| {
-                reply::number(out, "deleted", count)
+                reply::number(out, "deleted", count);
             }))
         }
         Call::Write(Op::CompareAndSet { .. }) => Ok(reply::success(id, |out| {

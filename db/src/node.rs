@@ -9,25 +9,19 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 
 use serde_json::value::RawValue;
-use tanako_fleet::ring::{Ring, RingNode};
 use tokio::sync::Semaphore;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::{ConfigError, Settings, Token};
-use crate::engine::View;
 use crate::failure::{Code, Failure};
 use crate::merge;
 use crate::metrics::Metrics;
-use crate::peer::{Link, Peer};
-use crate::query::Path;
-use crate::read::{self, all_rows, rows_of};
+use crate::read::all_rows;
 use crate::reply;
 use crate::request::{self, ACTIONS, Call, Envelope, Scope, rows_as_data, upsert_as_data};
 use crate::row::Style;
-use crate::schema::value::now;
-use crate::schema::{self, TABLES, Table};
 use crate::store::{Store, StoreError, StoreOptions};
+use crate::topology::Topology;
 use crate::write::{NewRow, Op, Outcome};
 use crate::writer::{Answer, STOP_WITHIN, Writer, stopping};
 
@@ -54,17 +48,6 @@ pub enum NodeError {
     Thread(#[source] std::io::Error),
 }
 
-/// The ring and the ways to its other nodes; replaced as a whole.
-pub struct Topology {
-    /// Which node holds what.
-    pub ring: Ring,
-    /// Its version as it is sent.
-    version: String,
-    links: BTreeMap<String, Link>,
-    urls: BTreeMap<String, String>,
-    stop: CancellationToken,
-}
-
 /// A running node. See the module's documentation.
 pub struct Node {
     /// Its name in the ring.
@@ -78,7 +61,7 @@ pub struct Node {
     token: Token,
     backup_dir: PathBuf,
     topology: RwLock<Arc<Topology>>,
-    scans: Arc<Semaphore>,
+    pub(crate) scans: Arc<Semaphore>,
     backups: Arc<Semaphore>,
     draining: AtomicBool,
     tasks: TaskTracker,
@@ -256,10 +239,15 @@ impl Node {
             }
         };
         let style = envelope.style(session.style);
+        let id_length = id.len();
         match self.begin(&envelope, action, style, session) {
             Ok(Begun::Now(reply, write)) => {
-                self.metrics
-                    .answered(action, !is_failure(&reply), write, started.elapsed());
+                self.metrics.answered(
+                    action,
+                    !is_failure(&reply, id_length),
+                    write,
+                    started.elapsed(),
+                );
                 Handled::Now(reply)
             }
             Ok(Begun::Later {
@@ -270,7 +258,12 @@ impl Node {
                 let metrics = Arc::clone(&self.metrics);
                 let reply = Box::pin(async move {
                     let reply = reply.await;
-                    metrics.answered(action, !is_failure(&reply), write, started.elapsed());
+                    metrics.answered(
+                        action,
+                        !is_failure(&reply, id_length),
+                        write,
+                        started.elapsed(),
+                    );
                     reply
                 });
                 Handled::Later(number, reply)
@@ -503,175 +496,6 @@ impl Node {
             }
         }
     }
-
-    /// Runs a read that may take long where it holds nobody up.
-    async fn read_aside(self: Arc<Self>, id: String, call: Call, style: Style) -> Vec<u8> {
-        let Ok(permit) = Arc::clone(&self.scans).acquire_owned().await else {
-            return reply::failure(&id, &stopping());
-        };
-        let kept = id.clone();
-        let done = tokio::task::spawn_blocking(move || {
-            let _permit = permit;
-            self.read(&id, &call, style)
-                .unwrap_or_else(|failure| reply::failure(&id, &failure))
-        });
-        done.await.unwrap_or_else(|_| {
-            reply::failure(
-                &kept,
-                &Failure::new(Code::Storage, "Storage failed: the read was given up"),
-            )
-        })
-    }
-
-    fn read(&self, id: &str, call: &Call, style: Style) -> Result<Vec<u8>, Failure> {
-        self.read_from(None, id, call, style)
-    }
-
-    /// Reads from the view, or from the store as it is now.
-    fn read_from(
-        &self,
-        given: Option<&dyn View>,
-        id: &str,
-        call: &Call,
-        style: Style,
-    ) -> Result<Vec<u8>, Failure> {
-        match call {
-            Call::Ping => Ok(reply::success(id, |out| {
-                reply::boolean(out, "pong", true);
-                reply::member(out, "timestamp");
-                reply::text(out, &now());
-            })),
-            Call::ListTables => Ok(reply::success(id, |out| {
-                reply::member(out, "tables");
-                let names: Vec<&str> = TABLES.iter().map(|table| table.name).collect();
-                out.extend(serde_json::to_vec(&names).unwrap_or_default());
-            })),
-            Call::ClusterStats => Ok(reply::success(id, |out| {
-                reply::member(out, "cluster");
-                out.extend(self.cluster().to_string().into_bytes());
-            })),
-            Call::Vacuum => {
-                self.store.engine()?.vacuum()?;
-                Ok(reply::success(id, |_| {}))
-            }
-            Call::TableInfo(table) => {
-                let rows = rows_of(&*self.store.engine()?, table)?;
-                Ok(reply::success(id, |out| {
-                    reply::member(out, "info");
-                    out.extend(table_info(table, rows).to_string().into_bytes());
-                }))
-            }
-            Call::Stats => {
-                let stats = self.stats()?;
-                Ok(reply::success(id, |out| {
-                    reply::member(out, "stats");
-                    out.extend(stats.to_string().into_bytes());
-                }))
-            }
-            Call::Select(select) => {
-                let view = self.view(given, &select.filter.path())?;
-                let stored = read::select(view.as_view(), select)?;
-                let table = select.filter.table();
-                let mut result = Ok(());
-                let reply = reply::success(id, |out| {
-                    result = reply::rows(out, table, &stored, select.columns.as_deref(), style);
-                });
-                result.map(|()| reply)
-            }
-            Call::Find(filter) => {
-                let view = self.view(given, &filter.path())?;
-                let stored = read::first(view.as_view(), filter)?;
-                let mut result = Ok(());
-                let reply = reply::success(id, |out| {
-                    result = reply::row(out, "row", filter.table(), stored.as_deref(), style);
-                });
-                result.map(|()| reply)
-            }
-            Call::Count(filter) => {
-                let view = self.view(given, &filter.path())?;
-                let count = read::count(view.as_view(), filter)?;
-                Ok(reply::success(id, |out| reply::number(out, "count", count)))
-            }
-            Call::Exists(filter) => {
-                let view = self.view(given, &filter.path())?;
-                let exists = read::first(view.as_view(), filter)?.is_some();
-                Ok(reply::success(id, |out| {
-                    reply::boolean(out, "exists", exists)
-                }))
-            }
-            Call::Write(_) | Call::Backup => Err(Failure::bad_request("Not a read")),
-        }
-    }
-
-    /// A single row is read as it is now; anything longer from one moment.
-    fn view<'v>(&self, given: Option<&'v dyn View>, path: &Path) -> Result<ReadView<'v>, Failure> {
-        if let Some(view) = given {
-            return Ok(ReadView::Given(view));
-        }
-        let engine = self.store.engine()?;
-        Ok(match path {
-            Path::Row(_) => ReadView::Live(engine),
-            _ => {
-                let snapshot = engine.snapshot();
-                ReadView::Frozen {
-                    snapshot,
-                    _engine: engine,
-                }
-            }
-        })
-    }
-
-    fn stats(&self) -> Result<serde_json::Value, Failure> {
-        let engine = self.store.engine()?;
-        let mut tables = serde_json::Map::new();
-        let mut total = 0;
-        for table in TABLES {
-            let rows = rows_of(&*engine, table)?;
-            total += rows;
-            tables.insert(table.name.to_owned(), serde_json::json!({ "rows": rows }));
-        }
-        let totals = self.metrics.totals();
-        Ok(serde_json::json!({
-            "tables": tables,
-            "total_rows": total,
-            "table_count": TABLES.len(),
-            "bytes_on_disk": engine.disk_bytes(),
-            "reads": totals.reads,
-            "writes": totals.writes,
-            "errors": totals.errors,
-        }))
-    }
-
-    fn cluster(&self) -> serde_json::Value {
-        let topology = self.topology();
-        let shares = topology.ring.shares();
-        let nodes: Vec<_> = topology
-            .ring
-            .nodes()
-            .iter()
-            .map(|node| {
-                let own = node.name == self.name;
-                let up = own || topology.links.get(&node.name).is_some_and(Link::is_up);
-                serde_json::json!({
-                    "name": node.name,
-                    "url": topology.urls.get(&node.name),
-                    "weight": node.weight,
-                    "share": shares.get(node.name.as_str()),
-                    "self": own,
-                    "up": up,
-                })
-            })
-            .collect();
-        serde_json::json!({
-            "node": self.name,
-            "ring_version": topology.version,
-            "node_count": nodes.len(),
-            "nodes_up": nodes.iter().filter(|node| node["up"] == true).count(),
-            "nodes": nodes,
-            "uptime_seconds": self.metrics.uptime().as_secs(),
-            "forwards": self.metrics.forwards.load(Relaxed),
-        })
-    }
 }
 
 enum Begun {
@@ -698,125 +522,6 @@ impl Begun {
     }
 }
 
-enum ReadView<'v> {
-    Given(&'v dyn View),
-    Live(Arc<dyn crate::engine::Engine>),
-    Frozen {
-        snapshot: Box<dyn View + Send + Sync>,
-        /// Keeps the engine counted as in use while the snapshot lives.
-        _engine: Arc<dyn crate::engine::Engine>,
-    },
-}
-
-impl ReadView<'_> {
-    fn as_view(&self) -> &dyn View {
-        match self {
-            Self::Given(view) => *view,
-            Self::Live(engine) => &**engine,
-            Self::Frozen { snapshot, .. } => &**snapshot,
-        }
-    }
-}
-
-impl Call {
-    /// Whether it may read more than a single row.
-    fn may_block(&self) -> bool {
-        match self {
-            Self::Select(select) => !matches!(select.filter.path(), Path::Row(_)),
-            Self::Find(filter) | Self::Exists(filter) => {
-                !matches!(filter.path(), Path::Row(_) | Path::Directory(_))
-            }
-            Self::Count(filter) => !(filter.is_empty() || matches!(filter.path(), Path::Row(_))),
-            Self::Vacuum => true,
-            _ => false,
-        }
-    }
-}
-
-impl Topology {
-    fn new(settings: &Settings, tasks: &TaskTracker) -> Result<Self, NodeError> {
-        let mut nodes: Vec<RingNode> = settings
-            .peers
-            .iter()
-            .map(|(name, _)| RingNode::new(name.as_str()))
-            .collect();
-        if !nodes.iter().any(|node| node.name == settings.name) {
-            nodes.push(RingNode::new(settings.name.as_str()));
-        }
-        let ring = Ring::new(&nodes, [])?;
-        let stop = CancellationToken::new();
-        let mut links = BTreeMap::new();
-        let mut urls = BTreeMap::new();
-        for (name, url) in &settings.peers {
-            urls.insert(name.clone(), url.to_string());
-            if *name != settings.name {
-                let peer = Peer {
-                    name: name.clone(),
-                    url: url.clone(),
-                    token: settings.token.clone(),
-                };
-                let (link, task) = Link::new(peer, stop.clone());
-                tasks.spawn(task);
-                links.insert(name.clone(), link);
-            }
-        }
-        let version = format!("{:016x}", ring.version());
-        Ok(Self {
-            ring,
-            version,
-            links,
-            urls,
-            stop,
-        })
-    }
-
-    fn link(&self, name: &str) -> Result<&Link, Failure> {
-        self.links.get(name).ok_or_else(|| {
-            Failure::new(
-                Code::Unavailable,
-                format!("Node {name} has no address: check the peers"),
-            )
-        })
-    }
-
-    /// A request to another node, without its request id.
-    fn forwarded(&self, action: &str, data: &str, style: Style) -> String {
-        let snowflakes = if style == Style::Strings {
-            ",\"snowflakes\":\"string\""
-        } else {
-            ""
-        };
-        format!(
-            "\"action\":\"{action}\",\"forwarded\":\"{}\"{snowflakes},\"data\":{data}}}",
-            self.version
-        )
-    }
-
-    /// A forwarded request is answered here or not at all: it never travels on.
-    fn check_forwarded(&self, own: &str, version: &RawValue, call: &Call) -> Result<(), Failure> {
-        let differs = || {
-            Failure::new(
-                Code::RingChanged,
-                "The nodes do not agree on the ring just now: retry after a pause; if it stays, give all nodes the same peers",
-            )
-        };
-        if version.get().trim_matches('"') != self.version {
-            return Err(differs());
-        }
-        let here = |partition| self.ring.primary(partition) == own;
-        let fits = match call {
-            Call::Write(Op::Insert { rows, .. }) => rows
-                .iter()
-                .all(|row| crate::keys::row_partition(&row.key).is_some_and(here)),
-            call => match call.scope() {
-                Scope::Partition(partition) => here(partition),
-                _ => true,
-            },
-        };
-        if fits { Ok(()) } else { Err(differs()) }
-    }
-}
-
 /// What the primary is to be sent: rows with the key that decided where they go.
 fn data_to_forward(call: &Call, raw: Option<&RawValue>) -> Result<String, Failure> {
     match call {
@@ -837,34 +542,10 @@ fn settled(answer: Result<Answer, tokio::sync::oneshot::error::RecvError>) -> An
     answer.unwrap_or_else(|_| Err(stopping()))
 }
 
-fn is_failure(reply: &[u8]) -> bool {
-    // The request id comes first and may be anything, but it is short: look for the flag itself.
+/// Whether a reply to a request with an id of this length says that it failed.
+fn is_failure(reply: &[u8], id: usize) -> bool {
+    let flag = b"{\"request_id\":".len() + id;
     reply
-        .windows(16)
-        .take(512)
-        .any(|window| window == b"\"success\":false,")
-}
-
-fn table_info(table: &'static Table, rows: u64) -> serde_json::Value {
-    let columns: Vec<_> = table
-        .columns
-        .iter()
-        .enumerate()
-        .map(|(at, column)| {
-            serde_json::json!({
-                "name": column.name,
-                "type": column.kind.name(),
-                "nullable": column.nullable,
-                "primary_key": at == schema::KEY,
-                "indexed": column.indexed,
-                "default": column.declared_default().and_then(|json| serde_json::from_str::<serde_json::Value>(json).ok()),
-            })
-        })
-        .collect();
-    serde_json::json!({
-        "name": table.name,
-        "primary_key": table.key().name,
-        "columns": columns,
-        "row_count": rows,
-    })
+        .get(flag..)
+        .is_some_and(|rest| rest.starts_with(b",\"success\":false"))
 }

@@ -12,11 +12,19 @@ use crate::schema::TABLES;
 
 type Key = (Space, Vec<u8>);
 
+/// What the overlay held for a key before a write.
+enum Before {
+    /// Nothing: the key was as below.
+    Untouched,
+    /// A put or a removal of an earlier job.
+    Written(Option<Stored>),
+}
+
 /// See the module's documentation.
 pub struct Overlay<'e> {
     below: &'e dyn View,
     writes: BTreeMap<Key, Option<Stored>>,
-    undo: Vec<(Key, Option<Option<Stored>>)>,
+    undo: Vec<(Key, Before)>,
     rows: RowCounts,
     rows_before: RowCounts,
     bytes: usize,
@@ -87,8 +95,8 @@ impl<'e> Overlay<'e> {
     pub fn rollback(&mut self) {
         while let Some((key, before)) = self.undo.pop() {
             match before {
-                Some(value) => self.writes.insert(key, value),
-                None => self.writes.remove(&key),
+                Before::Written(value) => self.writes.insert(key, value),
+                Before::Untouched => self.writes.remove(&key),
             };
         }
         self.rows = self.rows_before;
@@ -106,7 +114,8 @@ impl<'e> Overlay<'e> {
         self.bytes += key.len() + value.as_ref().map_or(0, |value| value.len());
         let key = (space, key);
         let before = self.writes.insert(key.clone(), value);
-        self.undo.push((key, before));
+        self.undo
+            .push((key, before.map_or(Before::Untouched, Before::Written)));
     }
 }
 

@@ -17,7 +17,7 @@ use http::{HeaderValue, Uri};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
-use tokio_websockets::{ClientBuilder, Limits, MaybeTlsStream, Message, WebSocketStream};
+use tokio_websockets::{ClientBuilder, Limits, Message, WebSocketStream};
 
 use crate::config::Token;
 use crate::failure::{Code, Failure};
@@ -130,7 +130,7 @@ fn unreachable(name: &str, why: &str) -> Failure {
     )
 }
 
-type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
+type Socket = WebSocketStream<TcpStream>;
 
 async fn run(peer: &Peer, mut queue: mpsc::Receiver<Outbound>, up: &watch::Sender<bool>) {
     let mut backoff = BACKOFF_FIRST;
@@ -181,6 +181,8 @@ async fn run(peer: &Peer, mut queue: mpsc::Receiver<Outbound>, up: &watch::Sende
 }
 
 async fn connect(peer: &Peer) -> Result<Socket, String> {
+    let host = peer.url.host().unwrap_or_default();
+    let port = peer.url.port_u16().unwrap_or_default();
     let mut bearer = HeaderValue::try_from(format!("Bearer {}", peer.token.expose()))
         .map_err(|_| "the token cannot be sent in a header".to_owned())?;
     bearer.set_sensitive(true);
@@ -188,16 +190,22 @@ async fn connect(peer: &Peer) -> Result<Socket, String> {
         .limits(Limits::default().max_payload_len(Some(REPLY_BYTES_MAX)))
         .add_header(AUTHORIZATION, bearer)
         .map_err(|error| error.to_string())?;
-    let (socket, _) = tokio::time::timeout(CONNECT_WITHIN, builder.connect())
-        .await
-        .map_err(|_| "it does not accept the connection".to_owned())?
-        .map_err(|error| error.to_string())?;
-    if let MaybeTlsStream::Plain(stream) = socket.get_ref() {
+    let connecting = async {
+        let stream = TcpStream::connect((host, port))
+            .await
+            .map_err(|error| error.to_string())?;
         stream
             .set_nodelay(true)
             .map_err(|error| error.to_string())?;
-    }
-    Ok(socket)
+        let (socket, _) = builder
+            .connect_on(stream)
+            .await
+            .map_err(|error| error.to_string())?;
+        Ok(socket)
+    };
+    tokio::time::timeout(CONNECT_WITHIN, connecting)
+        .await
+        .map_err(|_| "it does not accept the connection".to_owned())?
 }
 
 /// Carries requests until the connection fails; says why it failed.

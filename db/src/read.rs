@@ -31,12 +31,11 @@ impl From<EngineError> for Failure {
     }
 }
 
+/// Takes the key and the content of a stored row; `Break` ends the visit.
+pub type OnRow<'r> = dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, Failure> + 'r;
+
 /// Visits the stored rows that match, with their keys, by the cheapest way.
-pub fn visit(
-    view: &dyn View,
-    filter: &Filter,
-    on_row: &mut dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, Failure>,
-) -> Result<(), Failure> {
+pub fn visit(view: &dyn View, filter: &Filter, on_row: &mut OnRow<'_>) -> Result<(), Failure> {
     let table = filter.table();
     let mut failed = None;
     let mut consider = |key: &[u8], stored: &[u8], exact: bool| -> ControlFlow<()> {

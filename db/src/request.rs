@@ -70,8 +70,8 @@ struct Data<'a> {
     row: Option<&'a RawValue>,
     #[serde(borrow, default)]
     rows: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    data: Option<&'a RawValue>,
+    #[serde(borrow, default, rename = "data")]
+    set: Option<&'a RawValue>,
     #[serde(borrow, default)]
     conditions: Option<&'a RawValue>,
     #[serde(borrow, default)]
@@ -352,7 +352,7 @@ fn write(
         Ok(filter)
     };
     let set = || {
-        let set = assignments(table, "data", data.data)?;
+        let set = assignments(table, "data", data.set)?;
         if set.is_empty() {
             return Err(Failure::bad_request(
                 "Missing data: an object of columns to set and their values",

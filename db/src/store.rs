@@ -97,15 +97,14 @@ impl Store {
     pub fn open(options: StoreOptions) -> Result<Self, StoreError> {
         let directory = &options.directory;
         let lock = lock(directory)?;
-        let generation = match current(directory)? {
-            Some(generation) => generation,
-            None => {
-                let first = generation_name(1);
-                let path = directory.join(&first);
-                std::fs::create_dir_all(&path).map_err(io_error("create", &path))?;
-                set_current(directory, &first)?;
-                first
-            }
+        let generation = if let Some(generation) = current(directory)? {
+            generation
+        } else {
+            let first = generation_name(1);
+            let path = directory.join(&first);
+            std::fs::create_dir_all(&path).map_err(io_error("create", &path))?;
+            set_current(directory, &first)?;
+            first
         };
         let path = directory.join(&generation);
         if !path.is_dir() {
@@ -142,9 +141,10 @@ impl Store {
     pub fn engine_for_writing(&self) -> Result<Arc<dyn Engine>, Failure> {
         let free = self.free_bytes();
         let mut trouble = self.trouble();
-        let kept = match trouble.must_reopen {
-            true => self.options.free_bytes_min.max(REOPEN_FREE_BYTES),
-            false => self.options.free_bytes_min,
+        let kept = if trouble.must_reopen {
+            self.options.free_bytes_min.max(REOPEN_FREE_BYTES)
+        } else {
+            self.options.free_bytes_min
         };
         if free < kept {
             if !trouble.reported_full {

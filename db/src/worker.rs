@@ -327,7 +327,7 @@ impl Worker {
             ..ProcessReport::default()
         };
         let Some((node, url)) = self.node.get() else {
-            report.detail = "opening the store".to_owned();
+            "opening the store".clone_into(&mut report.detail);
             return report;
         };
         let metrics = &node.metrics;

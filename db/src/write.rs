@@ -526,7 +526,10 @@ fn entry(table: &Table, at: usize, row: &Row<'_>, key: &[u8]) -> Vec<u8> {
     entry
 }
 
-fn matching(overlay: &Overlay<'_>, filter: &Filter) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Failure> {
+/// A stored row and its key.
+type Found = (Vec<u8>, Vec<u8>);
+
+fn matching(overlay: &Overlay<'_>, filter: &Filter) -> Result<Vec<Found>, Failure> {
     let mut found = Vec::new();
     visit(overlay, filter, &mut |key, stored| {
         found.push((key.to_vec(), stored.to_vec()));

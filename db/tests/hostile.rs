@@ -269,7 +269,7 @@ async fn bounds_hold_and_are_explained() {
         if let Ok(client) = Client::try_connect(&node.url).await {
             open.push(client);
         }
-        open.len() >= 1
+        !open.is_empty()
             && upgrade(
                 &node.url,
                 "/",

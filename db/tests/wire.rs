@@ -72,11 +72,11 @@ async fn every_action_on_every_table() {
             }
             match (column.declared_default(), column.kind) {
                 (Some(default), _) => {
-                    assert_eq!(value.to_string(), default, "{name}.{}", column.name)
+                    assert_eq!(value.to_string(), default, "{name}.{}", column.name);
                 }
                 (None, _) if column.nullable => assert!(value.is_null(), "{name}.{}", column.name),
                 (None, Kind::Time) => {
-                    assert!(value.as_str().is_some_and(|time| time.contains('T')))
+                    assert!(value.as_str().is_some_and(|time| time.contains('T')));
                 }
                 (None, _) => assert!(!value.is_null(), "{name}.{}", column.name),
             }

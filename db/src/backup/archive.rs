@@ -231,11 +231,14 @@ pub fn verify(path: &Path, progress: &mut Progress<'_>) -> Result<Manifest, Back
     Ok(found)
 }
 
+/// Takes the rows of an archive.
+pub(super) type OnRow<'r> = dyn FnMut(&'static Table, &[u8]) -> Result<(), BackupError> + 'r;
+
 /// Reads the archive, handing every row to `on_row`. The whole file is hashed before the first row
 /// is handed out, so `on_row` only ever sees rows of an intact archive.
 pub(super) fn read(
     path: &Path,
-    on_row: &mut dyn FnMut(&'static Table, &[u8]) -> Result<(), BackupError>,
+    on_row: &mut OnRow<'_>,
     progress: &mut Progress<'_>,
 ) -> Result<Checked, BackupError> {
     let damaged = |why: &str| BackupError::Damaged {

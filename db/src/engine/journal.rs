@@ -142,7 +142,7 @@ impl<'a> Reader<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::{Embedded, Engine, Sizes, Space};
+    use crate::engine::{Embedded, Engine, Sizes, Space, View};
 
     /// A journal that the engine itself wrote, with `count` batches; its path and content.
     fn journal(directory: &Path, count: u32) -> (PathBuf, Vec<u8>) {
@@ -213,7 +213,6 @@ mod tests {
         content[end - 150..].fill(0);
         std::fs::write(&path, &content).expect("writable");
         let engine = Embedded::open(directory.path(), Sizes::default()).expect("opens");
-        use crate::engine::View;
         assert!(
             engine
                 .get(Space::Rows, &4u32.to_be_bytes())
