@@ -23,7 +23,7 @@ use tanako_proto::fleet::v1::{
     UpgradeReply, UpgradeRequest, WatchRequest, fleet_client::FleetClient,
 };
 use tokio::net::UnixStream;
-use tonic::{Request, Response, Status, Streaming, transport::Channel};
+use tonic::{Code, Request, Response, Status, Streaming, transport::Channel};
 use tower::service_fn;
 
 /// How long one call may take unless `--request-timeout` says else.
@@ -309,12 +309,13 @@ async fn bounded<T>(
 
 /// Whether the failure came from something that speaks no gRPC.
 fn is_foreign(status: &Status) -> bool {
+    // What an agent sends has no source here, and a lost connection is `Unavailable` or an IO error.
+    let local = status.source().is_some() && io_error(status).is_none();
     let text = chain(status);
-    // h2 has no public error type for this in tonic's chain; its words are stable.
-    text.contains("http2 error")
+    (local && status.code() != Code::Unavailable)
+        // h2 and tonic have no public types for these; their words are stable.
+        || text.contains("http2 error")
         || text.contains("protocol error")
-        || text.contains("frame with invalid")
-        || text.contains("invalid HTTP version")
         || text.contains("grpc-status header missing")
 }
 

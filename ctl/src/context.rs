@@ -19,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use toml_edit::{DocumentMut, Item, Table, value};
+use toml_edit::{Decor, DocumentMut, Item, Table, value};
 
 use crate::{client::SYSTEM_SOCKET, failure::Failure, target::nearest};
 
@@ -58,6 +58,8 @@ impl Choice {
 pub struct Config {
     path: PathBuf,
     document: DocumentMut,
+    /// Comments at the top of the file, up to the blank line that parts them from the first key.
+    head: String,
 }
 
 impl Config {
@@ -77,11 +79,11 @@ impl Config {
             Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
             Err(error) => return Err(Failure::io(path, "read the configuration", &error)),
         };
-        let document: DocumentMut = text.parse().map_err(|error: toml_edit::TomlError| {
-            let line = error.span().map_or(1, |span| {
-                text.get(..span.start)
-                    .map_or(1, |head| head.matches('\n').count() + 1)
-            });
+        let (head, body) = text.split_at(head_length(&text));
+        let document: DocumentMut = body.parse().map_err(|error: toml_edit::TomlError| {
+            let at = error.span().map_or(0, |span| span.start);
+            let before = text.get(..head.len() + at).unwrap_or(&text);
+            let line = before.matches('\n').count() + 1;
             Failure::new(
                 "config",
                 format!("{}:{line}", path.display()),
@@ -93,6 +95,7 @@ impl Config {
         let config = Self {
             path: path.to_owned(),
             document,
+            head: head.to_owned(),
         };
         // Everything that is wrong shows at once, not when that context is used.
         config.contexts()?;
@@ -234,7 +237,11 @@ impl Config {
         match name {
             Some(name) => set(self.document.as_table_mut(), "current", name.into()),
             None => {
+                let key = self.document.key("current");
+                let above = key.map(|key| key.leaf_decor().clone());
                 self.document.remove("current");
+                // It is the first key, so its comments are those of the file.
+                self.head.push_str(above.as_ref().map_or("", prefix));
             }
         }
         true
@@ -253,6 +260,41 @@ impl Config {
         }
         removed
     }
+}
+
+impl Config {
+    /// The file's new text.
+    fn text(&self) -> String {
+        let body = self.document.to_string();
+        let body = body.trim_start_matches('\n');
+        // A blank line parts the comments from the first key, so that they are found again.
+        let parted = self.head.is_empty() || self.head.ends_with("\n\n") || body.is_empty();
+        format!("{}{}{body}", self.head, if parted { "" } else { "\n" })
+    }
+}
+
+/// Bytes of the comments at the top of a file: up to the last blank line among them, or all of a file
+/// of comments alone.
+fn head_length(text: &str) -> usize {
+    let mut end = 0;
+    let mut head = 0;
+    for line in text.split_inclusive('\n') {
+        match line.trim() {
+            "" => head = end + line.len(),
+            comment if comment.starts_with('#') => {}
+            _ => return head,
+        }
+        end += line.len();
+    }
+    end
+}
+
+/// Comments and blank lines above a key or table.
+fn prefix(decor: &Decor) -> &str {
+    decor
+        .prefix()
+        .and_then(|raw| raw.as_str())
+        .unwrap_or_default()
 }
 
 /// Sets a value and keeps the comments around the old one.
@@ -302,7 +344,7 @@ fn update_at<T>(
     let mut config = Config::load_from(path)?;
     let (changed, result) = change(&mut config)?;
     if changed {
-        write_atomically(path, config.document.to_string().as_bytes(), 0o600)?;
+        write_atomically(path, config.text().as_bytes(), 0o600)?;
     }
     Ok(result)
 }
@@ -458,6 +500,30 @@ mod tests {
                 .expect("read")
                 .contains("# the second")
         );
+    }
+
+    #[test]
+    fn the_comments_of_the_file_outlive_its_keys() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("config.toml");
+        let change = |change: fn(&mut Config) -> bool| {
+            update_at(&path, |config| Ok((change(config), ()))).expect("updated");
+            fs::read_to_string(&path).expect("read")
+        };
+        fs::write(&path, "# mine\n").expect("written");
+        let text =
+            change(|config| config.put(&context("a", "/a")) && config.set_current(Some("a")));
+        assert_eq!(
+            text,
+            "# mine\n\ncurrent = \"a\"\n\n[contexts.a]\nsocket = \"/a\"\nproduction = false\n"
+        );
+        assert_eq!(change(|config| config.remove("a")), "# mine\n\n");
+        let text = change(|config| config.put(&context("a", "/a")));
+        assert!(text.starts_with("# mine\n\n[contexts.a]"), "{text}");
+        let text = change(|config| config.set_current(Some("a")));
+        assert!(text.starts_with("# mine\n\ncurrent = \"a\"\n"), "{text}");
+        fs::write(&path, "# mine\n\n# of a\n[contexts.a]\nsocket = \"/a\"\n").expect("written");
+        assert_eq!(change(|config| config.remove("a")), "# mine\n\n");
     }
 
     #[test]

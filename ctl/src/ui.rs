@@ -68,7 +68,8 @@ impl Ui {
             draws: stderr && !dumb && !quiet,
             asks: stdin && stderr && !no_input,
             stdout_tty: stdout,
-            quiet,
+            // A script gets nothing on stderr but the one error.
+            quiet: quiet || matches!(format, Format::Json | Format::Yaml),
         }
     }
 

@@ -138,7 +138,7 @@ async fn start(
     };
     check_context(&record)?;
     record.save(&place.record())?;
-    setup::token(&place.discord_token())?;
+    // simcord makes the bot's token itself: it has the form of a real one.
     setup::token(&place.db_token())?;
     setup::spec(place, &record)?;
     let mut started = Vec::new();

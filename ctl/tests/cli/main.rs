@@ -1,0 +1,12 @@
+//! Drives the real `tanakoctl` against a fake agent, in a home of its own.
+
+mod contexts;
+mod demo;
+mod failures;
+mod fake;
+mod offline;
+mod operations;
+mod status;
+mod streams;
+mod terminal;
+mod world;
