@@ -180,6 +180,9 @@ async fn invalid_session(
         };
         affected += 1;
         if let Some(link) = link {
+            if !body.resumable {
+                link.detach();
+            }
             link.control(Control::Send(payload.clone()));
         }
     }

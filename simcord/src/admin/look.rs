@@ -1,5 +1,6 @@
 //! Reading: account, sessions, IDENTIFY log, guilds, commands, interactions.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -94,6 +95,15 @@ async fn sessions(State(app): AppState) -> Json<Value> {
     let now = Instant::now();
     let mut hub = app.hub();
     hub.sweep(now);
+    let mut identifies: HashMap<[u32; 2], u64> = HashMap::new();
+    for entry in hub
+        .account
+        .identify_log
+        .iter()
+        .filter(|entry| entry.session.is_some())
+    {
+        *identifies.entry(entry.shard).or_default() += 1;
+    }
     let mut sessions: Vec<(u64, Value)> = hub
         .sessions()
         .map(|(key, live)| {
@@ -105,7 +115,7 @@ async fn sessions(State(app): AppState) -> Json<Value> {
                 "intents": session.intents.0, "connected": live.link.is_some(),
                 "silenced": live.link.as_ref().is_some_and(|link| link.is_silenced()),
                 "seq": session.seq(), "seq_sent": session.highest_sent(), "seq_proven": session.proven(),
-                "identifies": 1, "resumes": session.resumes, "replayed": session.replayed,
+                "identifies": identifies.get(&[session.shard.id, session.shard.count]), "resumes": session.resumes, "replayed": session.replayed,
                 "replayed_again": session.replayed_again, "evicted": session.evicted,
                 "buffered": buffered, "buffered_bytes": buffered_bytes,
                 "muted": session.muted, "age_ms": since(live.identified_at),

@@ -14,6 +14,7 @@ use super::{AdminError, Body};
 use crate::app::App;
 use crate::config::RATE_MAX;
 use crate::gateway::{Event, Intents};
+use crate::hub::Hub;
 use crate::invoke::Request;
 use crate::rest::AppState;
 use crate::world::KINDS;
@@ -136,6 +137,8 @@ fn one() -> u32 {
     1
 }
 
+/// Events sent before others get at the hub.
+const EVENTS_AT_ONCE: u32 = 64;
 /// Events sent by one request.
 const EVENTS_MAX: u32 = 1_000_000;
 
@@ -152,7 +155,6 @@ async fn event(
     State(app): AppState,
     Body(body): Body<OneEvent>,
 ) -> Result<Json<Value>, AdminError> {
-    let now = Instant::now();
     let guild_id = parse_id(body.guild_id.as_ref(), "guild_id")?;
     let well_formed = !body.kind.is_empty()
         && body.kind.len() <= 64
@@ -168,36 +170,42 @@ async fn event(
     }
     let mut rng = fastrand::Rng::new();
     let mut sessions = 0;
-    for _ in 0..body.count {
-        // Locked anew each time: connections must come in between.
-        let mut hub = app.hub();
-        let guild = match guild_id {
-            Some(id) => hub.world.guild_index(id),
-            None => hub.world.pick(&mut rng),
-        };
-        let guild = guild.ok_or_else(|| {
-            AdminError::bad("the bot is in no such guild", "GET /_sim/guilds lists them")
-        })?;
-        let id = hub.world.guild_id(guild);
-        let event = if let Some(data) = &body.data {
-            let mut data = data.clone();
-            data.entry("guild_id")
-                .or_insert_with(|| id.to_string().into());
-            Event::new(body.kind.clone(), Intents::for_event(&body.kind), &data)
-        } else {
-            let kinds: Vec<&str> = KINDS.iter().map(|(kind, _)| *kind).collect();
-            hub.world
-                .event(&body.kind, guild, &mut rng)
-                .ok_or_else(|| {
-                    AdminError::bad(
-                        format!("that type needs data; without it: {}", kinds.join(", ")),
-                        "give data",
-                    )
-                })?
-        };
-        sessions = hub.dispatch(now, id, &event);
+    for n in 1..=body.count {
+        sessions = send(&mut app.hub(), &body, guild_id, &mut rng)?;
+        if n % EVENTS_AT_ONCE == 0 {
+            // Connections must come in between, or their buffers overflow.
+            tokio::task::yield_now().await;
+        }
     }
     Ok(Json(json!({ "sent": body.count, "sessions": sessions })))
+}
+
+fn send(
+    hub: &mut Hub,
+    what: &OneEvent,
+    guild_id: Option<u64>,
+    rng: &mut fastrand::Rng,
+) -> Result<usize, AdminError> {
+    let guild = match guild_id {
+        Some(id) => hub.world.guild_index(id),
+        None => hub.world.pick(rng),
+    };
+    let no_guild = || AdminError::bad("the bot is in no such guild", "GET /_sim/guilds lists them");
+    let guild = guild.ok_or_else(no_guild)?;
+    let id = hub.world.guild_id(guild);
+    let event = if let Some(data) = &what.data {
+        let mut data = data.clone();
+        data.entry("guild_id")
+            .or_insert_with(|| id.to_string().into());
+        Event::new(what.kind.clone(), Intents::for_event(&what.kind), &data)
+    } else {
+        hub.world.event(&what.kind, guild, rng).ok_or_else(|| {
+            let kinds: Vec<&str> = KINDS.iter().map(|(kind, _)| *kind).collect();
+            let error = format!("that type needs data; without it: {}", kinds.join(", "));
+            AdminError::bad(error, "give data")
+        })?
+    };
+    Ok(hub.dispatch(Instant::now(), id, &event))
 }
 
 #[derive(Deserialize)]

@@ -59,6 +59,11 @@ impl Link {
         self.wake();
     }
 
+    /// The session is void: the client may identify again on this connection.
+    pub(crate) fn detach(&self) {
+        self.session.store(0, Ordering::Release);
+    }
+
     /// There are events to fetch from the session.
     pub(crate) fn wake(&self) {
         self.signal.notify_one();

@@ -120,6 +120,9 @@ async fn invalid_sessions_may_or_may_not_be_resumed() {
     let mut again = Gateway::connect(&sim).await;
     again.resume(&gone, one.seq).await;
     assert_eq!(again.receive().await.payload()["op"], 9);
+    // A new session may begin on the same connection.
+    one.identify([1, 2]).await;
+    one.ready().await;
 }
 
 #[tokio::test]

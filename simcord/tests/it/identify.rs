@@ -7,7 +7,7 @@ use simcord::{Config, DEVELOPMENT_TOKEN};
 
 use crate::client::{Gateway, Received, account, admin, config, get, look, start};
 
-const INTERVAL: Duration = Duration::from_millis(700);
+const INTERVAL: Duration = Duration::from_millis(2_500);
 
 #[tokio::test]
 async fn a_bucket_takes_one_identify_per_interval() {
@@ -124,7 +124,7 @@ async fn exceeding_the_days_budget_ends_all_sessions_and_the_token() {
 #[tokio::test]
 async fn a_refused_identify_may_be_repeated_on_the_same_connection() {
     let sim = start(Config {
-        identify_interval: INTERVAL,
+        identify_interval: Duration::from_secs(60),
         max_concurrency: 1,
         ..config()
     })

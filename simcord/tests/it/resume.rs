@@ -110,7 +110,7 @@ async fn other_codes_no_code_and_no_close_at_all_leave_it_resumable() {
 #[tokio::test]
 async fn the_window_closes() {
     let sim = start(Config {
-        resume_window: Duration::from_millis(300),
+        resume_window: Duration::from_secs(2),
         ..config()
     })
     .await;
