@@ -50,6 +50,8 @@ const FLUSH_WITHIN: Duration = Duration::from_secs(3);
 /// `/gateway/bot` is asked again this often, so that the agent knows what is left.
 const LIMITS_EVERY: Duration = Duration::from_secs(600);
 
+const TOKEN_REFUSED: &str = "Discord refuses the token (HTTP 401 from /gateway/bot): check that the token file holds the bot's current token";
+
 type Statuses = Vec<watch::Receiver<ShardStatus>>;
 
 /// Why the process ends.
@@ -112,10 +114,12 @@ pub async fn run(config: Config) -> anyhow::Result<ExitCode> {
         }
     };
 
+    let refused = CancellationToken::new();
     tasks.spawn(keep_limits(
         Arc::clone(&services),
         limits_tx,
-        nudge.clone(),
+        Arc::clone(&nudge),
+        refused.clone(),
         stop.clone(),
     ));
     let (shard_ids, shard_count, mut sessions) = if attached {
@@ -137,6 +141,7 @@ pub async fn run(config: Config) -> anyhow::Result<ExitCode> {
     }
     let gateway_url = tokio::select! {
         url = gateway_url(&config, limits_rx) => url,
+        () = refused.cancelled() => return Ok(ExitCode::from(EXIT_CONFIG)),
         () = superseded.cancelled() => return Ok(ExitCode::SUCCESS),
         () = signals.recv() => return Ok(ExitCode::SUCCESS),
     };
@@ -157,6 +162,7 @@ pub async fn run(config: Config) -> anyhow::Result<ExitCode> {
             gate: gate.clone(),
             shard_count,
             events,
+            armed: Arc::default(),
             tasks: tasks.clone(),
         };
         let (status, status_rx) = watch::channel(ShardStatus {
@@ -203,6 +209,7 @@ pub async fn run(config: Config) -> anyhow::Result<ExitCode> {
         within = drain_order(&mut orders) => Leave::Drain(within.min(config.drain_within.max(within))),
         () = superseded.cancelled() => Leave::Superseded,
         () = all_fatal(statuses.clone()) => Leave::Fatal,
+        () = refused.cancelled() => Leave::Fatal,
     };
     let (within, code) = match leave {
         // Without a word to the gateway: the session belongs to the successor now.
@@ -312,6 +319,7 @@ async fn keep_limits(
     services: Arc<Services>,
     limits: watch::Sender<Option<Limits>>,
     nudge: Arc<Notify>,
+    refused: CancellationToken,
     stop: CancellationToken,
 ) {
     let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
@@ -329,9 +337,18 @@ async fn keep_limits(
             }
             Err(error) => {
                 if error.is_unauthorized() {
-                    error!(
-                        "Discord refuses the token (HTTP 401 from /gateway/bot): check that the token file holds the bot's current token"
-                    );
+                    error!("{TOKEN_REFUSED}");
+                    services.token_refused.store(true, Ordering::Relaxed);
+                    // Without a session nothing can go on, and an IDENTIFY would be wasted. With one, the
+                    // gateway says itself when it is over (close code 4004).
+                    if services
+                        .shard_statuses()
+                        .iter()
+                        .all(|shard| shard.deposit.is_none())
+                    {
+                        refused.cancel();
+                        return;
+                    }
                 } else if backoff.failures() == 0 {
                     warn!(%error, "cannot ask /gateway/bot, trying on");
                 }

@@ -5,6 +5,7 @@
 //! (`shard_id % max_concurrency`) per five seconds. RESUME never comes here.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -89,6 +90,9 @@ pub struct ShardQueue {
     pub shard_count: u32,
     /// Tells the shard task.
     pub events: mpsc::Sender<GateEvent>,
+    /// Set by the shard task while an IDENTIFY may follow a Hello. While a connection ends, twilight may open
+    /// the next one by itself and ask again: that must not cost a permit.
+    pub armed: Arc<AtomicBool>,
     /// Owns the tasks that wait.
     pub tasks: TaskTracker,
 }
@@ -108,7 +112,7 @@ impl ShardQueue {
     /// twilight ask again at once.
     async fn wait(self, shard: u32, mut permit: oneshot::Sender<()>) {
         let granted = tokio::select! {
-            () = self.acquire(shard) => true,
+            () = self.acquire(shard), if self.armed.load(Ordering::Acquire) => true,
             () = permit.closed() => false,
         };
         if granted && !permit.is_closed() {
@@ -179,22 +183,52 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn a_permit_nobody_waits_for_is_given_up() {
-        let (_limits_tx, limits) = watch::channel(None);
-        let (events, _rx) = mpsc::channel(4);
+    fn queue(limits: Option<Limits>, armed: bool) -> (ShardQueue, watch::Sender<Option<Limits>>) {
+        let (limits_tx, limits) = watch::channel(limits);
+        let (events, _) = mpsc::channel(4);
         let queue = ShardQueue {
             gate: Gate::Alone(Arc::new(Alone::new(limits))),
             shard_count: 1,
             events,
+            armed: Arc::new(AtomicBool::new(armed)),
             tasks: TaskTracker::new(),
         };
-        let receiver = queue.enqueue(0);
+        (queue, limits_tx)
+    }
+
+    async fn ends_when_given_up(queue: &ShardQueue, receiver: oneshot::Receiver<()>) {
         assert_eq!(queue.tasks.len(), 1);
         drop(receiver);
         queue.tasks.close();
-        tokio::time::timeout(Duration::from_secs(5), queue.tasks.wait())
-            .await
-            .expect("the waiting task ends");
+        let ended = tokio::time::timeout(Duration::from_secs(20), queue.tasks.wait()).await;
+        ended.expect("the waiting task ends");
+    }
+
+    #[tokio::test]
+    async fn a_permit_nobody_waits_for_is_given_up() {
+        let (queue, _limits) = queue(None, true);
+        let receiver = queue.enqueue(0);
+        ends_when_given_up(&queue, receiver).await;
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_ends_takes_no_permit() {
+        let limits = Limits {
+            url: String::new(),
+            recommended_shards: 1,
+            total: 1000,
+            remaining: 1000,
+            reset_after_ms: 0,
+            max_concurrency: 1,
+        };
+        let (queue, _limits) = queue(Some(limits), false);
+        let receiver = queue.enqueue(0);
+        // The gate is open, so that an armed queue would have granted at once.
+        tokio::task::yield_now().await;
+        ends_when_given_up(&queue, receiver).await;
+        let Gate::Alone(alone) = &queue.gate else {
+            unreachable!()
+        };
+        assert!(alone.next.lock().unwrap().is_empty());
     }
 }

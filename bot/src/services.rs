@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use tokio::sync::{mpsc, watch};
@@ -37,6 +38,8 @@ pub struct Services {
     pub shards: watch::Receiver<Vec<watch::Receiver<ShardStatus>>>,
     /// When the process started.
     pub started: Instant,
+    /// REST calls are refused with 401.
+    pub token_refused: AtomicBool,
     ensure: mpsc::Sender<u64>,
 }
 
@@ -56,6 +59,7 @@ impl Services {
             handlers: TaskTracker::new(),
             shards,
             started: Instant::now(),
+            token_refused: AtomicBool::new(false),
             ensure,
         };
         (services, queue)
@@ -113,6 +117,9 @@ impl Services {
 
     /// What is wrong with the process as a whole, for people; empty when nothing is.
     pub fn trouble(&self) -> String {
+        if self.token_refused.load(Ordering::Relaxed) {
+            return "Discord refuses the token (HTTP 401)".to_owned();
+        }
         let down: Vec<&str> = self
             .database
             .nodes()

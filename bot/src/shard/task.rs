@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
@@ -146,6 +147,7 @@ pub async fn run(setup: ShardSetup) {
         task.restore(stored);
     }
     let shard = task.serve().await;
+    task.arm(false);
     task.quiesce(drain_within).await;
     close.cancelled().await;
     if let Some(shard) = shard {
@@ -270,6 +272,7 @@ impl ShardTask {
         plan: &Plan,
     ) -> ControlFlow<Shard<ShardQueue>, (Ended, Shard<ShardQueue>)> {
         let mut config = ConfigBuilder::from(self.gateway.clone());
+        let config_resumes = plan.resume && self.session.is_some();
         if let (true, Some((session_id, resume_url))) = (plan.resume, &self.session) {
             config = config.session(Session::new(self.seq.received(), session_id.to_string()));
             if plan.route == Route::ResumeUrl {
@@ -277,6 +280,7 @@ impl ShardTask {
             }
         }
         while self.gate.try_recv().is_ok() {}
+        self.arm(!config_resumes);
         let mut connection = Connection {
             shard: Shard::with_config(
                 ShardId::new(self.status.id, self.status.count),
@@ -324,6 +328,11 @@ impl ShardTask {
                 .map_or(Duration::ZERO, |at| at.elapsed()),
         };
         ControlFlow::Continue((ended, connection.shard))
+    }
+
+    /// Says whether a Hello may lead to an IDENTIFY.
+    fn arm(&self, armed: bool) {
+        self.gateway.queue().armed.store(armed, Ordering::Release);
     }
 
     fn item(
@@ -395,6 +404,7 @@ impl ShardTask {
             envelope::OP_RECONNECT => {
                 "the gateway asked to reconnect (opcode 7)".clone_into(&mut self.status.last_error);
                 connection.ending = Some(Lost::Reconnect);
+                self.arm(false);
                 connection.deadline = Some(tokio::time::Instant::now() + CLOSE_WITHIN);
             }
             envelope::OP_INVALID_SESSION => {
@@ -402,6 +412,7 @@ impl ShardTask {
                 self.status.last_error =
                     format!("invalid session (opcode 9, resumable: {resumable})");
                 connection.ending = Some(Lost::InvalidSession { resumable });
+                self.arm(false);
                 connection.deadline = Some(tokio::time::Instant::now() + CLOSE_WITHIN);
             }
             _ => {}
