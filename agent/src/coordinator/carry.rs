@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use tanako_fleet::ProcessName;
+use tanako_fleet::{ProcessName, process::Probe};
+use tanako_proto::worker::v1::ShardStage;
 
 use super::task::Task;
 use crate::{
@@ -152,9 +153,18 @@ fn observe(table: &Table, workers: &States) -> Observed {
             let worker = workers
                 .get(name)
                 .filter(|worker| worker.attempt == process.attempt);
+            // Its receipt needs what its shards say, which comes a moment after its readiness.
+            let reported = process.spec.ready.probe != Probe::Worker
+                || worker.is_some_and(|worker| {
+                    let mut shards = process.shard_ids.iter();
+                    shards.all(|shard| {
+                        let state = worker.shards.get(shard);
+                        state.is_some_and(|state| state.report.stage == ShardStage::Ready as i32)
+                    })
+                });
             let observation = Observation {
                 state: process.state,
-                ready: process.ready,
+                ready: process.ready && reported,
                 attempt: process.attempt,
                 last_seen: worker.map_or(0, |worker| worker.last_seen),
                 detail: process.detail.clone(),

@@ -126,6 +126,7 @@ impl Task {
             self.start_job(index);
         }
         let mut table = self.parts.supervisor.status();
+        let mut workers = self.parts.workers.states();
         let mut due = self.next_backup();
         self.catch_up_backup().await;
         loop {
@@ -144,6 +145,13 @@ impl Task {
                         break;
                     }
                     table.mark_unchanged();
+                }
+                // A step of a process that reports its shards ends with their first report.
+                changed = workers.changed(), if !self.active.is_empty() && self.retry_at.is_none() => {
+                    if changed.is_err() {
+                        break;
+                    }
+                    workers.mark_unchanged();
                 }
                 () = sleep_until(wake) => self.retry_at = None,
                 () = sleep_until(until(due)), if due.is_some() => {

@@ -120,6 +120,17 @@ pub fn reasons(inputs: &Inputs<'_>) -> Vec<String> {
     if more > 0 {
         reasons.push(format!("{more} more processes are not ready"));
     }
+    // What was asked for and has not been started yet is not stopped on purpose.
+    for operation in inputs.operations.iter() {
+        if matches!(operation.kind.as_str(), "apply" | "start")
+            && matches!(operation.state.as_str(), "pending" | "running")
+        {
+            reasons.push(format!(
+                "{} is under way: {} of {} {}",
+                operation.id, operation.done, operation.total, operation.unit
+            ));
+        }
+    }
     reasons
 }
 
