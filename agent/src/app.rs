@@ -176,7 +176,11 @@ impl App {
         )?;
         supervising
             .tracker
-            .spawn(pump(supervisor.events(), history.clone()));
+            .spawn(pump(
+                supervisor.events(),
+                history.clone(),
+                supervising.cancel.clone(),
+            ));
         let metrics = Metrics::start(
             config.data_dir.clone(),
             supervisor.status(),
@@ -489,9 +493,18 @@ impl StartGate for Gate {
 }
 
 /// Brings what happens to processes into the history.
-async fn pump(mut events: broadcast::Receiver<supervisor::SupervisorEvent>, history: History) {
+async fn pump(
+    mut events: broadcast::Receiver<supervisor::SupervisorEvent>,
+    history: History,
+    cancel: CancellationToken,
+) {
     loop {
-        match events.recv().await {
+        let event = tokio::select! {
+            biased;
+            event = events.recv() => event,
+            () = cancel.cancelled() => return,
+        };
+        match event {
             Ok(event) => history.append_event(wire::Event {
                 at: event.at_ms,
                 severity: match event.severity {

@@ -108,7 +108,14 @@ async fn live(config: Config, binary: &Path) -> anyhow::Result<End> {
         End::Upgrade => notify("RELOADING=1"),
     }
     app.stop().await;
-    Ok(end)
+    // Told to stop while it was stopping to be replaced: then it is not replaced.
+    let told = tokio::select! {
+        biased;
+        _ = terminate.recv() => true,
+        _ = interrupt.recv() => true,
+        () = std::future::ready(()) => false,
+    };
+    Ok(if told { End::Stop } else { end })
 }
 
 /// Whether the binary on disk can take over; tells whoever asked, and the history.

@@ -30,6 +30,7 @@ use crate::{
         model::cost_to_wire,
     },
     problem,
+    supervisor::Desired as Wanted,
 };
 
 /// Longest request id, in bytes.
@@ -653,6 +654,7 @@ impl Task {
             self.publish_desired();
             if op.kind == Kind::Apply {
                 self.configure_broker().await;
+                self.define_waiting(&op).await;
             }
         }
         self.parts.history.event(
@@ -672,6 +674,27 @@ impl Task {
         }
         self.publish();
         Ok(answer)
+    }
+}
+
+impl Task {
+    /// Shows the processes that do not run, and will not before their turn comes, by their new specs.
+    async fn define_waiting(&self, op: &Operation) {
+        let table = self.table();
+        for spec in self.desired.processes.iter() {
+            let live = table.get(&spec.name).is_some_and(|process| process.state.is_live());
+            let waits = op
+                .steps
+                .iter()
+                .any(|step| step.object == spec.name.as_str() && !step.state.is_ended());
+            if live || (!waits && self.desired.is_wanted(&spec.name)) {
+                continue;
+            }
+            let defined = self.parts.supervisor.define(spec.clone(), Wanted::Stopped).await;
+            if let Err(error) = defined {
+                tracing::error!(process = %spec.name, %error, "a process could not be defined");
+            }
+        }
     }
 }
 

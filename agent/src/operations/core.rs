@@ -151,8 +151,12 @@ fn watch(
     let step = &mut op.steps[index];
     let process = observed.get(&step.object);
     let verdict = match process {
-        None if step.action == StepAction::Remove => Some(Ok("removed".to_owned())),
-        None => Some(Err("the process is gone".to_owned())),
+        None => match step.action {
+            StepAction::Remove => Some(Ok("removed".to_owned())),
+            StepAction::Stop => Some(Ok("gone".to_owned())),
+            // Asked for, and the table is a little behind.
+            _ => None,
+        },
         Some(process) => {
             if process.attempt == step.attempt_before {
                 step.last_seen_before = step.last_seen_before.max(process.last_seen);
@@ -182,7 +186,7 @@ fn watch(
             if !step.issued {
                 step.issued = true;
                 // The life of the agent that began the step may have ended before it asked.
-                if process.is_some_and(|process| process.attempt == step.attempt_before) {
+                if process.is_none_or(|process| process.attempt == step.attempt_before) {
                     effects.push(effect(step));
                 }
             }
@@ -283,15 +287,9 @@ fn begin(op: &mut Operation, now: i64, observed: &Observed, effects: &mut Vec<Ef
         step.attempt_before = process.map_or(0, |process| process.attempt);
         step.last_seen_before = process.map_or(0, |process| process.last_seen);
         match (action, process) {
-            (StepAction::Remove, None) => {
-                finish(step, now, StepState::Succeeded, "gone".to_owned())
+            (StepAction::Remove | StepAction::Stop, None) => {
+                finish(step, now, StepState::Succeeded, "gone".to_owned());
             }
-            (_, None) => finish(
-                step,
-                now,
-                StepState::Failed,
-                "the process is gone".to_owned(),
-            ),
             _ => {
                 "waiting".clone_into(&mut step.message);
                 effects.push(effect(step));

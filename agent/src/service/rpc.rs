@@ -170,15 +170,16 @@ impl Service {
 
     /// The processes that targets stand for; none = all.
     fn resolve(&self, texts: &[String]) -> Result<Vec<ProcessName>, Status> {
-        let table = self.sources.supervisor.status().borrow().clone();
-        let rows: Vec<Row<'_>> = table
-            .values()
-            .map(|process| Row {
-                name: &process.name,
-                kind: process.kind,
+        let desired = self.sources.desired();
+        let rows: Vec<Row<'_>> = desired
+            .processes
+            .iter()
+            .map(|spec| Row {
+                name: &spec.name,
+                kind: spec.kind,
                 host: &self.sources.config.host,
-                shard_ids: &process.shard_ids,
-                shard_count: process.shard_count,
+                shard_ids: &spec.shard_ids,
+                shard_count: spec.shard_count,
             })
             .collect();
         let targets: Result<Vec<Target>, _> = match texts {
