@@ -6,7 +6,7 @@ use std::path::Path;
 
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Snapshot};
 
-use super::{Batch, Engine, EngineError, Space, Stored, View, Visit, journal};
+use super::{Batch, Engine, EngineError, Space, Stored, View, Visit, journal, tables};
 
 /// How much memory the engine may use.
 #[derive(Debug, Clone, Copy)]
@@ -67,6 +67,7 @@ impl Embedded {
         // The engine cuts a journal at the first entry it cannot read. Before it may do so, make
         // sure that what it would cut is only the torn end of a write nobody was told of.
         journal::check(directory)?;
+        tables::check(directory)?;
         let failed = |error| opening(directory, error);
         let database = Database::builder(directory)
             .cache_size(sizes.cache_bytes)
@@ -210,18 +211,31 @@ pub fn disk_full(error: &io::Error) -> bool {
     )
 }
 
+/// What a failed opening means. The engine does not name files, but it has just been made sure that
+/// the journals and the tables are intact.
 fn opening(directory: &Path, error: fjall::Error) -> OpenError {
     let shown = directory.display().to_string();
+    let lists = || {
+        let names: Vec<_> = tables::lists(directory)
+            .iter()
+            .map(|path| path.display().to_string())
+            .collect();
+        format!("a list of tables of {shown} (one of {})", names.join(", "))
+    };
     match error {
         fjall::Error::Locked => OpenError::Locked(shown),
+        fjall::Error::InvalidVersion(_) => OpenError::Damaged {
+            file: directory.join("version").display().to_string(),
+            why: "it names no known version of the store".to_owned(),
+        },
         fjall::Error::Io(source) | fjall::Error::Storage(fjall::LsmError::Io(source)) => {
             match source.kind() {
-                // A file the store itself names is gone or too short.
+                // A file that the store itself names is gone or too short.
                 io::ErrorKind::NotFound
                 | io::ErrorKind::UnexpectedEof
                 | io::ErrorKind::InvalidData => OpenError::Damaged {
-                    file: shown,
-                    why: format!("a file is missing or cut short: {source}"),
+                    file: lists(),
+                    why: format!("or a file that it names is missing: {source}"),
                 },
                 _ => OpenError::Io {
                     directory: shown,
@@ -229,6 +243,10 @@ fn opening(directory: &Path, error: fjall::Error) -> OpenError {
                 },
             }
         }
+        fjall::Error::Storage(error) => OpenError::Damaged {
+            file: lists(),
+            why: format!("{error:?}"),
+        },
         error => OpenError::Damaged {
             file: shown,
             why: format!("{error:?}"),

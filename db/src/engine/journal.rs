@@ -159,7 +159,13 @@ mod tests {
             .map(|entry| entry.expect("an entry").path())
             .find(|path| path.extension().is_some_and(|extension| extension == "jnl"))
             .expect("a journal");
-        let content = std::fs::read(&path).expect("readable");
+        let mut content = std::fs::read(&path).expect("readable");
+        // A journal is made long at once; a few of the zeros at its end are enough for a test.
+        let end = content
+            .iter()
+            .rposition(|byte| *byte != 0)
+            .expect("content");
+        content.truncate(end + 5_000);
         (path, content)
     }
 

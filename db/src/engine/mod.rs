@@ -7,6 +7,7 @@
 mod contract;
 mod fjall;
 mod journal;
+mod tables;
 
 use std::ops::{ControlFlow, Deref};
 
