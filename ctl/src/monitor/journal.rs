@@ -149,7 +149,7 @@ mod tests {
         let path = home.path().join("monitor.log");
         let mut log = Bounded::open(path.clone()).expect("opened");
         for _ in 0..40 {
-            log.write_all(&[b'x'; 100_000]).expect("written");
+            log.write_all(&vec![b'x'; 100_000]).expect("written");
         }
         let size = |path: &Path| std::fs::metadata(path).expect("there").len();
         assert!(size(&path) <= BYTES_MAX && size(&path.with_extension("log.1")) <= BYTES_MAX);

@@ -292,7 +292,7 @@ async fn lines(
                 Ok(line) if seen.is_new(&line) => batch.push(line),
                 Ok(_) => {}
                 Err(status) => {
-                    failed = Some(super::app::problem_line(&fleet.endpoint().problem(&status)))
+                    failed = Some(super::app::problem_line(&fleet.endpoint().problem(&status)));
                 }
             }
         }

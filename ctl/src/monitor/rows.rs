@@ -277,6 +277,8 @@ impl Rows {
     pub fn refresh(&mut self, model: &Model, dirty: &[u32]) {
         let now = (model.structure, model.generation);
         let processes = model.processes();
+        // Names do not change: an order by name is still one when no row came or went.
+        let mut sorted = self.query.sort == SortKey::Name;
         match self.seen {
             Some(seen) if seen == now => return,
             Some((structure, _)) if structure == model.structure && !self.query.faults_only => {
@@ -285,7 +287,10 @@ impl Rows {
                     let at = *at as usize;
                     let shown = self.query.accepts(model, &processes[at]);
                     match (self.shown[at], shown) {
-                        (false, true) => self.order.push(at as u32),
+                        (false, true) => {
+                            self.order.push(at as u32);
+                            sorted = false;
+                        }
                         (true, false) => left = true,
                         _ => {}
                     }
@@ -297,6 +302,7 @@ impl Rows {
             }
             // A host that becomes unreachable makes faults of processes that did not change.
             _ => {
+                sorted = false;
                 self.shown = processes
                     .iter()
                     .map(|process| self.query.accepts(model, process))
@@ -306,12 +312,15 @@ impl Rows {
                     .collect();
             }
         }
+        self.seen = Some(now);
+        if sorted {
+            return;
+        }
         let (sort, reverse) = (self.query.sort, self.query.reverse);
         self.order.sort_by(|a, b| {
             let (a, b) = (&processes[*a as usize], &processes[*b as usize]);
             let order = sort.compare(a, b).then_with(|| natural(&a.name, &b.name));
             if reverse { order.reverse() } else { order }
         });
-        self.seen = Some(now);
     }
 }

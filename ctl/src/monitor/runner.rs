@@ -24,10 +24,9 @@ use tracing::instrument::WithSubscriber as _;
 
 use super::{
     app::{Action, App, Clock, Input},
-    journal,
+    figures, journal,
     link::{self, ANSWER, Connection, Link},
     term::{self, Term},
-    text,
     theme::Theme,
     write::Write,
 };
@@ -288,7 +287,7 @@ impl Runner {
     fn save(&self, subject: String, unix_ms: i64, lines: Vec<String>) {
         let (inputs, directory) = (self.inputs.clone(), self.saves.clone());
         self.tracker.spawn_blocking(move || {
-            let stamp = text::date_time(unix_ms, 0)
+            let stamp = figures::date_time(unix_ms, 0)
                 .replace(['-', ':'], "")
                 .replace(' ', "T");
             let saved = match directory {
@@ -328,11 +327,12 @@ where
             ),
         }
     };
-    timeout(ANSWER, work).await.unwrap_or_else(|_| {
-        Err(Problem::new("timeout", "", "the agent did not answer")
-            .hint("it is tried again when the link is back")
-            .retryable())
-    })
+    match timeout(ANSWER, work).await {
+        Ok(answer) => answer,
+        Err(_) => Err(Problem::new("timeout", "", "the agent did not answer")
+            .hint("try again when the link is back")
+            .retryable()),
+    }
 }
 
 async fn plan(

@@ -9,7 +9,10 @@ use tanako_proto::fleet::v1::{
     Event, FleetDelta, FleetStatus, Host, IdentifyStatus, Operation, Process,
 };
 
+pub use super::measure::{guilds, is_fault, is_running, latency, load, shards_ready};
 use super::{
+    intake::{self, TEXT_MAX},
+    measure,
     series::Series,
     text::{clean_in, natural, width},
 };
@@ -18,8 +21,6 @@ use super::{
 pub const EVENTS_MAX: usize = 2_000;
 /// Operations kept, running ones always.
 pub const OPERATIONS_MAX: usize = 100;
-/// Characters kept of any one text from the network, log lines aside.
-const TEXT_MAX: usize = 1_000;
 
 /// Sums over all processes, kept up to date with each update.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -70,6 +71,7 @@ pub struct Model {
     /// Counts changes of which processes there are.
     pub structure: u64,
     revision: u64,
+    measured: u64,
     processes: Vec<Process>,
     trends: Vec<Series>,
     index: HashMap<String, usize>,
@@ -131,20 +133,19 @@ impl Model {
         let old = std::mem::take(&mut self.index);
         self.processes.clear();
         for mut process in status.processes {
-            clean_process(&mut process);
+            intake::process(&mut process);
             let trend = old
                 .get(&process.name)
                 .and_then(|at| known.get(*at))
                 .cloned();
             let at = self.processes.len();
             // A name sent twice is one process: the later one wins.
-            match self.index.get(&process.name) {
-                Some(first) => self.processes[*first] = process,
-                None => {
-                    self.index.insert(process.name.clone(), at);
-                    self.processes.push(process);
-                    self.trends.push(trend.unwrap_or_default());
-                }
+            if let Some(first) = self.index.get(&process.name) {
+                self.processes[*first] = process;
+            } else {
+                self.index.insert(process.name.clone(), at);
+                self.processes.push(process);
+                self.trends.push(trend.unwrap_or_default());
             }
         }
         self.fleet = status.fleet;
@@ -192,15 +193,7 @@ impl Model {
     /// Adds events from another source than the deltas; known ones are skipped.
     pub fn add_events(&mut self, events: Vec<Event>) {
         for mut event in events {
-            for text in [
-                &mut event.severity,
-                &mut event.kind,
-                &mut event.object,
-                &mut event.message,
-                &mut event.host,
-            ] {
-                clean_in(text, TEXT_MAX);
-            }
+            intake::event(&mut event);
             // New events belong at the end; late ones where their time puts them.
             let after = self
                 .events
@@ -229,22 +222,19 @@ impl Model {
     }
 
     fn set_process(&mut self, mut process: Process) {
-        clean_process(&mut process);
+        intake::process(&mut process);
         if process.name.is_empty() {
             return;
         }
-        match self.index.get(&process.name) {
-            Some(at) => {
-                self.dirty.push(*at as u32);
-                self.processes[*at] = process;
-            }
-            None => {
-                self.index
-                    .insert(process.name.clone(), self.processes.len());
-                self.processes.push(process);
-                self.trends.push(Series::default());
-                self.structure += 1;
-            }
+        if let Some(at) = self.index.get(&process.name) {
+            self.dirty.push(*at as u32);
+            self.processes[*at] = process;
+        } else {
+            self.index
+                .insert(process.name.clone(), self.processes.len());
+            self.processes.push(process);
+            self.trends.push(Series::default());
+            self.structure += 1;
         }
     }
 
@@ -272,15 +262,7 @@ impl Model {
 
     fn set_hosts(&mut self, hosts: Vec<Host>) {
         for mut host in hosts {
-            for text in [
-                &mut host.name,
-                &mut host.state,
-                &mut host.address,
-                &mut host.agent_version,
-                &mut host.os,
-            ] {
-                clean_in(text, TEXT_MAX);
-            }
+            intake::host(&mut host);
             match self.hosts.iter_mut().find(|known| known.name == host.name) {
                 Some(known) => *known = host,
                 None => self.hosts.push(host),
@@ -291,18 +273,13 @@ impl Model {
 
     fn set_identify(&mut self, identify: Option<IdentifyStatus>) {
         let Some(mut identify) = identify else { return };
-        for bucket in &mut identify.buckets {
-            clean_in(&mut bucket.bot, TEXT_MAX);
-        }
-        for bot in &mut identify.bots {
-            clean_in(&mut bot.bot, TEXT_MAX);
-        }
+        intake::identify(&mut identify);
         self.identify = identify;
     }
 
     fn set_operations(&mut self, operations: Vec<Operation>) {
         for mut operation in operations {
-            clean_operation(&mut operation);
+            intake::operation(&mut operation);
             match self
                 .operations
                 .iter_mut()
@@ -329,18 +306,15 @@ impl Model {
     fn sampled(&mut self) {
         self.generation += 1;
         let mut totals = Totals::default();
-        let mut widths = (4, 4);
         for (process, trend) in self.processes.iter().zip(&mut self.trends) {
             let load = load(process);
             trend.push(load);
             totals.ready += usize::from(process.ready);
-            widths.0 = widths.0.max(width(&process.name));
-            widths.1 = widths.1.max(width(&process.host));
             for shard in &process.shards {
                 totals.shards.0 += 1;
                 totals.shards.1 += usize::from(shard.stage == "ready");
                 totals.guilds += u64::from(shard.guilds);
-                totals.events_per_s += finite(shard.events_per_s);
+                totals.events_per_s += measure::finite(shard.events_per_s);
             }
         }
         totals.faults = self
@@ -350,165 +324,19 @@ impl Model {
             .count();
         self.rate.push(totals.events_per_s);
         self.totals = totals;
-        self.name_width = widths;
-    }
-}
-
-/// What a process handles a second: gateway events, or for a database node reads and writes.
-pub fn load(process: &Process) -> f64 {
-    match &process.db {
-        Some(db) => finite(db.reads_per_s) + finite(db.writes_per_s),
-        None => process
-            .shards
-            .iter()
-            .map(|shard| finite(shard.events_per_s))
-            .sum(),
-    }
-}
-
-/// The mean heartbeat latency of the shards that have one, or a database node's 99th percentile of
-/// writes, in milliseconds.
-pub fn latency(process: &Process) -> Option<f64> {
-    if let Some(db) = &process.db {
-        return Some(db.write_p99_ms).filter(|ms| ms.is_finite() && *ms > 0.0);
-    }
-    let known = || {
-        process
-            .shards
-            .iter()
-            .map(|s| s.latency_ms)
-            .filter(|ms| ms.is_finite() && *ms > 0.0)
-    };
-    let n = known().count();
-    (n > 0).then(|| known().sum::<f64>() / n as f64)
-}
-
-/// Guilds of all shards of a process.
-pub fn guilds(process: &Process) -> u64 {
-    process
-        .shards
-        .iter()
-        .map(|shard| u64::from(shard.guilds))
-        .sum()
-}
-
-/// Shards of a process in stage `ready`.
-pub fn shards_ready(process: &Process) -> usize {
-    process
-        .shards
-        .iter()
-        .filter(|shard| shard.stage == "ready")
-        .count()
-}
-
-/// Whether what a process reports of itself needs attention. What the operator stopped does not.
-pub fn is_fault(process: &Process) -> bool {
-    match process.state.as_str() {
-        "failed" | "backoff" => true,
-        _ if process.desired == "stopped" => false,
-        "ready" => process
-            .shards
-            .iter()
-            .any(|s| matches!(s.stage.as_str(), "disconnected" | "fatal")),
-        _ => true,
-    }
-}
-
-/// Whether an operation has not ended.
-pub fn is_running(operation: &Operation) -> bool {
-    matches!(operation.state.as_str(), "pending" | "running" | "paused")
-}
-
-fn finite(value: f64) -> f64 {
-    if value.is_finite() { value } else { 0.0 }
-}
-
-fn clean_process(process: &mut Process) {
-    for text in [
-        &mut process.name,
-        &mut process.kind,
-        &mut process.host,
-        &mut process.state,
-        &mut process.desired,
-        &mut process.detail,
-        &mut process.last_exit,
-        &mut process.bot,
-    ] {
-        clean_in(text, TEXT_MAX);
-    }
-    for shard in &mut process.shards {
-        clean_in(&mut shard.stage, TEXT_MAX);
-        clean_in(&mut shard.last_error, TEXT_MAX);
-        if shard
-            .events_by_type
-            .keys()
-            .any(|key| key.bytes().any(|b| !b.is_ascii_graphic()))
-        {
-            shard.events_by_type = std::mem::take(&mut shard.events_by_type)
-                .into_iter()
-                .map(cleaned_key)
-                .collect();
-        }
-    }
-    if let Some(db) = &mut process.db {
-        clean_in(&mut db.url, TEXT_MAX);
-    }
-    if process
-        .metrics
-        .keys()
-        .any(|key| key.bytes().any(|b| !b.is_ascii_graphic()))
-    {
-        process.metrics = std::mem::take(&mut process.metrics)
-            .into_iter()
-            .map(cleaned_key)
-            .collect();
-    }
-    process.shards.sort_by_key(|shard| shard.id);
-}
-
-fn cleaned_key<V>((mut key, value): (String, V)) -> (String, V) {
-    clean_in(&mut key, TEXT_MAX);
-    (key, value)
-}
-
-fn clean_operation(operation: &mut Operation) {
-    for text in [
-        &mut operation.id,
-        &mut operation.kind,
-        &mut operation.state,
-        &mut operation.unit,
-        &mut operation.message,
-        &mut operation.requested_by,
-        &mut operation.date,
-    ]
-    .into_iter()
-    .chain(&mut operation.targets)
-    {
-        clean_in(text, TEXT_MAX);
-    }
-    for step in &mut operation.steps {
-        for text in [
-            &mut step.object,
-            &mut step.action,
-            &mut step.state,
-            &mut step.message,
-        ] {
-            clean_in(text, TEXT_MAX);
-        }
-    }
-    for receipt in &mut operation.receipt {
-        clean_in(&mut receipt.process, TEXT_MAX);
-        clean_in(&mut receipt.how, TEXT_MAX);
-    }
-    if let Some(problem) = &mut operation.problem {
-        for text in [
-            &mut problem.code,
-            &mut problem.object,
-            &mut problem.message,
-            &mut problem.cause,
-            &mut problem.hint,
-        ] {
-            clean_in(text, TEXT_MAX);
+        if self.measured != self.structure {
+            self.measured = self.structure;
+            let widest = |of: fn(&Process) -> &str| {
+                self.processes
+                    .iter()
+                    .map(|process| width(of(process)))
+                    .max()
+                    .unwrap_or(0)
+            };
+            self.name_width = (
+                widest(|process| &process.name),
+                widest(|process| &process.host),
+            );
         }
     }
 }

@@ -1,16 +1,14 @@
 //! What each input does to the state. Pure: the same inputs at the same times give the same state
 //! and the same actions.
 
-use std::time::Duration;
-
 use crossterm::event::{KeyCode, KeyEvent, KeyEventKind, MouseButton, MouseEvent, MouseEventKind};
 use tanako_proto::fleet::v1::{FleetUpdate, fleet_update::Update};
 
 use super::{
     app::{Action, App, Clock, Gravity, Input, LinkState, View, problem_line},
     dialog::{Answer, Plan},
+    intake,
     keymap::{self, Command, Meaning},
-    logs::Logs,
     prompt::{Prompt, Purpose},
     rows::Filter,
 };
@@ -55,7 +53,7 @@ impl App {
             },
             Input::Located { guild, reply } => {
                 if matches!(self.screen().view, View::Guild(open) if open == guild) {
-                    let reply = reply.map(|location| clean_location(*location));
+                    let reply = reply.map(|location| intake::location(*location));
                     self.guild = Some((guild, reply.map_err(|problem| problem_line(&problem))));
                 }
             }
@@ -278,75 +276,6 @@ impl App {
         }
     }
 
-    pub(super) fn log_commands(
-        &mut self,
-        clock: Clock,
-        command: Command,
-        actions: &mut Vec<Action>,
-    ) {
-        let page = self.screen().list.page.get();
-        let View::Logs(targets) = &self.screen().view else {
-            return;
-        };
-        let subject = if targets.len() == 1 {
-            targets[0].clone()
-        } else {
-            "several".into()
-        };
-        let Some(logs) = &mut self.logs else { return };
-        match command {
-            Command::Follow => logs.set_following(!logs.is_following()),
-            Command::Wrap => logs.wrap = !logs.wrap,
-            Command::Timestamps => logs.timestamps = !logs.timestamps,
-            Command::OnlyMatches if logs.search.is_some() => {
-                logs.only_matches = !logs.only_matches;
-                logs.scroll(0, page);
-            }
-            Command::NextMatch | Command::PreviousMatch => {
-                let up = command == Command::PreviousMatch;
-                if logs.search.is_none() {
-                    self.say(
-                        clock,
-                        Gravity::Info,
-                        "nothing is searched for: press / first",
-                    );
-                } else if !logs.find(up) {
-                    self.say(
-                        clock,
-                        Gravity::Info,
-                        if up {
-                            "no match above"
-                        } else {
-                            "no match below"
-                        },
-                    );
-                }
-            }
-            Command::Save => {
-                let lines = logs
-                    .iter()
-                    .map(|line| saved_line(logs, line, clock.offset_s))
-                    .collect();
-                actions.push(Action::Save {
-                    subject,
-                    unix_ms: clock.unix_ms,
-                    lines,
-                });
-            }
-            Command::OnlyMatches => self.say(
-                clock,
-                Gravity::Info,
-                "nothing is searched for: press / first",
-            ),
-            _ => {}
-        }
-    }
-
-    /// How long the runner may wait before the picture changes by itself.
-    pub fn next_change(&self) -> Duration {
-        Duration::from_secs(1)
-    }
-
     pub(super) fn open_prompt(&mut self, purpose: Purpose, text: &str) {
         let before = match purpose {
             Purpose::Filter => self
@@ -369,37 +298,4 @@ impl App {
         };
         self.prompt = Some(Prompt::new(purpose, text, &before));
     }
-}
-
-fn saved_line(logs: &Logs, line: &super::logs::Line, offset_s: i32) -> String {
-    let time = super::text::date_time(line.at, offset_s);
-    if logs.targets.len() == 1 {
-        format!("{time} {}", line.text)
-    } else {
-        format!("{time} {} {}", line.process, line.text)
-    }
-}
-
-fn clean_location(
-    mut location: tanako_proto::fleet::v1::GuildLocation,
-) -> tanako_proto::fleet::v1::GuildLocation {
-    for text in [
-        &mut location.db_node,
-        &mut location.db_url,
-        &mut location.db_host,
-    ] {
-        super::text::clean_in(text, 300);
-    }
-    for shard in &mut location.shards {
-        for text in [
-            &mut shard.bot,
-            &mut shard.process,
-            &mut shard.host,
-            &mut shard.state,
-            &mut shard.stage,
-        ] {
-            super::text::clean_in(text, 300);
-        }
-    }
-    location
 }

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test uses its part")]
 
 pub mod fake;
+pub mod inputs;
 
 use std::collections::BTreeMap;
 

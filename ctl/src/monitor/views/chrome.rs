@@ -6,6 +6,7 @@ use ratatui::layout::Rect;
 use super::paint::{Canvas, Piece, piece, pieces_width};
 use crate::monitor::{
     app::{App, Clock, Gravity, LinkState, Screen, Subject, View},
+    figures,
     keymap::{BINDINGS, Command},
     prompt::{Prompt, Purpose},
     state::is_running,
@@ -48,7 +49,7 @@ fn title(canvas: &mut Canvas<'_>, area: Rect, app: &App, clock: Clock) {
         right.push(piece("read-only ", Role::Dim));
     }
     if let Some((_, since)) = &app.frozen {
-        let held = text::age(clock.mono.saturating_sub(*since).as_secs());
+        let held = figures::age(clock.mono.saturating_sub(*since).as_secs());
         right.push(piece(format!(" PAUSED {held} "), Role::Stale));
         right.push(piece(" ", Role::Text));
     }
@@ -125,7 +126,7 @@ fn freshness(app: &App, clock: Clock) -> Vec<Piece<'static>> {
             if wait == 0 {
                 "reconnecting".to_owned()
             } else {
-                format!("retry in {}", text::age(wait.div_ceil(1000)))
+                format!("retry in {}", figures::age(wait.div_ceil(1000)))
             }
         }
         LinkState::Connecting => "connecting".to_owned(),
@@ -134,13 +135,13 @@ fn freshness(app: &App, clock: Clock) -> Vec<Piece<'static>> {
     match app.age(clock) {
         None => vec![piece(retry, Role::Warn)],
         Some((age, false)) => vec![piece(
-            format!("live {}", text::brief(age.as_millis() as u64)),
+            format!("live {}", figures::brief(age.as_millis() as u64)),
             Role::Good,
         )],
         Some((age, true)) => {
             let dot = if retry.is_empty() { "" } else { " · " };
             vec![piece(
-                format!(" STALE {}{dot}{retry} ", text::age(age.as_secs())),
+                format!(" STALE {}{dot}{retry} ", figures::age(age.as_secs())),
                 Role::Stale,
             )]
         }

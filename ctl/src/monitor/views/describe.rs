@@ -6,6 +6,7 @@ use tanako_proto::fleet::v1::{Host, Operation, Process};
 use super::paint::{Canvas, piece};
 use crate::monitor::{
     app::{App, Clock, Subject},
+    figures,
     state::Model,
     text,
     theme::Role,
@@ -50,7 +51,7 @@ fn heading(name: impl Into<String>) -> Field {
 fn size(name: &str, n: u64) -> Field {
     text_of(
         name,
-        format!("{} ({} bytes)", text::bytes(n), text::count(n)),
+        format!("{} ({} bytes)", figures::bytes(n), figures::count(n)),
     )
 }
 
@@ -70,13 +71,13 @@ fn process(p: &Process) -> Vec<Field> {
         text_of("attempt", p.attempt),
         text_of("restarts", p.restarts),
         time("started", p.started_at),
-        text_of("uptime", text::age(p.uptime_s)),
+        text_of("uptime", figures::age(p.uptime_s)),
         time("next start", p.next_start_at),
-        text_of("cpu", format!("{} %", text::percent(p.cpu_percent))),
+        text_of("cpu", format!("{} %", figures::percent(p.cpu_percent))),
         size("resident memory", p.rss_bytes),
         text_of("threads", p.threads),
         text_of("open files", p.fds),
-        text_of("log lines", text::count(p.log_lines)),
+        text_of("log lines", figures::count(p.log_lines)),
         size("log", p.log_bytes),
     ];
     if let Some(db) = &p.db {
@@ -90,7 +91,7 @@ fn process(p: &Process) -> Vec<Field> {
             ("errors", db.errors),
             ("connections", u64::from(db.connections)),
         ] {
-            fields.push(text_of(name, text::count(n)));
+            fields.push(text_of(name, figures::count(n)));
         }
         fields.push(size("on disk", db.bytes_on_disk));
         for (name, ms) in [
@@ -99,10 +100,10 @@ fn process(p: &Process) -> Vec<Field> {
             ("write p50", db.write_p50_ms),
             ("write p99", db.write_p99_ms),
         ] {
-            fields.push(text_of(name, text::millis(ms)));
+            fields.push(text_of(name, figures::millis(ms)));
         }
-        fields.push(text_of("reads a second", text::rate(db.reads_per_s)));
-        fields.push(text_of("writes a second", text::rate(db.writes_per_s)));
+        fields.push(text_of("reads a second", figures::rate(db.reads_per_s)));
+        fields.push(text_of("writes a second", figures::rate(db.writes_per_s)));
     }
     for shard in &p.shards {
         fields.push(heading(format!("shard {} of {}", shard.id, shard.count)));
@@ -111,8 +112,11 @@ fn process(p: &Process) -> Vec<Field> {
             "guilds",
             format!("{} of {} expected", shard.guilds, shard.guilds_expected),
         ));
-        fields.push(text_of("latency", text::millis(shard.latency_ms)));
-        fields.push(text_of("events a second", text::rate(shard.events_per_s)));
+        fields.push(text_of("latency", figures::millis(shard.latency_ms)));
+        fields.push(text_of(
+            "events a second",
+            figures::rate(shard.events_per_s),
+        ));
         for (name, n) in [
             ("events", shard.events),
             ("sequence", shard.seq),
@@ -124,7 +128,7 @@ fn process(p: &Process) -> Vec<Field> {
             ("interactions failed", shard.interactions_failed),
             ("members", shard.members),
         ] {
-            fields.push(text_of(name, text::count(n)));
+            fields.push(text_of(name, figures::count(n)));
         }
         fields.push(text_of("last error", &shard.last_error));
         let mut types: Vec<_> = shard.events_by_type.iter().collect();
@@ -132,7 +136,7 @@ fn process(p: &Process) -> Vec<Field> {
         fields.extend(
             types
                 .into_iter()
-                .map(|(name, n)| text_of(name, text::count(*n))),
+                .map(|(name, n)| text_of(name, figures::count(*n))),
         );
     }
     if !p.metrics.is_empty() {
@@ -156,7 +160,7 @@ fn host(h: &Host) -> Vec<Field> {
         text_of("address", &h.address),
         text_of("system", &h.os),
         text_of("cpus", h.cpus),
-        text_of("cpu", format!("{} %", text::percent(h.cpu_percent))),
+        text_of("cpu", format!("{} %", figures::percent(h.cpu_percent))),
         text_of("load", format!("{:.2}", h.load1)),
         size("memory used", h.memory_used_bytes),
         size("memory", h.memory_total_bytes),
@@ -164,13 +168,16 @@ fn host(h: &Host) -> Vec<Field> {
         size("disk", h.disk_total_bytes),
         text_of(
             "received",
-            format!("{}/s", text::bytes(h.net_rx_bytes_per_s)),
+            format!("{}/s", figures::bytes(h.net_rx_bytes_per_s)),
         ),
-        text_of("sent", format!("{}/s", text::bytes(h.net_tx_bytes_per_s))),
-        text_of("uptime", text::age(h.uptime_s)),
+        text_of(
+            "sent",
+            format!("{}/s", figures::bytes(h.net_tx_bytes_per_s)),
+        ),
+        text_of("uptime", figures::age(h.uptime_s)),
         heading("agent"),
         text_of("version", &h.agent_version),
-        text_of("uptime", text::age(h.agent_uptime_s)),
+        text_of("uptime", figures::age(h.agent_uptime_s)),
         size("resident memory", h.agent_rss_bytes),
         time("last seen", h.last_seen),
     ]
@@ -187,8 +194,8 @@ fn operation(o: &Operation) -> Vec<Field> {
             "done",
             format!(
                 "{} of {} {}",
-                text::count(o.done),
-                text::count(o.total),
+                figures::count(o.done),
+                figures::count(o.total),
                 o.unit
             ),
         ),
@@ -250,7 +257,7 @@ pub fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, subject: &Subject, c
                 None
             }
             Value::Text(text) => Some(text.clone()),
-            Value::Time(at) => Some(text::date_time(*at, clock.offset_s)),
+            Value::Time(at) => Some(figures::date_time(*at, clock.offset_s)),
         };
         if let Some(value) = value {
             let value = if value.is_empty() {

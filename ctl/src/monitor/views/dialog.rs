@@ -7,7 +7,7 @@ use super::paint::{Canvas, Piece, piece, pieces_width};
 use crate::monitor::{
     app::App,
     dialog::{Button, Dialog, Plan},
-    state, text,
+    figures, state, text,
     theme::Role,
     write::Verb,
 };
@@ -193,7 +193,7 @@ fn planned<'a>(
         let text = format!(
             "touches {n} process{es}: {shards} shard{}, {} guilds served",
             s(shards),
-            text::count(guilds)
+            figures::count(guilds)
         );
         lines.push(vec![piece(text, Role::Warn)]);
     }
@@ -205,18 +205,18 @@ fn planned<'a>(
         (cost.processes_stopped, "stopped"),
     ] {
         if count > 0 {
-            parts.push(format!("{} {what}", text::count(count.into())));
+            parts.push(format!("{} {what}", figures::count(count.into())));
         }
     }
     parts.push(format!(
         "{} IDENTIFYs ({} left)",
-        text::count(cost.identifies.into()),
-        text::count(cost.identifies_left.into())
+        figures::count(cost.identifies.into()),
+        figures::count(cost.identifies_left.into())
     ));
-    parts.push(format!("~{}", text::age(cost.seconds.into())));
+    parts.push(format!("~{}", figures::age(cost.seconds.into())));
     parts.push(format!(
         "{} guilds moved",
-        text::count(cost.guilds_moved.into())
+        figures::count(cost.guilds_moved.into())
     ));
     let cost_line = format!("cost: {}", parts.join(" · "));
     lines.extend(

@@ -6,7 +6,7 @@ use tanako_proto::fleet::v1::Event;
 use super::paint::{Canvas, Piece, piece};
 use crate::monitor::{
     app::{App, Clock},
-    navigate, text,
+    figures, navigate, text,
     theme::Role,
 };
 
@@ -65,7 +65,7 @@ pub fn line<'e>(
         "warning" => (glyphs.starting, Role::Warn),
         _ => (glyphs.dot, Role::Dim),
     };
-    let time = text::clock(event.at, clock.offset_s);
+    let time = figures::clock(event.at, clock.offset_s);
     let time = if width < 60 {
         time[..5].to_owned()
     } else {

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::monitor::{
     app::{App, Clock, LinkState, List},
+    figures,
     rows::{Rows, SortKey},
     state::{self, Model},
     text,
@@ -148,7 +149,7 @@ fn sums(canvas: &mut Canvas<'_>, area: Rect, model: &Model) {
         of(totals.shards.1, totals.shards.0),
         totals.shards.1 < totals.shards.0,
     );
-    part(&mut pieces, "guilds", text::count(totals.guilds), false);
+    part(&mut pieces, "guilds", figures::count(totals.guilds), false);
     let faults = totals.faults;
     part(&mut pieces, "faults", faults.to_string(), faults > 0);
     let right = [
@@ -171,7 +172,7 @@ fn load(canvas: &mut Canvas<'_>, area: Rect, model: &Model) {
     let label = [
         piece(" events/s ", Role::Dim),
         piece(
-            format!("{:>7} ", text::rate(model.totals.events_per_s)),
+            format!("{:>7} ", figures::rate(model.totals.events_per_s)),
             Role::Strong,
         ),
     ];
@@ -186,20 +187,22 @@ fn query(canvas: &mut Canvas<'_>, area: Rect, app: &App) {
     let query = app.rows.query();
     let (shown, all) = (app.rows.len(), app.shown().processes().len());
     let es = if all == 1 { "" } else { "es" };
-    let mut title = format!("{all} process{es}");
-    if shown < all {
-        title = format!("{shown} of {title}");
-    }
+    let count = if shown < all {
+        format!("{shown} of {all}")
+    } else {
+        all.to_string()
+    };
+    let mut parts = vec![format!("{count} process{es}")];
     if let Some(filter) = &query.filter {
-        title.push_str(&format!(" · filter {}", filter.typed()));
+        parts.push(format!("filter {}", filter.typed()));
     }
     if query.faults_only {
-        title.push_str(" · faults only");
+        parts.push("faults only".to_owned());
     }
     if !app.marked.is_empty() {
-        title.push_str(&format!(" · {} marked", app.marked.len()));
+        parts.push(format!("{} marked", app.marked.len()));
     }
-    canvas.rule(area, &title);
+    canvas.rule(area, &parts.join(" · "));
 }
 
 fn compact(canvas: &mut Canvas<'_>, area: Rect, model: &Model) {
@@ -225,9 +228,9 @@ fn compact(canvas: &mut Canvas<'_>, area: Rect, model: &Model) {
             },
         ),
         piece(" shards ", Role::Dim),
-        piece(text::rate(totals.events_per_s), Role::Strong),
+        piece(figures::rate(totals.events_per_s), Role::Strong),
         piece(" ev/s ", Role::Dim),
-        piece(text::short_count(totals.guilds), Role::Strong),
+        piece(figures::short_count(totals.guilds), Role::Strong),
         piece(" guilds", Role::Dim),
     ];
     canvas.line(area, &pieces);
@@ -348,23 +351,23 @@ impl Source<Cell> for Processes<'_> {
                 };
                 vec![piece(format!("{ready}/{all}"), role)]
             }
-            Cell::Sorted(SortKey::Guilds) => number(text::short_count(state::guilds(process))),
+            Cell::Sorted(SortKey::Guilds) => number(figures::short_count(state::guilds(process))),
             _ if quiet && !matches!(key, Cell::Sorted(SortKey::Restarts) | Cell::Detail) => none(),
-            Cell::Sorted(SortKey::Events) => number(text::rate(state::load(process))),
+            Cell::Sorted(SortKey::Events) => number(figures::rate(state::load(process))),
             Cell::Sorted(SortKey::Latency) => {
-                state::latency(process).map_or_else(none, |ms| number(text::millis(ms)))
+                state::latency(process).map_or_else(none, |ms| number(figures::millis(ms)))
             }
-            Cell::Sorted(SortKey::Cpu) => number(text::percent(process.cpu_percent)),
-            Cell::Sorted(SortKey::Rss) => number(text::bytes(process.rss_bytes)),
+            Cell::Sorted(SortKey::Cpu) => number(figures::percent(process.cpu_percent)),
+            Cell::Sorted(SortKey::Rss) => number(figures::bytes(process.rss_bytes)),
             Cell::Sorted(SortKey::Restarts) => {
                 let role = if process.restarts > 0 {
                     Role::Warn
                 } else {
                     Role::Dim
                 };
-                vec![piece(text::short_count(process.restarts), role)]
+                vec![piece(figures::short_count(process.restarts), role)]
             }
-            Cell::Sorted(SortKey::Age) => number(text::age(process.uptime_s)),
+            Cell::Sorted(SortKey::Age) => number(figures::age(process.uptime_s)),
             Cell::Trend => {
                 let Some(at) = self.rows.at(row) else {
                     return Vec::new();

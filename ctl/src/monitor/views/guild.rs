@@ -9,6 +9,7 @@ use super::{
 };
 use crate::monitor::{
     app::{App, Clock},
+    figures,
     state::Model,
     text,
     theme::Role,
@@ -24,7 +25,7 @@ pub fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, id: u64, clock: Cloc
         height: u16::from(n < area.height),
         ..area
     };
-    let created = text::date_time(((id >> 22) + DISCORD_EPOCH_MS) as i64, clock.offset_s);
+    let created = figures::date_time(((id >> 22) + DISCORD_EPOCH_MS) as i64, clock.offset_s);
     canvas.line(
         line(0),
         &[

@@ -9,8 +9,8 @@ use super::{
 };
 use crate::monitor::{
     app::{App, Clock, List},
+    figures,
     state::Model,
-    text,
     theme::Role,
 };
 
@@ -100,18 +100,18 @@ impl Source<Cell> for Hosts<'_> {
                     if ready < all { Role::Warn } else { Role::Text },
                 )];
             }
-            Cell::Cpu => text::percent(host.cpu_percent),
+            Cell::Cpu => figures::percent(host.cpu_percent),
             Cell::Load => format!("{:.2}", host.load1),
             Cell::Memory => of(host.memory_used_bytes, host.memory_total_bytes),
             Cell::Disk => of(host.disk_used_bytes, host.disk_total_bytes),
             Cell::Net => format!(
                 "{} {}",
-                text::bytes(host.net_rx_bytes_per_s),
-                text::bytes(host.net_tx_bytes_per_s)
+                figures::bytes(host.net_rx_bytes_per_s),
+                figures::bytes(host.net_tx_bytes_per_s)
             ),
             Cell::Seen if host.last_seen <= 0 => "-".into(),
             Cell::Seen => {
-                text::age(self.clock.unix_ms.saturating_sub(host.last_seen).max(0) as u64 / 1000)
+                figures::age(self.clock.unix_ms.saturating_sub(host.last_seen).max(0) as u64 / 1000)
             }
             Cell::Address => return vec![piece(host.address.as_str(), Role::Dim)],
         };
@@ -120,7 +120,7 @@ impl Source<Cell> for Hosts<'_> {
 }
 
 fn of(used: u64, total: u64) -> String {
-    format!("{}/{}", text::bytes(used), text::bytes(total))
+    format!("{}/{}", figures::bytes(used), figures::bytes(total))
 }
 
 /// Draws one host: gauges, then its processes.
@@ -153,7 +153,7 @@ pub fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, name: &str, clock: C
         let share = |used: u64, total: u64| used as f64 / total.max(1) as f64;
         let cpu = format!(
             "{} % of {} cpus, load {:.2}",
-            text::percent(host.cpu_percent),
+            figures::percent(host.cpu_percent),
             host.cpus,
             host.load1
         );
@@ -188,11 +188,11 @@ pub fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, name: &str, clock: C
         let net = [
             piece(" net  ", Role::Dim),
             piece(
-                format!("received {}/s", text::bytes(host.net_rx_bytes_per_s)),
+                format!("received {}/s", figures::bytes(host.net_rx_bytes_per_s)),
                 Role::Text,
             ),
             piece(
-                format!("   sent {}/s", text::bytes(host.net_tx_bytes_per_s)),
+                format!("   sent {}/s", figures::bytes(host.net_tx_bytes_per_s)),
                 Role::Text,
             ),
         ];
@@ -207,7 +207,7 @@ pub fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, name: &str, clock: C
     } else {
         let line = format!(
             " cpu {}%  mem {}  disk {}",
-            text::percent(host.cpu_percent),
+            figures::percent(host.cpu_percent),
             of(host.memory_used_bytes, host.memory_total_bytes),
             of(host.disk_used_bytes, host.disk_total_bytes)
         );
@@ -230,16 +230,16 @@ fn about(canvas: &mut Canvas<'_>, place: Rect, host: &Host, clock: Clock) {
     if host.state == "unreachable" && host.last_seen > 0 {
         let gone = clock.unix_ms.saturating_sub(host.last_seen).max(0) as u64 / 1000;
         pieces.push(piece(
-            format!(", last seen {} ago", text::age(gone)),
+            format!(", last seen {} ago", figures::age(gone)),
             Role::Bad,
         ));
     }
     let facts = format!(
         "   up {}   agent {} up {}, {}   {}   {}",
-        text::age(host.uptime_s),
+        figures::age(host.uptime_s),
         host.agent_version,
-        text::age(host.agent_uptime_s),
-        text::bytes(host.agent_rss_bytes),
+        figures::age(host.agent_uptime_s),
+        figures::bytes(host.agent_rss_bytes),
         host.address,
         host.os
     );

@@ -9,6 +9,7 @@ use super::{
 };
 use crate::monitor::{
     app::{App, Clock},
+    figures,
     state::Model,
     text,
     theme::Role,
@@ -30,15 +31,15 @@ pub fn budget(canvas: &mut Canvas<'_>, area: Rect, model: &Model, clock: Clock) 
     let role = role(identify);
     let mut rest = vec![
         piece(
-            format!(" {}", text::count(u64::from(identify.remaining))),
+            format!(" {}", figures::count(u64::from(identify.remaining))),
             role,
         ),
         piece(
-            format!(" of {} left", text::count(u64::from(identify.total))),
+            format!(" of {} left", figures::count(u64::from(identify.total))),
             Role::Dim,
         ),
         piece(
-            format!("  reserve {}", text::count(u64::from(identify.reserve))),
+            format!("  reserve {}", figures::count(u64::from(identify.reserve))),
             Role::Dim,
         ),
     ];
@@ -73,7 +74,7 @@ fn until(at: i64, clock: Clock) -> Option<String> {
     let ms = at
         .checked_sub(clock.unix_ms)
         .filter(|ms| at > 0 && *ms > 0)?;
-    Some(text::age((ms as u64).div_ceil(1000)))
+    Some(figures::age((ms as u64).div_ceil(1000)))
 }
 
 /// Draws the identify view.
@@ -92,12 +93,12 @@ pub fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, clock: Clock) {
             0 => "nobody waits".to_owned(),
             s => format!(
                 "all waiting shards have their permit in about {}",
-                text::age(u64::from(s))
+                figures::age(u64::from(s))
             ),
         };
         let pieces = [
             piece(
-                format!(" used {}", text::count(u64::from(identify.used))),
+                format!(" used {}", figures::count(u64::from(identify.used))),
                 Role::Text,
             ),
             piece(
@@ -127,8 +128,8 @@ pub fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, clock: Clock) {
             ));
             let rest = format!(
                 " {} of {} left   {} at once   {} waiting   recommended shards {}",
-                text::count(u64::from(bot.remaining)),
-                text::count(u64::from(bot.total)),
+                figures::count(u64::from(bot.remaining)),
+                figures::count(u64::from(bot.total)),
                 bot.max_concurrency,
                 bot.waiting,
                 bot.recommended_shards
@@ -198,7 +199,7 @@ impl Source<Cell> for Buckets<'_> {
                 Some(wait) => vec![piece(format!("in {wait}"), Role::Warn)],
                 None => vec![piece("free", Role::Good)],
             },
-            Cell::Granted => vec![piece(text::count(bucket.granted), Role::Text)],
+            Cell::Granted => vec![piece(figures::count(bucket.granted), Role::Text)],
             Cell::Waiting if bucket.waiting.is_empty() => vec![piece("-", Role::Track)],
             Cell::Waiting => {
                 // A number takes two columns at least: more of them cannot be seen.

@@ -5,6 +5,7 @@ use ratatui::layout::Rect;
 use super::paint::{Canvas, Piece, piece, pieces_width};
 use crate::monitor::{
     app::{App, Clock},
+    figures,
     logs::{Line, Logs},
     text,
     theme::Role,
@@ -82,12 +83,12 @@ fn status(canvas: &mut Canvas<'_>, area: Rect, logs: &Logs) {
     } else {
         let new = match logs.behind() {
             0 => String::new(),
-            n => format!(", {} below", text::count(n)),
+            n => format!(", {} below", figures::count(n)),
         };
         piece(format!(" held{new}"), Role::Warn)
     }];
     pieces.push(piece(
-        format!("   {} lines", text::count(logs.len() as u64)),
+        format!("   {} lines", figures::count(logs.len() as u64)),
         Role::Dim,
     ));
     if logs.wrap {
@@ -96,7 +97,7 @@ fn status(canvas: &mut Canvas<'_>, area: Rect, logs: &Logs) {
     if let Some(search) = &logs.search {
         pieces.push(piece(format!("   /{}", search.typed()), Role::Accent));
         pieces.push(piece(
-            format!(" {} matching", text::count(logs.matches() as u64)),
+            format!(" {} matching", figures::count(logs.matches() as u64)),
             Role::Dim,
         ));
         if logs.only_matches {
@@ -113,7 +114,7 @@ fn lead(logs: &Logs, line: &Line, clock: Clock) -> Vec<Piece<'static>> {
     let mut lead = vec![piece(" ", Role::Text)];
     if logs.timestamps {
         lead.push(piece(
-            format!("{} ", text::clock(line.at, clock.offset_s)),
+            format!("{} ", figures::clock(line.at, clock.offset_s)),
             Role::Dim,
         ));
     }

@@ -14,6 +14,7 @@ pub mod logs;
 pub mod operations;
 pub mod paint;
 pub mod process;
+pub mod spread;
 pub mod table;
 
 use ratatui::{buffer::Buffer, layout::Rect};

@@ -9,8 +9,8 @@ use super::{
 };
 use crate::monitor::{
     app::{App, Clock},
+    figures,
     state::Model,
-    text,
     theme::Role,
 };
 
@@ -33,8 +33,8 @@ pub fn progress(operation: &Operation) -> String {
     }
     format!(
         " {}/{} {}",
-        text::count(operation.done),
-        text::count(operation.total),
+        figures::count(operation.done),
+        figures::count(operation.total),
         operation.unit
     )
     .trim_end()
@@ -71,9 +71,9 @@ pub fn receipt(operation: &Operation) -> Option<String> {
         "{} resumed, {} identified{unknown}, {} replayed, {} lost, longest gap {}",
         how("resumed"),
         how("identified"),
-        text::count(replayed),
-        text::count(lost),
-        text::millis(gap as f64)
+        figures::count(replayed),
+        figures::count(lost),
+        figures::millis(gap as f64)
     ))
 }
 
@@ -159,7 +159,7 @@ impl Source<Cell> for Operations<'_> {
 }
 
 fn since(at: i64, clock: Clock) -> String {
-    text::age(clock.unix_ms.saturating_sub(at).max(0) as u64 / 1000)
+    figures::age(clock.unix_ms.saturating_sub(at).max(0) as u64 / 1000)
 }
 
 /// Lines of the list below an operation's details.
@@ -198,7 +198,7 @@ pub fn draw_one(canvas: &mut Canvas<'_>, area: Rect, app: &App, id: &str, clock:
         piece(format!(" {glyph} {}  ", operation.state), role),
         piece(title(operation), Role::Strong),
         piece(
-            format!("  {}  ", text::age(took.max(0) as u64 / 1000)),
+            format!("  {}  ", figures::age(took.max(0) as u64 / 1000)),
             Role::Dim,
         ),
     ];
@@ -216,7 +216,7 @@ pub fn draw_one(canvas: &mut Canvas<'_>, area: Rect, app: &App, id: &str, clock:
     } else {
         &operation.requested_by
     };
-    let begun = text::date_time(operation.created_at, clock.offset_s);
+    let begun = figures::date_time(operation.created_at, clock.offset_s);
     canvas.line(
         line(1),
         &[piece(
@@ -270,7 +270,11 @@ fn step(canvas: &mut Canvas<'_>, place: Rect, step: &OperationStep) {
     if step.total > 0 {
         pieces.extend(canvas.bar(12, step.done as f64 / step.total as f64, role));
         pieces.push(piece(
-            format!(" {}/{} ", text::count(step.done), text::count(step.total)),
+            format!(
+                " {}/{} ",
+                figures::count(step.done),
+                figures::count(step.total)
+            ),
             Role::Dim,
         ));
     }
@@ -290,15 +294,15 @@ fn shard(canvas: &mut Canvas<'_>, place: Rect, receipt: &ShardReceipt) {
         ),
         piece(format!("{:<10} ", receipt.how), role),
         piece(
-            format!("gap {:<7} ", text::millis(receipt.gap_ms as f64)),
+            format!("gap {:<7} ", figures::millis(receipt.gap_ms as f64)),
             Role::Text,
         ),
         piece(
-            format!("replayed {:<6} ", text::count(receipt.replayed)),
+            format!("replayed {:<6} ", figures::count(receipt.replayed)),
             Role::Dim,
         ),
         piece(
-            format!("lost {}", text::count(receipt.lost)),
+            format!("lost {}", figures::count(receipt.lost)),
             if receipt.lost > 0 {
                 Role::Bad
             } else {
@@ -306,7 +310,7 @@ fn shard(canvas: &mut Canvas<'_>, place: Rect, receipt: &ShardReceipt) {
             },
         ),
         piece(
-            format!("  twice {}", text::count(receipt.duplicated)),
+            format!("  twice {}", figures::count(receipt.duplicated)),
             Role::Dim,
         ),
     ];

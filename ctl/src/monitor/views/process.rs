@@ -1,18 +1,18 @@
 //! One process: what it is doing, its shards or its database, and what it said last.
 
-use std::collections::BTreeMap;
-
 use ratatui::layout::Rect;
-use tanako_proto::fleet::v1::{Database, Process, Shard};
+use tanako_proto::fleet::v1::{Process, Shard};
 
 use super::{
     paint::{Canvas, Piece, piece},
+    spread,
     table::{Column, Source, column, table},
 };
 use crate::monitor::{
     app::{App, Clock},
+    figures,
     focus::Focus,
-    navigate, state, text,
+    navigate, state,
     theme::Role,
 };
 
@@ -38,7 +38,7 @@ pub fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, name: &str, clock: C
     let focus = app.focus.as_ref().filter(|focus| focus.target == name);
     if area.height < 10 {
         match &process.db {
-            Some(db) => database(canvas, area, db),
+            Some(db) => spread::database(canvas, area, db),
             None => shards(canvas, area, app, process),
         }
         return;
@@ -51,7 +51,7 @@ pub fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, name: &str, clock: C
         focus,
     );
     if let Some(db) = &process.db {
-        database(canvas, take(&mut area, 6), db);
+        spread::database(canvas, take(&mut area, 6), db);
     } else {
         let wanted = process.shards.len() as u16 + 2;
         let most = area.height / if tall { 3 } else { 2 };
@@ -73,7 +73,7 @@ pub fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, name: &str, clock: C
         if tall {
             let rows = take(&mut area, 9);
             let half = if rows.width >= 100 { rows.width / 2 } else { 0 };
-            types(
+            spread::types(
                 canvas,
                 Rect {
                     width: rows.width - half,
@@ -87,7 +87,7 @@ pub fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, name: &str, clock: C
                     width: half,
                     ..rows
                 };
-                histogram(canvas, right, focus);
+                spread::histogram(canvas, right, focus);
             }
         }
     }
@@ -117,7 +117,7 @@ fn about(canvas: &mut Canvas<'_>, app: &App, place: Rect, process: &Process) {
     };
     fact("host", process.host.clone());
     fact("pid", process.pid.to_string());
-    fact("up", text::age(process.uptime_s));
+    fact("up", figures::age(process.uptime_s));
     fact("restarts", process.restarts.to_string());
     fact("threads", process.threads.to_string());
     fact("fds", process.fds.to_string());
@@ -132,7 +132,10 @@ fn detail(process: &Process, clock: Clock) -> String {
     }
     if process.state == "backoff" && process.next_start_at > 0 {
         let wait = process.next_start_at.saturating_sub(clock.unix_ms).max(0) as u64;
-        parts.push(format!("next start in {}", text::age(wait.div_ceil(1000))));
+        parts.push(format!(
+            "next start in {}",
+            figures::age(wait.div_ceil(1000))
+        ));
     }
     if !process.detail.is_empty() {
         parts.push(process.detail.clone());
@@ -146,23 +149,27 @@ fn detail(process: &Process, clock: Clock) -> String {
 /// Four numbers over time: as sparklines, or as graphs where there is height.
 fn graphs(canvas: &mut Canvas<'_>, area: Rect, process: &Process, focus: Option<&Focus>) {
     let db = process.db.as_ref();
-    let cpu = format!("{} %", text::percent(process.cpu_percent));
-    let rss = text::bytes(process.rss_bytes);
+    let cpu = format!("{} %", figures::percent(process.cpu_percent));
+    let rss = figures::bytes(process.rss_bytes);
     let shown: [(&str, &str, String); 4] = match db {
         Some(db) => [
             ("cpu", "cpu_percent", cpu),
             ("rss", "rss_bytes", rss),
-            ("reads/s", "reads_per_s", text::rate(db.reads_per_s)),
-            ("writes/s", "writes_per_s", text::rate(db.writes_per_s)),
+            ("reads/s", "reads_per_s", figures::rate(db.reads_per_s)),
+            ("writes/s", "writes_per_s", figures::rate(db.writes_per_s)),
         ],
         None => [
             ("cpu", "cpu_percent", cpu),
             ("rss", "rss_bytes", rss),
-            ("events/s", "events_per_s", text::rate(state::load(process))),
+            (
+                "events/s",
+                "events_per_s",
+                figures::rate(state::load(process)),
+            ),
             (
                 "latency",
                 "latency_ms",
-                state::latency(process).map_or_else(|| "-".into(), text::millis),
+                state::latency(process).map_or_else(|| "-".into(), figures::millis),
             ),
         ],
     };
@@ -172,10 +179,10 @@ fn graphs(canvas: &mut Canvas<'_>, area: Rect, process: &Process, focus: Option<
         let peak = series
             .and_then(crate::monitor::series::Series::max)
             .map(|max| match metric {
-                "rss_bytes" => text::bytes(max as u64),
-                "latency_ms" => text::millis(max),
-                "cpu_percent" => format!("{} %", text::percent(max)),
-                _ => text::rate(max),
+                "rss_bytes" => figures::bytes(max as u64),
+                "latency_ms" => figures::millis(max),
+                "cpu_percent" => format!("{} %", figures::percent(max)),
+                _ => figures::rate(max),
             });
         let peak = peak.map_or_else(String::new, |peak| format!("peak {peak}"));
         if tall {
@@ -306,182 +313,20 @@ impl Source<Cell> for Shards<'_> {
                 let missing = shard.guilds < shard.guilds_expected;
                 let text = format!(
                     "{}/{}",
-                    text::short_count(shard.guilds.into()),
-                    text::short_count(shard.guilds_expected.into())
+                    figures::short_count(shard.guilds.into()),
+                    figures::short_count(shard.guilds_expected.into())
                 );
                 piece(text, if missing { Role::Warn } else { role })
             }
-            Cell::Latency => piece(text::millis(shard.latency_ms), role),
-            Cell::Events => piece(text::rate(shard.events_per_s), role),
-            Cell::Resumed => piece(text::short_count(shard.resumed), role),
-            Cell::Identified => piece(text::short_count(shard.identified), role),
-            Cell::Reconnects => piece(text::short_count(shard.reconnects), role),
-            Cell::Interactions => piece(text::short_count(shard.interactions), role),
+            Cell::Latency => piece(figures::millis(shard.latency_ms), role),
+            Cell::Events => piece(figures::rate(shard.events_per_s), role),
+            Cell::Resumed => piece(figures::short_count(shard.resumed), role),
+            Cell::Identified => piece(figures::short_count(shard.identified), role),
+            Cell::Reconnects => piece(figures::short_count(shard.reconnects), role),
+            Cell::Interactions => piece(figures::short_count(shard.interactions), role),
             Cell::Seq => piece(shard.seq.to_string(), Role::Dim),
             Cell::Error => piece(shard.last_error.as_str(), Role::Bad),
         }]
-    }
-}
-
-fn database(canvas: &mut Canvas<'_>, area: Rect, db: &Database) {
-    canvas.rule(Rect { height: 1, ..area }, "database");
-    let width = if area.width < 100 { 11 } else { 14 };
-    let line = |canvas: &mut Canvas<'_>, n: u16, parts: &[(&'static str, String)]| {
-        if n >= area.height {
-            return;
-        }
-        let mut pieces: Vec<Piece<'_>> = vec![piece(" ", Role::Text)];
-        for (n, (label, value)) in parts.iter().enumerate() {
-            let pad = if n + 1 < parts.len() { width } else { 0 };
-            pieces.push(piece(format!("{label:<9}"), Role::Dim));
-            pieces.push(piece(format!("{value:<pad$}"), Role::Text));
-        }
-        canvas.line(
-            Rect {
-                y: area.y + n,
-                height: 1,
-                ..area
-            },
-            &pieces,
-        );
-    };
-    let count = |n: u64| text::count(n);
-    line(canvas, 1, &[("url", db.url.clone())]);
-    line(
-        canvas,
-        2,
-        &[
-            ("rows", count(db.rows)),
-            ("on disk", text::bytes(db.bytes_on_disk)),
-            ("clients", db.connections.to_string()),
-            ("errors", count(db.errors)),
-        ],
-    );
-    line(
-        canvas,
-        3,
-        &[
-            ("reads", count(db.reads)),
-            ("reads/s", text::rate(db.reads_per_s)),
-            ("p50", text::millis(db.read_p50_ms)),
-            ("p99", text::millis(db.read_p99_ms)),
-        ],
-    );
-    line(
-        canvas,
-        4,
-        &[
-            ("writes", count(db.writes)),
-            ("writes/s", text::rate(db.writes_per_s)),
-            ("p50", text::millis(db.write_p50_ms)),
-            ("p99", text::millis(db.write_p99_ms)),
-        ],
-    );
-    line(canvas, 5, &[("forwards", count(db.forwards))]);
-}
-
-/// The commonest event types of all shards together.
-fn types(canvas: &mut Canvas<'_>, area: Rect, process: &Process) {
-    canvas.rule(Rect { height: 1, ..area }, "event types");
-    let mut sums: BTreeMap<&str, u64> = BTreeMap::new();
-    for (name, n) in process
-        .shards
-        .iter()
-        .flat_map(|shard| &shard.events_by_type)
-    {
-        *sums.entry(name).or_default() += n;
-    }
-    let mut sums: Vec<_> = sums.into_iter().collect();
-    sums.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(b.0)));
-    if sums.is_empty() {
-        canvas.text(
-            area.x + 2,
-            area.y + 1,
-            area.width - 2,
-            "none reported",
-            Role::Dim,
-        );
-    }
-    let most = sums.first().map_or(1, |(_, n)| (*n).max(1));
-    for (y, (name, n)) in sums
-        .iter()
-        .enumerate()
-        .take(usize::from(area.height.saturating_sub(1)))
-    {
-        let place = Rect {
-            y: area.y + 1 + y as u16,
-            height: 1,
-            ..area
-        };
-        let columns = place.width.saturating_sub(42).clamp(4, 40);
-        let mut pieces = vec![piece(
-            format!("  {:<26} {:>10} ", text::fit(name, 26), text::count(*n)),
-            Role::Text,
-        )];
-        let full = (*n as f64 / most as f64 * f64::from(columns)).round() as usize;
-        pieces.push(piece(
-            canvas.theme.glyphs().block.repeat(full.max(1)),
-            Role::Trend,
-        ));
-        canvas.line(place, &pieces);
-    }
-}
-
-/// How the latencies seen here spread.
-fn histogram(canvas: &mut Canvas<'_>, area: Rect, focus: Option<&Focus>) {
-    let latencies = focus
-        .map(|focus| &focus.latencies)
-        .filter(|latencies| !latencies.is_empty());
-    let Some(latencies) = latencies else {
-        canvas.rule(Rect { height: 1, ..area }, "latency");
-        canvas.text(
-            area.x + 2,
-            area.y + 1,
-            area.width - 2,
-            "none measured yet",
-            Role::Dim,
-        );
-        return;
-    };
-    canvas.rule(
-        Rect { height: 1, ..area },
-        &format!("latency, {} samples", text::count(latencies.len())),
-    );
-    let mut pieces = vec![piece("  ", Role::Text)];
-    for (label, ms) in [
-        ("p50", latencies.percentile(50.0)),
-        ("p90", latencies.percentile(90.0)),
-        ("p99", latencies.percentile(99.0)),
-        ("max", latencies.max()),
-    ] {
-        pieces.push(piece(format!("{label} "), Role::Dim));
-        pieces.push(piece(format!("{:<8}", text::millis(ms)), Role::Strong));
-    }
-    canvas.line(
-        Rect {
-            y: area.y + 1,
-            height: 1,
-            ..area
-        },
-        &pieces,
-    );
-    let bars = latencies.bars(usize::from(area.height.saturating_sub(2)));
-    let most = bars.iter().map(|bar| bar.1).max().unwrap_or(1).max(1);
-    for (y, (to, n)) in bars.into_iter().enumerate() {
-        let place = Rect {
-            y: area.y + 2 + y as u16,
-            height: 1,
-            ..area
-        };
-        let columns = place.width.saturating_sub(22).clamp(4, 40);
-        let full = (n as f64 / most as f64 * f64::from(columns)).round() as usize;
-        let full = full.max(usize::from(n > 0));
-        let pieces = [
-            piece(format!("  to {:>7} ", text::millis(to)), Role::Dim),
-            piece(canvas.theme.glyphs().block.repeat(full), Role::Trend),
-            piece(format!(" {}", text::short_count(n)), Role::Dim),
-        ];
-        canvas.line(place, &pieces);
     }
 }
 
@@ -517,7 +362,7 @@ fn recent(canvas: &mut Canvas<'_>, area: Rect, app: &App, name: &str, clock: Clo
         for line in last.into_iter().rev() {
             let pieces = [
                 piece(
-                    format!(" {} ", text::clock(line.at, clock.offset_s)),
+                    format!(" {} ", figures::clock(line.at, clock.offset_s)),
                     Role::Dim,
                 ),
                 piece(
