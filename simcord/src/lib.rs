@@ -20,8 +20,6 @@ mod gateway;
 mod generate;
 mod hub;
 mod interactions;
-mod invoke;
-mod members;
 mod rest;
 mod server;
 mod sim;

@@ -14,8 +14,7 @@ use super::{AdminError, Body};
 use crate::app::App;
 use crate::config::RATE_MAX;
 use crate::gateway::{Event, Intents};
-use crate::hub::Hub;
-use crate::invoke::Request;
+use crate::hub::{Hub, Request};
 use crate::rest::AppState;
 use crate::world::KINDS;
 

@@ -343,10 +343,11 @@ async fn more_than_50_requests_a_second_are_limited_globally() {
             let guild = guilds[n % guilds.len()].as_str().expect("an id");
             let part = ["", "/roles", "/channels", "/members", "/bans"][n % 5];
             let end = if n == 59 { "connection: close\r\n" } else { "" };
-            all += &format!(
+            let request = format!(
                 "GET /api/v10/guilds/{guild}{part} HTTP/1.1\r\nhost: x\r\n{end}\
                  authorization: Bot {DEVELOPMENT_TOKEN}\r\n\r\n"
             );
+            all.push_str(&request);
         }
         let mut socket = tokio::net::TcpStream::connect(sim.addr)
             .await

@@ -4,9 +4,9 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
+use super::{Hub, SessionKey};
 use crate::gateway::session::Item;
 use crate::gateway::{Event, Intents, RequestGuildMembers};
-use crate::hub::{Hub, SessionKey};
 use crate::world::shard_of;
 
 /// Members in one chunk.

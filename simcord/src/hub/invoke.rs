@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use serde_json::{Map, Value};
 
+use super::Hub;
 use crate::gateway::{Event, Intents};
-use crate::hub::Hub;
 use crate::interactions::Invoked;
 use crate::snowflake::{self, mix};
 use crate::world::{Invocation, InvocationError};

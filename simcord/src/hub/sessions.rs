@@ -1,56 +1,21 @@
-//! The hub: sessions, the world and the account, behind one lock. Nothing in here waits.
-//!
-//! Connections report what their clients send and fetch what they must write; REST and the admin API read and
-//! change the same state. Each call takes microseconds.
+//! Sessions: admission, fetching what to write, and their end.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use crate::account::{Account, IdentifyRecord};
-use crate::commands::Commands;
-use crate::config::Config;
-use crate::gateway::limits::{GUILDS_PER_SHARD_MAX, IdentifyLimits, LARGE_BOT_GUILDS, Permit};
+use super::{APPLICATION_FLAGS, Hub, Live, SessionKey};
+use crate::account::IdentifyRecord;
+use crate::gateway::limits::{GUILDS_PER_SHARD_MAX, LARGE_BOT_GUILDS, Permit};
 use crate::gateway::session::{Bounds, Item, ResumeRefusal, Session};
 use crate::gateway::{Body, CloseCode, Control, Event, Identify, Intents, Link, Resume, Shard};
-use crate::interactions::Interactions;
-use crate::rest::limits::RestLimits;
 use crate::snowflake;
-use crate::token::Token;
-use crate::world::{Bot, GuildIndex, World, shard_of};
+use crate::world::{GuildIndex, shard_of};
 
-/// Names a session within this process.
-pub(crate) type SessionKey = u64;
-
-/// A session and the connection that serves it, if any.
-#[derive(Debug)]
-pub(crate) struct Live {
-    pub session: Session,
-    pub link: Option<Arc<Link>>,
-    pub identified_at: Instant,
-    pub last_heartbeat: Option<Instant>,
-}
-
-/// What goes wrong on demand.
-#[derive(Debug, Default)]
-pub(crate) struct Faults {
-    pub gateway_outage_until: Option<Instant>,
-    pub rest_outage_until: Option<Instant>,
-    pub rest_delay: Duration,
-    pub resume_url_dead: bool,
-    /// Event types that nobody gets.
-    pub muted: HashSet<String>,
-}
-
-/// How fast things are generated.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Rates {
-    pub events_per_second: f64,
-    pub interactions_per_second: f64,
-}
+/// The URL told while resume URLs are dead: nothing listens on port 1.
+const DEAD_URL: &str = "ws://127.0.0.1:1";
 
 /// What becomes of an IDENTIFY or a RESUME.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,144 +26,21 @@ pub(crate) enum Admission {
     Close(CloseCode),
 }
 
-/// The addresses that clients are told.
-#[derive(Debug, Clone)]
-pub(crate) struct Urls {
-    pub gateway: String,
-    pub resume: String,
+/// What a connection has to write.
+pub(crate) enum Fetched {
+    Frames(Vec<Frame>),
+    /// Events were pushed out of the buffer before this connection took them.
+    FellBehind,
 }
 
-/// The URL told while resume URLs are dead: nothing listens on port 1.
-const DEAD_URL: &str = "ws://127.0.0.1:1";
-
-/// All state of one simulated Discord.
-#[derive(Debug)]
-pub(crate) struct Hub {
-    pub config: Config,
-    pub urls: Urls,
-    pub started: Instant,
-    pub world: World,
-    pub account: Account,
-    pub identify: IdentifyLimits,
-    pub commands: Commands,
-    pub interactions: Interactions,
-    pub rest: RestLimits,
-    pub faults: Faults,
-    pub rates: Rates,
-    pub recommended_shards: Option<u32>,
-    pub token: Token,
-    sessions: HashMap<SessionKey, Live>,
-    by_id: HashMap<String, SessionKey>,
-    /// Sessions by shard count and shard id.
-    routes: BTreeMap<u32, Vec<Vec<SessionKey>>>,
-    connections: HashMap<u64, Arc<Link>>,
-    next_key: u64,
-    next_event: u64,
-    pub(crate) next_interaction: u64,
+/// One dispatch to be written.
+pub(crate) struct Frame {
+    pub seq: u64,
+    pub name: Cow<'static, str>,
+    pub body: Body,
 }
 
 impl Hub {
-    pub(crate) fn new(config: Config, urls: Urls, token: Token, now: Instant) -> Self {
-        let bot = Bot {
-            id: token.application_id(),
-            name: "tanako".to_owned(),
-        };
-        Self {
-            identify: IdentifyLimits::new(
-                config.max_concurrency,
-                config.identify_interval,
-                config.identify_total_for(config.guilds),
-            ),
-            rates: Rates {
-                events_per_second: config.events_per_second,
-                interactions_per_second: config.interactions_per_second,
-            },
-            world: World::new(config.seed, config.guilds, bot),
-            recommended_shards: config.recommended_shards,
-            config,
-            urls,
-            started: now,
-            account: Account::default(),
-            commands: Commands::default(),
-            interactions: Interactions::default(),
-            rest: RestLimits::default(),
-            faults: Faults::default(),
-            token,
-            sessions: HashMap::new(),
-            by_id: HashMap::new(),
-            routes: BTreeMap::new(),
-            connections: HashMap::new(),
-            next_key: 0,
-            next_event: 0,
-            next_interaction: 0,
-        }
-    }
-
-    /// Shards that `GET /gateway/bot` recommends now.
-    pub(crate) fn shards_recommended(&self) -> u32 {
-        self.recommended_shards
-            .unwrap_or_else(|| self.config.recommended_shards_for(self.world.guild_count()))
-    }
-
-    // Connections.
-
-    pub(crate) fn connected(&mut self, wire: crate::server::Wire) -> Arc<Link> {
-        self.next_key += 1;
-        self.account.connections += 1;
-        let link = Arc::new(Link::new(self.next_key, wire));
-        self.connections.insert(link.id, Arc::clone(&link));
-        link
-    }
-
-    /// The connection is over. With `void`, the client said that it will not come back for its session.
-    pub(crate) fn disconnected(
-        &mut self,
-        now: Instant,
-        link: &Link,
-        key: Option<SessionKey>,
-        void: bool,
-    ) {
-        self.connections.remove(&link.id);
-        let Some(key) = key else { return };
-        let window = self.config.resume_window;
-        let Some(live) = self.sessions.get_mut(&key) else {
-            return;
-        };
-        // Another connection may have resumed the session in the meantime.
-        if live
-            .link
-            .as_ref()
-            .is_none_or(|attached| attached.id != link.id)
-        {
-            return;
-        }
-        live.link = None;
-        live.session.detach(now, window);
-        if void {
-            self.void(key);
-        }
-    }
-
-    pub(crate) fn connections(&self) -> impl Iterator<Item = &Arc<Link>> {
-        self.connections.values()
-    }
-
-    /// Whether connections to the gateway are refused at present.
-    pub(crate) fn gateway_is_out(&self, now: Instant) -> bool {
-        self.faults
-            .gateway_outage_until
-            .is_some_and(|until| now < until)
-    }
-
-    /// Whether REST requests are refused at present.
-    pub(crate) fn rest_is_out(&self, now: Instant) -> bool {
-        self.faults
-            .rest_outage_until
-            .is_some_and(|until| now < until)
-    }
-
-    // Sessions.
-
     pub(crate) fn identify(
         &mut self,
         now: Instant,
@@ -506,101 +348,6 @@ impl Hub {
             bytes: self.config.resume_bytes,
         }
     }
-
-    // Events.
-
-    /// Gives an event of a guild to every session that covers it. Tells how many sessions that are.
-    pub(crate) fn dispatch(&mut self, now: Instant, guild_id: u64, event: &Event) -> usize {
-        if self.faults.muted.contains(event.name.as_ref()) {
-            self.account.events_muted += 1;
-            return 0;
-        }
-        let bounds = self.bounds();
-        let mut covered = 0;
-        for (count, shards) in &self.routes {
-            for key in &shards[shard_of(guild_id, *count) as usize] {
-                let Some(live) = self.sessions.get_mut(key) else {
-                    continue;
-                };
-                covered += 1;
-                if !live.session.intents.let_through(event.needs) {
-                    continue;
-                }
-                if live.session.muted.contains(event.name.as_ref()) {
-                    self.account.events_muted += 1;
-                    continue;
-                }
-                live.session.push(now, Item::Event(event.clone()), bounds);
-                if let Some(link) = &live.link {
-                    link.wake();
-                }
-            }
-        }
-        if covered == 0 {
-            self.account.events_unrouted += 1;
-        }
-        covered
-    }
-
-    /// Generates and dispatches the next event of the seed's sequence.
-    pub(crate) fn generate(&mut self, now: Instant) {
-        let Some(generated) = self.world.generate(self.next_event) else {
-            return;
-        };
-        self.next_event += 1;
-        self.account.events_generated += 1;
-        self.account.generated_by_type.count(&generated.event.name);
-        self.dispatch(now, self.world.guild_id(generated.guild), &generated.event);
-    }
-
-    /// Adds guilds; sessions that cover them get GUILD_CREATE.
-    pub(crate) fn add_guilds(&mut self, now: Instant, n: u32) -> Vec<u64> {
-        let added: Vec<GuildIndex> = self.world.add_guilds(n).collect();
-        let mut ids = Vec::with_capacity(added.len());
-        for index in added {
-            let id = self.world.guild_id(index);
-            let event = Event::new(
-                "GUILD_CREATE",
-                Intents::GUILDS,
-                &self.world.guild_create(index),
-            );
-            self.dispatch(now, id, &event);
-            ids.push(id);
-        }
-        ids
-    }
-
-    /// Removes a guild; sessions that cover it get GUILD_DELETE. False when the bot was not in it.
-    pub(crate) fn remove_guild(&mut self, now: Instant, id: u64) -> bool {
-        let Some(index) = self.world.guild_index(id) else {
-            return false;
-        };
-        self.world.remove_guild(index);
-        let event = Event::new(
-            "GUILD_DELETE",
-            Intents::GUILDS,
-            &json!({ "id": id.to_string() }),
-        );
-        self.dispatch(now, id, &event);
-        true
-    }
-}
-
-/// GATEWAY_PRESENCE, GATEWAY_GUILD_MEMBERS, GATEWAY_MESSAGE_CONTENT and APPLICATION_COMMAND_BADGE.
-pub(crate) const APPLICATION_FLAGS: u64 = 1 << 12 | 1 << 14 | 1 << 18 | 1 << 23;
-
-/// What a connection has to write.
-pub(crate) enum Fetched {
-    Frames(Vec<Frame>),
-    /// Events were pushed out of the buffer before this connection took them.
-    FellBehind,
-}
-
-/// One dispatch to be written.
-pub(crate) struct Frame {
-    pub seq: u64,
-    pub name: Cow<'static, str>,
-    pub body: Body,
 }
 
 /// An id in the form of Discord's: 32 hexadecimal digits.
