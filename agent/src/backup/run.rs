@@ -2,6 +2,7 @@
 //! socket and reports to the coordinator; it decides nothing about operations.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -270,15 +271,18 @@ impl Job {
         }
         let rows = manifest.rows();
         let outcome = outcome.and_then(|result| match number(&result.json, "rows") {
-            Some(read) if read != rows => Err(Box::new(
+            Some(read) if read == rows => Ok(()),
+            read => Err(Box::new(
                 Problem::new(
                     "damaged-backup",
                     &self.label,
-                    format!("{read} rows can be read, {rows} were written"),
+                    format!(
+                        "{} rows can be read, {rows} were written",
+                        read.map_or_else(|| "no".to_owned(), |read| read.to_string())
+                    ),
                 )
                 .hint("use another one: `tanakoctl backup list`"),
             )),
-            _ => Ok(()),
         });
         // A node that was not there says nothing about the archives.
         let judged = !matches!(&outcome, Err(problem) if problem.retryable);
@@ -444,6 +448,18 @@ fn number(json: &str, field: &str) -> Option<u64> {
         .as_u64()
 }
 
+/// What this needs of the manifest that a node writes beside its archive.
+#[derive(serde::Deserialize)]
+struct NodeManifest {
+    bytes: u64,
+    tables: BTreeMap<String, TableRows>,
+}
+
+#[derive(serde::Deserialize)]
+struct TableRows {
+    rows: u64,
+}
+
 /// The archive that a node says it has written, compared with the manifest and the file it left.
 fn check_archive(
     directory: &Path,
@@ -456,23 +472,20 @@ fn check_archive(
         .len();
     let path = directory.join(format!("{node}.json"));
     let text = set::read_small(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-    let text = String::from_utf8(text).map_err(|_| format!("{} is not text", path.display()))?;
-    let rows = number(&text, "rows").ok_or_else(|| format!("{} names no rows", path.display()))?;
-    match number(&result.json, "rows") {
-        Some(told) if told != rows => {
-            return Err(format!(
-                "{node} told of {told} rows, its manifest of {rows}"
-            ));
-        }
-        _ => {}
+    let manifest: NodeManifest = serde_json::from_slice(&text)
+        .map_err(|error| format!("{} is not a manifest: {error}", path.display()))?;
+    let rows: u64 = manifest.tables.values().map(|table| table.rows).sum();
+    let told = number(&result.json, "rows").ok_or_else(|| format!("{node} told of no rows"))?;
+    if told != rows {
+        return Err(format!(
+            "{node} told of {told} rows, its manifest of {rows}"
+        ));
     }
-    match number(&text, "bytes") {
-        Some(written) if written != bytes => {
-            return Err(format!(
-                "{archive} has {bytes} bytes, its manifest says {written}"
-            ));
-        }
-        _ => {}
+    if manifest.bytes != bytes {
+        return Err(format!(
+            "{archive} has {bytes} bytes, its manifest says {}",
+            manifest.bytes
+        ));
     }
     std::fs::File::open(directory.join(&archive))
         .and_then(|file| file.sync_all())
