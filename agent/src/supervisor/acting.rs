@@ -147,7 +147,9 @@ impl Owner {
         if died {
             self.over.insert(old_nonce, (name.clone(), attempt));
         }
+        let mut ended = false;
         if let Some(found) = known.found {
+            ended = procfs::stat(found.pid).is_none_or(|stat| stat.state == b'Z');
             let message = format!(
                 "taken over, running since before this agent (pid {})",
                 found.pid
@@ -171,6 +173,10 @@ impl Owner {
             self.perform(id, effect);
         }
         self.touch(id);
+        if ended {
+            // While no agent looked; nobody shall see it as running.
+            self.ended(id);
+        }
         Ok(id)
     }
 

@@ -442,7 +442,7 @@ impl Owner {
     }
 
     /// A process of the table has ended.
-    fn ended(&mut self, id: usize) {
+    pub(super) fn ended(&mut self, id: usize) {
         let Some(proc) = self.procs.get_mut(&id) else {
             return;
         };
