@@ -25,11 +25,56 @@ async fn start(world: &World, nodes: &[&Node]) -> Bot {
     bot
 }
 
-/// Moderator, member and guild for commands: people the simulation knows.
-async fn people(world: &World) -> (String, String) {
+/// A guild, its owner and another member.
+struct People {
+    guild: String,
+    owner: String,
+    member: String,
+}
+
+async fn people(world: &World) -> People {
     let guild = world.guilds().await.swap_remove(0);
-    // A member that is certainly no bot and not the one who uses the command.
-    (guild, "700000000000000001".to_owned())
+    let owner = world.rest(&format!("guilds/{guild}")).await["owner_id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let members = world
+        .rest(&format!("guilds/{guild}/members?limit=100"))
+        .await;
+    let members = members.as_array().unwrap();
+    let member = members
+        .iter()
+        .map(|member| &member["user"])
+        .find(|user| user["bot"] != true && user["id"] != owner.as_str())
+        .expect("a member who is neither bot nor owner");
+    People {
+        guild,
+        owner,
+        member: member["id"].as_str().unwrap().to_owned(),
+    }
+}
+
+impl People {
+    /// The owner uses a command.
+    async fn command(&self, world: &World, mut request: Value) -> Value {
+        request["guild_id"] = json!(self.guild);
+        request["user_id"] = json!(self.owner);
+        world.use_command(request).await
+    }
+
+    async fn warn(&self, world: &World, reason: &str) -> Value {
+        let options = json!({ "member": self.member, "reason": reason });
+        self.command(world, json!({ "command": "warn", "options": options }))
+            .await
+    }
+
+    async fn warnings(&self, world: &World) -> Value {
+        self.command(
+            world,
+            json!({ "command": "warnings", "options": { "member": self.member } }),
+        )
+        .await
+    }
 }
 
 fn title(message: &Value) -> &str {
@@ -38,40 +83,24 @@ fn title(message: &Value) -> &str {
         .unwrap_or_else(|| message["content"].as_str().unwrap())
 }
 
-async fn warn(world: &World, guild: &str, member: &str, reason: &str) -> Value {
-    let options = json!({ "member": member, "reason": reason });
-    world
-        .use_command(json!({ "command": "warn", "guild_id": guild, "options": options }))
-        .await
-}
-
-async fn warnings(world: &World, guild: &str, member: &str) -> Value {
-    let request =
-        json!({ "command": "warnings", "guild_id": guild, "options": { "member": member } });
-    world.use_command(request).await
-}
-
 /// The whole life of warnings and settings, on nodes of either protocol.
 async fn warnings_and_settings(original: bool) {
     let world = World::new(quick(3)).await;
     let tables = Tables::default();
     let node = Node::start(tables.clone(), TOKEN, original).await;
     let mut bot = start(&world, &[&node]).await;
-    let (guild, member) = people(&world).await;
+    let people = people(&world).await;
 
+    assert_eq!(title(&people.warn(&world, "spam").await), "Case 1: warning");
     assert_eq!(
-        title(&warn(&world, &guild, &member, "spam").await),
-        "Case 1: warning"
-    );
-    assert_eq!(
-        title(&warn(&world, &guild, &member, "more spam").await),
+        title(&people.warn(&world, "more spam").await),
         "Case 2: warning"
     );
-    let set = json!({ "command": "config", "subcommand": "set", "guild_id": guild, "options": { "setting": "warn_limit", "value": "7" } });
-    assert_eq!(title(&world.use_command(set.clone()).await), "Changed");
+    let set = json!({ "command": "config", "subcommand": "set", "options": { "setting": "warn_limit", "value": "7" } });
+    assert_eq!(title(&people.command(&world, set.clone()).await), "Changed");
     let mut bad = set;
     bad["options"]["value"] = json!("seven");
-    assert!(title(&world.use_command(bad).await).contains("0 to 50"));
+    assert!(title(&people.command(&world, bad).await).contains("0 to 50"));
 
     // Everything survives a restart, since nothing is kept in the process.
     assert_eq!(bot.terminate().await, 0, "{}", bot.log());
@@ -80,11 +109,12 @@ async fn warnings_and_settings(original: bool) {
         (world.account().await["sessions_open"] == json!(1)).then_some(())
     })
     .await;
-    let listed = warnings(&world, &guild, &member).await;
+    let listed = people.warnings(&world).await;
     assert_eq!(title(&listed), "Warnings (2)");
     assert_eq!(listed["embeds"][0]["fields"][0]["name"], "Case 2");
-    let get = json!({ "command": "config", "subcommand": "get", "guild_id": guild, "options": { "setting": "warn_limit" } });
-    let shown = world.use_command(get).await;
+    let get =
+        json!({ "command": "config", "subcommand": "get", "options": { "setting": "warn_limit" } });
+    let shown = people.command(&world, get).await;
     assert!(
         shown["embeds"][0]["fields"][0]["value"]
             .as_str()
@@ -92,17 +122,16 @@ async fn warnings_and_settings(original: bool) {
             .starts_with("**7**"),
         "{shown}"
     );
-    let clear =
-        json!({ "command": "clearwarnings", "guild_id": guild, "options": { "member": member } });
-    assert_eq!(title(&world.use_command(clear).await), "Cleared");
+    let clear = json!({ "command": "clearwarnings", "options": { "member": people.member } });
+    assert_eq!(title(&people.command(&world, clear).await), "Cleared");
     assert!(
-        warnings(&world, &guild, &member).await["embeds"][0]["fields"][1]["name"]
+        people.warnings(&world).await["embeds"][0]["fields"][1]["name"]
             .as_str()
             .unwrap()
             .contains("cleared")
     );
     assert_eq!(
-        title(&warn(&world, &guild, &member, "again").await),
+        title(&people.warn(&world, "again").await),
         "Case 3: warning"
     );
 }
@@ -127,18 +156,18 @@ async fn a_lost_node_is_replaced_by_another() {
     ];
     let bot = start(&world, &[&nodes[0], &nodes[1]]).await;
     bot.logged("node=node2").await;
-    let (guild, member) = people(&world).await;
+    let people = people(&world).await;
     nodes[0].die();
     for case in 1..=6 {
         assert_eq!(
-            title(&warn(&world, &guild, &member, "spam").await),
+            title(&people.warn(&world, "spam").await),
             format!("Case {case}: warning")
         );
     }
     // Without any node the answer says so.
     nodes[1].die();
     bot.logged("no connection to the database node").await;
-    let told = warn(&world, &guild, &member, "spam").await;
+    let told = people.warn(&world, "spam").await;
     assert!(
         told["content"]
             .as_str()

@@ -2,7 +2,7 @@
 
 mod support;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use support::agent::{Agent, Served};
 use support::{Bot, World, quick};
 use tanako_proto::worker::v1::ShardStage;

@@ -160,6 +160,8 @@ mod tests {
     }
 
     proptest! {
+        // Long texts take long to draw; the cuts do not depend on what they say.
+        #![proptest_config(ProptestConfig::with_cases(24))]
         #[test]
         fn limits_hold_for_any_text(
             title in "\\PC{0,400}",

@@ -37,6 +37,8 @@ pub struct State {
     pub refuse_permits: Option<Status>,
     pub superseded: bool,
     to_worker: Option<mpsc::Sender<Result<AgentMessage, Status>>>,
+    /// Ends the streams when the agent dies.
+    cut: CancellationToken,
 }
 
 #[derive(Clone, Default)]
@@ -62,13 +64,12 @@ impl Agent {
         let stop = CancellationToken::new();
         let (service, stopped) = (WorkerServer::new(self.clone()), stop.clone());
         let task = tokio::spawn(async move {
-            let server = tonic::transport::Server::builder()
-                .add_service(service)
-                .serve_with_incoming(UnixListenerStream::new(listener));
-            tokio::select! {
-                result = server => result.unwrap(),
-                () = stopped.cancelled() => {}
-            }
+            let server = tonic::transport::Server::builder().add_service(service);
+            let incoming = UnixListenerStream::new(listener);
+            server
+                .serve_with_incoming_shutdown(incoming, stopped.cancelled_owned())
+                .await
+                .unwrap();
         });
         Served {
             stop,
@@ -107,7 +108,11 @@ impl Agent {
 impl Served {
     /// Stops serving and cuts the streams, as when the agent dies.
     pub async fn die(mut self, agent: &Agent) {
-        agent.state().to_worker = None;
+        {
+            let mut state = agent.state();
+            state.to_worker = None;
+            state.cut.cancel();
+        }
         self.stop.cancel();
         (&mut self.task).await.unwrap();
         let _ = std::fs::remove_file(&self.path);
@@ -132,8 +137,14 @@ impl Worker for Agent {
         let mut incoming = request.into_inner();
         let (tx, rx) = mpsc::channel(64);
         let agent = self.clone();
+        let cut = self.state().cut.clone();
         tokio::spawn(async move {
-            while let Ok(Some(message)) = incoming.message().await {
+            loop {
+                let message = tokio::select! {
+                    Ok(Some(message)) = incoming.message() => message,
+                    () = cut.cancelled() => return,
+                    else => return,
+                };
                 let reply = agent.take(message.message.unwrap(), &tx);
                 if let Some(message) = reply
                     && tx

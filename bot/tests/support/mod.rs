@@ -88,6 +88,20 @@ impl World {
         self.get("account").await
     }
 
+    /// What the bot itself could ask Discord.
+    pub async fn rest(&self, path: &str) -> Value {
+        let url = format!("{}/api/v10/{path}", self.sim.url());
+        let token = format!("Bot {}", simcord::DEVELOPMENT_TOKEN);
+        let response = self
+            .http
+            .get(url)
+            .header("authorization", token)
+            .send()
+            .await
+            .unwrap();
+        serde_json::from_str(&response.text().await.unwrap()).unwrap()
+    }
+
     /// Waits for a number of the account, given by its path with dots, to reach `at_least`.
     pub async fn account_reaches(&self, path: &str, at_least: u64) -> Value {
         eventually(&format!("account.{path} >= {at_least}"), || async {
