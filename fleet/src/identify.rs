@@ -374,7 +374,7 @@ impl Ledger {
                 if !bot.budget.merge(now.boot_ms, limits) {
                     out.push(Effect::Notice(Notice::BadLimits { bot: name }));
                 } else if before != bot.budget.report
-                    && let Some(record) = bot.limits_record(now)
+                    && let Some(record) = bot.limits_record(now, bot.budget.unreleased)
                 {
                     bot.report_unsynced = true;
                     out.push(Effect::Note { bot: name, record });
@@ -740,7 +740,8 @@ impl Bot {
             if self.report_unsynced {
                 // First: its count does not contain the permits that follow.
                 self.report_unsynced = false;
-                records.extend(self.limits_record(stamp));
+                let earlier = self.budget.unreleased - granted.len() as u32;
+                records.extend(self.limits_record(stamp, earlier));
             }
             for (spent, guard_before) in granted {
                 let waiting = self
@@ -804,13 +805,14 @@ impl Bot {
         soonest
     }
 
-    fn limits_record(&self, now: Stamp) -> Option<Record> {
+    /// The report, and `more` permits that its count does not contain yet.
+    fn limits_record(&self, now: Stamp, more: u32) -> Option<Record> {
         let report = self.budget.report?;
         Some(Record {
             at: now,
             entry: Entry::Limits {
                 total: report.total,
-                used: report.used,
+                used: report.used.saturating_add(more),
                 reset_after_ms: (report.resets_at - now.boot_ms).max(0) as u64,
                 max_concurrency: report.max_concurrency,
                 recommended: report.recommended,
@@ -851,7 +853,7 @@ impl Bot {
         }));
         records.sort_by_key(|record| record.at.boot_ms);
         // Last: its count already contains the permits above.
-        records.extend(self.limits_record(now));
+        records.extend(self.limits_record(now, self.budget.unreleased));
         records
     }
 

@@ -130,6 +130,25 @@ impl Thread {
             sender,
             directory,
         } = self;
+        // A thread of its own rather than one of the runtime's: a runtime that is dropped would
+        // wait for it.
+        let (ended, end) = oneshot::channel::<()>();
+        let keeper = Loop {
+            shelf: Shelf::new(directory),
+            history,
+            dirty_since: None,
+            pruned: Instant::now(),
+        };
+        let spawned = std::thread::Builder::new()
+            .name("history".to_owned())
+            .spawn(move || {
+                keeper.run(&inbox);
+                drop(ended);
+            });
+        if let Err(error) = spawned {
+            tracing::warn!(error = %error, "no thread for the history: it is kept in memory only");
+            return;
+        }
         tracker.spawn(async move {
             cancel.cancelled().await;
             let mut stop = Message::Stop;
@@ -137,15 +156,8 @@ impl Thread {
                 stop = back;
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
-        });
-        tracker.spawn_blocking(move || {
-            Loop {
-                shelf: Shelf::new(directory),
-                history,
-                dirty_since: None,
-                pruned: Instant::now(),
-            }
-            .run(&inbox);
+            // Resolves when the thread drops its end.
+            let _ = end.await;
         });
     }
 }
