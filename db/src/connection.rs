@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{SinkExt, StreamExt};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::timeout;
+use tokio::time::{Instant, MissedTickBehavior, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_websockets::{CloseCode, Config, Limits, Message, ServerBuilder, WebSocketStream};
 
@@ -24,6 +24,11 @@ use crate::row::Style;
 const IN_FLIGHT: usize = 1024;
 /// Other nodes add a few members to a request that they pass on.
 const FORWARDING_BYTES: usize = 64 << 10;
+
+/// A connection that has said nothing for this long is asked whether it still lives.
+const PING_AFTER: Duration = Duration::from_secs(30);
+/// A connection that has not even answered that is given up.
+const GONE_AFTER: Duration = Duration::from_secs(90);
 
 enum End {
     /// The client closed, or was lost.
@@ -73,6 +78,9 @@ async fn exchange<S: AsyncRead + AsyncWrite + Unpin>(
     let mut later: FuturesUnordered<Numbered> = FuturesUnordered::new();
     let mut dirty = false;
     let mut stopping = false;
+    let mut heard = Instant::now();
+    let mut pulse = tokio::time::interval(PING_AFTER);
+    pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let reply = tokio::select! {
             biased;
@@ -83,6 +91,7 @@ async fn exchange<S: AsyncRead + AsyncWrite + Unpin>(
                 reply
             }
             message = socket.next(), if !stopping && later.len() < IN_FLIGHT => {
+                heard = Instant::now();
                 let message = match message {
                     Some(Ok(message)) => message,
                     Some(Err(error)) => return broken(&error),
@@ -108,6 +117,20 @@ async fn exchange<S: AsyncRead + AsyncWrite + Unpin>(
                 } else {
                     continue;
                 }
+            }
+            _ = pulse.tick() => {
+                if heard.elapsed() > GONE_AFTER {
+                    return End::Gone;
+                }
+                if heard.elapsed() >= PING_AFTER {
+                    dirty = true;
+                    match timeout(patience, socket.feed(Message::ping(""))).await {
+                        Ok(Ok(())) => {}
+                        Ok(Err(_)) => return End::Gone,
+                        Err(_) => return slow(node),
+                    }
+                }
+                continue;
             }
             () = stop.cancelled(), if !stopping => {
                 stopping = true;

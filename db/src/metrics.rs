@@ -113,6 +113,8 @@ pub struct Metrics {
     pub slow_readers: AtomicU64,
     /// Upgrades without the right token.
     pub auth_failures: AtomicU64,
+    /// Rows that the ring has on other nodes.
+    pub misplaced_rows: AtomicU64,
 }
 
 /// Sums for a report.
@@ -148,6 +150,7 @@ impl Default for Metrics {
             connections_refused: AtomicU64::new(0),
             slow_readers: AtomicU64::new(0),
             auth_failures: AtomicU64::new(0),
+            misplaced_rows: AtomicU64::new(0),
         }
     }
 }
@@ -339,6 +342,12 @@ impl Metrics {
                 "counter",
                 "Upgrades refused: wrong or no token.",
                 load(&self.auth_failures),
+            ),
+            (
+                "tanako_db_misplaced_rows",
+                "gauge",
+                "Rows held here that the ring has on other nodes: back up and restore.",
+                load(&self.misplaced_rows),
             ),
             (
                 "tanako_db_disk_bytes",

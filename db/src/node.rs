@@ -2,6 +2,7 @@
 //! answers together that need all nodes.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -13,7 +14,9 @@ use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use crate::config::{ConfigError, Settings, Token};
+use crate::engine::{Engine, Space};
 use crate::failure::{Code, Failure};
+use crate::keys::row_partition;
 use crate::merge;
 use crate::metrics::Metrics;
 use crate::read::all_rows;
@@ -129,11 +132,13 @@ impl Node {
         })?);
         let engine = store.engine().map_err(NodeError::Read)?;
         metrics.set_rows(&all_rows(&*engine).map_err(NodeError::Read)?);
+        let tasks = TaskTracker::new();
+        let topology = Topology::new(settings, &tasks)?;
+        let misplaced = misplaced(&*engine, &topology, &settings.name).map_err(NodeError::Read)?;
+        metrics.misplaced_rows.store(misplaced, Relaxed);
         drop(engine);
         let (writer, thread) =
             Writer::start(Arc::clone(&store), Arc::clone(&metrics)).map_err(NodeError::Thread)?;
-        let tasks = TaskTracker::new();
-        let topology = Topology::new(settings, &tasks)?;
         Ok(Arc::new(Self {
             name: settings.name.clone(),
             store,
@@ -496,6 +501,35 @@ impl Node {
             }
         }
     }
+}
+
+/// How many rows lie here although the ring has them elsewhere, where nobody finds them. Looked for
+/// only when the ring is not the one that the store was last used with.
+fn misplaced(engine: &dyn Engine, topology: &Topology, own: &str) -> Result<u64, Failure> {
+    let key = b"ring".to_vec();
+    let last = engine.get(Space::Meta, &key)?;
+    if last.is_some_and(|last| *last == *topology.version.as_bytes()) {
+        return Ok(0);
+    }
+    let mut misplaced = 0;
+    engine.scan(Space::Rows, &[], &mut |key, _| {
+        let primary = row_partition(key).map(|partition| topology.ring.primary(partition));
+        misplaced += u64::from(primary != Some(own));
+        ControlFlow::Continue(())
+    })?;
+    if misplaced > 0 {
+        tracing::error!(
+            rows = misplaced,
+            "the ring is not the one this data was written under: these rows are looked for on other nodes. Start all nodes with the former peers, back up, and restore into the new ring"
+        );
+    } else {
+        let version = topology.version.clone().into_bytes();
+        if let Err(error) = engine.commit(vec![(Space::Meta, key, Some(version))]) {
+            // Only the search is repeated at the next start.
+            tracing::warn!(%error, "cannot remember the ring");
+        }
+    }
+    Ok(misplaced)
 }
 
 enum Begun {

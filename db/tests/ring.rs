@@ -433,3 +433,33 @@ async fn pipelined_requests_across_nodes_see_their_own_writes() {
         node.stop().await;
     }
 }
+
+#[tokio::test]
+async fn rows_that_another_ring_left_here_are_counted_not_hidden() {
+    let directory = directory();
+    let node = TestNode::start(directory.path()).await;
+    let mut client = node.client().await;
+    let rows: Vec<Value> = (1..=60).map(|guild| json!({"guild_id": guild})).collect();
+    client
+        .ok("insert_many", json!({"table": "guilds", "rows": rows}))
+        .await;
+    let mut settings = node.settings.clone();
+    node.stop().await;
+    let misplaced = |node: &Node| {
+        node.metrics
+            .misplaced_rows
+            .load(std::sync::atomic::Ordering::Relaxed)
+    };
+    let node = Node::open(&settings).expect("opens");
+    assert_eq!(misplaced(&node), 0);
+    node.stop().await;
+    settings.peers.push((
+        "node2".to_owned(),
+        "ws://127.0.0.1:9".parse().expect("a URL"),
+    ));
+    for _ in 0..2 {
+        let node = Node::open(&settings).expect("opens");
+        assert!((10..50).contains(&misplaced(&node)), "{}", misplaced(&node));
+        node.stop().await;
+    }
+}

@@ -20,7 +20,7 @@ pub struct Sizes {
 impl Default for Sizes {
     fn default() -> Self {
         Self {
-            cache_bytes: 16 << 20,
+            cache_bytes: 8 << 20,
             memtable_bytes: 8 << 20,
         }
     }
