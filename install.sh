@@ -200,7 +200,7 @@ run install -d -m 0750 "${owner[@]}" "$dest/etc/tanako"
 
 # A configuration that someone changed is never overwritten: the new one goes beside it. What was
 # shipped last time is known by its checksum.
-if [ -z "$dry_run" ]; then "$from/tanakoctl" init --stdout >"$stage/fleet.toml"; fi
+if [ -z "$dry_run" ]; then "$from/tanakoctl" init --dry-run /etc/tanako/fleet.toml >"$stage/fleet.toml"; fi
 keep() { # keep MODE SOURCE PATH
   local sum
   if [ -n "$dry_run" ]; then
@@ -222,6 +222,16 @@ keep() { # keep MODE SOURCE PATH
   install -m 0644 "$stage/shipped" "$shipped"
 }
 keep 0640 "$stage/fleet.toml" "$config"
+# The database's token is nobody's but this host's: made once, never printed.
+db_token=$dest/etc/tanako/db.token
+if [ ! -e "$db_token" ]; then
+  if [ -n "$dry_run" ]; then
+    echo "would make a token for the database in $db_token"
+  else
+    (umask 077 && od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >"$stage/db.token")
+    install -m 0600 "${owner[@]}" "$stage/db.token" "$db_token"
+  fi
+fi
 owner=()
 keep 0644 "$stage/unit" "$unit"
 

@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Command, Output},
 };
@@ -80,6 +81,9 @@ fn installs_upgrades_and_uninstalls() {
         "{unit}"
     );
 
+    let token = fs::metadata(at("etc/tanako/db.token")).expect("a token for the database");
+    assert_eq!(token.permissions().mode() & 0o777, 0o600);
+
     // What the operator changed stays; what nobody changed is replaced.
     let config = at("etc/tanako/fleet.toml");
     fs::write(&config, "# mine\n").expect("the configuration");
@@ -94,9 +98,10 @@ fn installs_upgrades_and_uninstalls() {
     let gone = install(place.path(), &["--uninstall"]);
     assert!(gone.status.success(), "{}", text(&gone));
     let left = files(place.path());
+    let kept = ["db.token", "fleet.toml", "fleet.toml.new"];
     assert_eq!(
         left,
-        [config.clone(), at("etc/tanako/fleet.toml.new")],
+        kept.map(|name| at("etc/tanako").join(name)),
         "configuration is kept"
     );
     let purged = install(place.path(), &["--uninstall", "--purge"]);
