@@ -240,7 +240,7 @@ async fn lost_and_closed_connections_resume() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn opcode_9_false_identifies_by_permit_and_discards() {
     let mut fleet = Fleet::new(quick(10)).await;
-    let _bot = fleet.start().await;
+    let bot = fleet.start().await;
     let old: Vec<String> = fleet
         .agent
         .state()
@@ -272,7 +272,7 @@ async fn opcode_9_false_identifies_by_permit_and_discards() {
             },
         )
         .await;
-    assert_eq!(fleet.agent.state().permits.len(), 3);
+    assert_eq!(fleet.agent.state().permits.len(), 3, "{}", bot.log());
     fleet.agent.until_stage(ShardStage::Ready).await;
     assert_eq!(fleet.guilds_reported(), 10);
 }
