@@ -7,6 +7,10 @@ import json
 import os
 import sys
 
+# discord.py takes zstd-stream where it can; without the module it takes zlib-stream.
+if os.environ.get("JUDGE_COMPRESSION") == "zlib":
+    sys.modules["zstandard"] = None
+
 import discord
 from discord import app_commands
 from discord.gateway import DiscordWebSocket
@@ -47,6 +51,7 @@ class Judge(discord.AutoShardedClient):
 
     async def on_ready(self):
         right = all(not guild.unavailable and guild.me is not None for guild in self.guilds)
+        tell("connected", compression=discord.utils._ActiveDecompressionContext.COMPRESSION_TYPE)
         tell("ready", guilds=len(self.guilds), user=str(self.user.id), right=right)
 
     async def on_shard_resumed(self, shard_id):

@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import queue
+import signal
 import subprocess
 import sys
 import tempfile
@@ -157,6 +158,9 @@ def let_events_flow(simcord):
 
 def judge(simcord, bot):
     demand("commands registered", bot.wait("registered")["commands"], ["judge", "quick"])
+    wanted = os.environ.get("JUDGE_COMPRESSION")
+    if wanted:
+        demand("compression", bot.wait("connected")["compression"], wanted + "-stream")
     ready = bot.wait("ready")
     demand("guilds received", ready["guilds"], GUILDS)
     demand("guilds complete", ready["right"], True)
@@ -232,6 +236,8 @@ def judge(simcord, bot):
 
 def main():
     binary, name, *command = sys.argv[1:]
+    # Whoever ends this ends the bot and simcord with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     print(f"{name}:")
     with tempfile.TemporaryDirectory() as directory:
         directory = pathlib.Path(directory)

@@ -4,14 +4,21 @@
 #
 #   SIMCORD_BIN    the binary to judge            (default: built by cargo)
 #   JUDGES_CACHE   where the clients are installed (default: judges/ in cargo's target directory)
-#   JUDGES         which judges to hear            (default: "discord.py discord.js")
+#   JUDGES         which judges to hear            (default: "discord.py discord.py-zlib discord.js")
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
 target=${CARGO_TARGET_DIR:-$root/target}
 cache=${JUDGES_CACHE:-$target/judges}
-judges=${JUDGES:-discord.py discord.js}
+judges=${JUDGES:-discord.py discord.py-zlib discord.js}
+
+for tool in python3 node npm; do
+    if ! command -v "$tool" >/dev/null; then
+        echo "run.sh: $tool is not installed; the judges need python3 (with venv), node and npm" >&2
+        exit 1
+    fi
+done
 
 binary=${SIMCORD_BIN:-}
 if [ -z "$binary" ]; then
@@ -46,20 +53,34 @@ install_node() {
     touch "$node_dir/.done"
 }
 
+# Hears one judge. Whoever ends this script ends the judge with it.
+hear() {
+    python3 "$here/judge.py" "$binary" "$@" &
+    pid=$!
+    wait "$pid" || failed=1
+    pid=
+}
+
 failed=0
+pid=
+trap '[ -z "$pid" ] || kill "$pid"; exit 143' TERM INT
 for judge in $judges; do
     case $judge in
-    discord.py)
+    discord.py | discord.py-zlib)
         install_python
-        python3 "$here/judge.py" "$binary" "$judge" "$python_dir/bin/python" "$here/discord_py_bot.py" || failed=1
+        compression=zstd
+        [ "$judge" = discord.py ] || compression=zlib
+        export JUDGE_COMPRESSION=$compression
+        hear "$judge" "$python_dir/bin/python" "$here/discord_py_bot.py"
+        unset JUDGE_COMPRESSION
         ;;
     discord.js)
         install_node
-        JUDGE_MODULES=$node_dir/package.json \
-            python3 "$here/judge.py" "$binary" "$judge" node "$here/discord_js_bot.cjs" || failed=1
+        export JUDGE_MODULES=$node_dir/package.json
+        hear "$judge" node "$here/discord_js_bot.cjs"
         ;;
     *)
-        echo "run.sh: no judge called $judge; there are discord.py and discord.js" >&2
+        echo "run.sh: no judge called $judge; there are discord.py, discord.py-zlib and discord.js" >&2
         exit 2
         ;;
     esac
