@@ -367,3 +367,61 @@ async fn without_a_terminal_it_says_what_to_use() {
     assert!(out.stdout.is_empty());
     assert!(String::from_utf8_lossy(&out.stderr).contains("tanakoctl status"));
 }
+
+/// A terminal that is nobody's controlling terminal sends no signal when it goes, and this one
+/// answers no query either, as some do.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_terminal_that_vanishes_silently_ends_it() {
+    use rustix::fs::{Mode, OFlags};
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    use rustix::termios::{Winsize, tcsetwinsize};
+
+    let home = tempfile::tempdir().expect("a directory");
+    let _fake = Fake::start(&socket(&home), status());
+    let master =
+        openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).expect("a terminal");
+    grantpt(&master).expect("granted");
+    unlockpt(&master).expect("unlocked");
+    let size = Winsize {
+        ws_row: 24,
+        ws_col: 80,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    tcsetwinsize(&master, size).expect("sized");
+    let name = ptsname(&master, Vec::new()).expect("a name");
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let slave = rustix::fs::open(name, flags, Mode::empty()).expect("its other end");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_tanakoctl"))
+        .args(["--socket", &socket(&home).display().to_string(), "monitor"])
+        .env("XDG_STATE_HOME", home.path())
+        .env("TERM", "xterm-256color")
+        .stdin(slave.try_clone().expect("cloned"))
+        .stdout(slave.try_clone().expect("cloned"))
+        .stderr(slave)
+        .spawn()
+        .expect("it runs");
+    let seen = tokio::task::spawn_blocking(move || {
+        let (mut seen, mut part) = (Vec::new(), [0; 4096]);
+        while !String::from_utf8_lossy(&seen).contains("tanako/3") {
+            let n = rustix::io::read(&master, &mut part).expect("it draws");
+            seen.extend_from_slice(&part[..n]);
+        }
+        // The master closes here.
+        seen.len()
+    });
+    let seen = tokio::time::timeout(PATIENCE, seen).await;
+    assert!(seen.expect("it draws in time").expect("read") > 0);
+    let deadline = Instant::now() + PATIENCE;
+    let ended = loop {
+        if let Some(ended) = child.try_wait().expect("a child") {
+            break ended;
+        }
+        if Instant::now() > deadline {
+            child.kill().expect("killed");
+            panic!("it lives on without a terminal");
+        }
+        tokio::time::sleep(LOOK).await;
+    };
+    assert_eq!(ended.code(), Some(0), "{ended}");
+}

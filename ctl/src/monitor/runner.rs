@@ -175,7 +175,7 @@ impl Runner {
             match action {
                 Action::Quit => return Ok(false),
                 Action::Suspend => term.suspend()?,
-                Action::Redraw => term.redraw()?,
+                Action::Redraw => term.redraw(),
                 Action::Plan { ticket, write } => {
                     let request = write.request().clone();
                     self.ask(

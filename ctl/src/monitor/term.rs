@@ -13,7 +13,11 @@ use crossterm::{
     cursor, event, execute,
     terminal::{EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode},
 };
-use ratatui::{Terminal, backend::CrosstermBackend};
+use ratatui::{
+    backend::{Backend, CrosstermBackend},
+    buffer::Buffer,
+    layout::Rect,
+};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
@@ -27,9 +31,15 @@ use super::{app::App, app::Clock, theme::Theme, views};
 static TAKEN: AtomicBool = AtomicBool::new(false);
 
 /// A terminal that was taken over.
+///
+/// It writes the difference between two frames itself. Ratatui's `Terminal` would do that too, but it
+/// asks the terminal where the cursor is when it clears, and waits for the answer; and it prints to
+/// standard error when it cannot show the cursor at the end, which panics when that is gone as well.
 #[derive(Debug)]
 pub struct Term {
-    terminal: Terminal<CrosstermBackend<io::BufWriter<io::Stdout>>>,
+    backend: CrosstermBackend<io::BufWriter<io::Stdout>>,
+    shown: Buffer,
+    next: Buffer,
     mouse: bool,
 }
 
@@ -42,8 +52,12 @@ impl Term {
             stop.cancel();
             before(panic);
         }));
-        let terminal = Terminal::new(CrosstermBackend::new(io::BufWriter::new(io::stdout())))?;
-        let mut term = Self { terminal, mouse };
+        let mut term = Self {
+            backend: CrosstermBackend::new(io::BufWriter::new(io::stdout())),
+            shown: Buffer::empty(Rect::ZERO),
+            next: Buffer::empty(Rect::ZERO),
+            mouse,
+        };
         term.enter()?;
         Ok(term)
     }
@@ -60,25 +74,35 @@ impl Term {
         if self.mouse {
             execute!(io::stdout(), event::EnableMouseCapture)?;
         }
-        self.terminal.clear()
+        self.redraw();
+        Ok(())
     }
 
     /// Draws `app`.
     pub fn draw(&mut self, app: &App, theme: Theme, clock: Clock) -> io::Result<()> {
-        self.terminal.draw(|frame| {
-            views::draw(app, theme, clock, frame.buffer_mut());
-        })?;
+        let (width, height) = self.size()?;
+        let area = Rect::new(0, 0, width, height);
+        if self.shown.area != area {
+            self.backend.clear()?;
+            self.shown = Buffer::empty(area);
+        }
+        self.next.resize(area);
+        self.next.reset();
+        views::draw(app, theme, clock, &mut self.next);
+        self.backend.draw(self.shown.diff(&self.next).into_iter())?;
+        Backend::flush(&mut self.backend)?;
+        std::mem::swap(&mut self.shown, &mut self.next);
         Ok(())
     }
 
     /// Makes the next drawing write every cell.
-    pub fn redraw(&mut self) -> io::Result<()> {
-        self.terminal.clear()
+    pub fn redraw(&mut self) {
+        self.shown = Buffer::empty(Rect::ZERO);
     }
 
     /// Columns and lines.
     pub fn size(&self) -> io::Result<(u16, u16)> {
-        self.terminal.size().map(|size| (size.width, size.height))
+        self.backend.size().map(|size| (size.width, size.height))
     }
 
     /// Gives the terminal back, stops like any program in the foreground, and takes it over again
