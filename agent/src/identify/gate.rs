@@ -1,6 +1,6 @@
 //! Foreign bots: they identify on their own, so their starts are spaced instead.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use futures_util::future::{BoxFuture, try_join_all};
 use tanako_fleet::{ProcessName, ProcessSpec};
@@ -37,7 +37,7 @@ impl StartGate for Broker {
 impl Broker {
     /// Watches gated processes become ready, which shows that their IDENTIFYs were not wasted.
     /// (Workers say so themselves, shard by shard.)
-    pub fn follow(
+    pub(crate) fn follow(
         &self,
         mut table: watch::Receiver<Arc<Table>>,
         cancel: CancellationToken,
@@ -45,7 +45,7 @@ impl Broker {
     ) {
         let broker = self.clone();
         tracker.spawn(async move {
-            let mut told: std::collections::HashMap<ProcessName, u64> = Default::default();
+            let mut told: HashMap<ProcessName, u64> = HashMap::new();
             loop {
                 let processes = table.borrow_and_update().clone();
                 told.retain(|name, _| processes.contains_key(name));

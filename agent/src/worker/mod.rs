@@ -221,6 +221,8 @@ impl Workers {
             latency: Arc::new(Latency::new()),
         };
         let table = processes.table();
+        // Processes that identify on their own say nothing here; their readiness shows the same.
+        broker.follow(table.clone(), cancel.clone(), tracker);
         let service = Shared(Arc::new(Service {
             processes,
             broker,
