@@ -229,7 +229,7 @@ pub async fn run(config: Config) -> anyhow::Result<ExitCode> {
     let orderly = async {
         quiesced(statuses).await;
         let flush = tokio::time::timeout(FLUSH_WITHIN, services.activity.flush());
-        let (_, flushed) = tokio::join!(say_farewell(attached, &farewell_tx), flush);
+        let ((), flushed) = tokio::join!(say_farewell(attached, &farewell_tx), flush);
         if !matches!(flushed, Ok(Ok(()) | Err(crate::database::DbError::Absent))) {
             warn!("the latest message counts could not be stored");
         }
@@ -352,7 +352,7 @@ async fn keep_limits(
                 } else if backoff.failures() == 0 {
                     warn!(%error, "cannot ask /gateway/bot, trying on");
                 }
-                backoff.next()
+                backoff.delay()
             }
         };
         tokio::select! {
@@ -405,7 +405,7 @@ async fn say_farewell(attached: bool, farewell: &mpsc::Sender<Farewell>) {
     match tokio::time::timeout(FAREWELL_WITHIN, said).await {
         Ok(Some((acknowledged, _))) => info!(acknowledged, "the agent has the final deposits"),
         _ => {
-            warn!("the agent did not acknowledge the final deposits; it has those of a moment ago")
+            warn!("the agent did not acknowledge the final deposits; it has those of a moment ago");
         }
     }
 }

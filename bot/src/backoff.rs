@@ -21,7 +21,7 @@ impl Backoff {
     }
 
     /// The delay after one more failure.
-    pub fn next(&mut self) -> Duration {
+    pub fn delay(&mut self) -> Duration {
         let full = self
             .min
             .saturating_mul(1 << self.failures.min(20))
@@ -50,13 +50,13 @@ mod tests {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
         let mut previous_full = Duration::ZERO;
         for failure in 0..40 {
-            let delay = backoff.next();
+            let delay = backoff.delay();
             let full = Duration::from_millis(100 << failure.min(20)).min(Duration::from_secs(5));
             assert!(delay >= full / 2 && delay <= full, "{failure}: {delay:?}");
             assert!(full >= previous_full);
             previous_full = full;
         }
         backoff.reset();
-        assert!(backoff.next() <= Duration::from_millis(100));
+        assert!(backoff.delay() <= Duration::from_millis(100));
     }
 }

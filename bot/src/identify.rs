@@ -151,7 +151,7 @@ impl ShardQueue {
                 warn!(shard, code = ?status.code(), "{reason}");
             }
             let _ = self.events.try_send(GateEvent::Waiting(reason));
-            tokio::time::sleep(backoff.next()).await;
+            tokio::time::sleep(backoff.delay()).await;
         }
     }
 }

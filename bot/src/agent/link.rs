@@ -155,7 +155,7 @@ pub async fn run(setup: LinkSetup) {
         } else {
             debug!(%error, "the agent is still away");
         }
-        tokio::time::sleep(backoff.next()).await;
+        tokio::time::sleep(backoff.delay()).await;
     }
 }
 
@@ -183,9 +183,11 @@ impl Link {
             .into_inner();
         let welcome = tokio::time::timeout(WELCOME_WITHIN, async {
             loop {
-                match rx.message().await?.ok_or(LinkError::Closed)?.message {
-                    Some(FromAgent::Welcome(welcome)) => return Ok::<_, LinkError>(welcome),
-                    _ => continue,
+                // Nothing else makes sense before.
+                if let Some(FromAgent::Welcome(welcome)) =
+                    rx.message().await?.ok_or(LinkError::Closed)?.message
+                {
+                    return Ok::<_, LinkError>(welcome);
                 }
             }
         })

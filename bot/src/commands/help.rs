@@ -29,9 +29,11 @@ fn options() -> Vec<CreateCommandOption> {
 
 fn reply(about: Option<&str>) -> Result<Reply, CommandError> {
     let Some(name) = about else {
-        let list: String =
-            COMMANDS.iter().map(|command| format!("**/{}** · {}\n", command.name, command.summary)).collect();
-        let panel = Panel::new("Commands", BLUE).description(list).footer("/help command:<name> explains one of them");
+        let list: Vec<String> = COMMANDS
+            .iter()
+            .map(|command| format!("**/{}** · {}", command.name, command.summary))
+            .collect();
+        let panel = Panel::new("Commands", BLUE).description(list.join("\n")).footer("/help command:<name> explains one of them");
         return Ok(Reply::private_panel(panel));
     };
     let name = name.trim_start_matches('/');

@@ -40,7 +40,7 @@ pub async fn run(
         }
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(backoff.next()) => {}
+            () = tokio::time::sleep(backoff.delay()) => {}
         }
     }
 }
@@ -157,13 +157,11 @@ mod tests {
         let wanted = serde_json::to_value(super::super::definitions()).unwrap();
         let registered = as_registered(&wanted);
         for change in [
-            |list: &mut Vec<Value>| {
-                list.pop();
-            },
+            |list: &mut Vec<Value>| drop(list.pop()),
             |list: &mut Vec<Value>| list[0]["description"] = json!("other"),
             |list: &mut Vec<Value>| list[0]["default_member_permissions"] = json!("8"),
             |list: &mut Vec<Value>| {
-                list[0]["options"] = json!([{"type": 3, "name": "x", "description": "y"}])
+                list[0]["options"] = json!([{"type": 3, "name": "x", "description": "y"}]);
             },
         ] {
             let mut changed = registered.clone();

@@ -5,6 +5,7 @@ use serenity::http::{LightMethod, Request, Route};
 
 use super::{Command, CommandError, Context, Reply};
 use crate::activity::SHOWN_DAYS;
+use crate::database::DbError;
 use crate::interactions::panel::{BLUE, Panel, plain};
 
 /// The command.
@@ -26,8 +27,22 @@ async fn run(context: &Context<'_>) -> Result<Reply, CommandError> {
     let (guild, days) =
         tokio::join!(context.services.rest.fetch::<PartialGuild>(request), context.services.activity.days(guild_id.get()));
     // The rest of the answer is worth having without the database.
-    let days = if context.services.database.is_configured() { Some(days.ok()) } else { None };
-    Ok(reply(&Facts::of(&guild?), days, context.shard))
+    let days = match days {
+        Ok(days) => Activity::Days(days),
+        Err(DbError::Absent) => Activity::NotKept,
+        Err(_) => Activity::Unreachable,
+    };
+    Ok(reply(&Facts::of(&guild?), &days, context.shard))
+}
+
+/// What is known of the messages here.
+enum Activity {
+    /// Today first.
+    Days([u64; SHOWN_DAYS]),
+    /// There is a database, but it does not answer.
+    Unreachable,
+    /// There is no database.
+    NotKept,
 }
 
 /// What is shown of a guild.
@@ -67,8 +82,7 @@ impl Facts {
     }
 }
 
-/// `days`: none without a database, inner none when it does not answer.
-fn reply(facts: &Facts, days: Option<Option<[u64; SHOWN_DAYS]>>, shard: u32) -> Reply {
+fn reply(facts: &Facts, days: &Activity, shard: u32) -> Reply {
     let number = |number: Option<u64>| number.map_or("unknown".to_owned(), |number| number.to_string());
     let mut panel = Panel::new(plain(&facts.name), BLUE)
         .thumbnail(facts.icon.clone())
@@ -81,11 +95,11 @@ fn reply(facts: &Facts, days: Option<Option<[u64; SHOWN_DAYS]>>, shard: u32) -> 
         .field("Verification", &facts.verification)
         .field("Language", &facts.locale);
     match days {
-        None => {}
-        Some(None) => panel = panel.row("Messages", "The database does not answer right now."),
-        Some(Some(days)) => {
+        Activity::NotKept => {}
+        Activity::Unreachable => panel = panel.row("Messages", "The database does not answer right now."),
+        Activity::Days(days) => {
             let total: u64 = days.iter().sum();
-            panel = panel.row("Messages", format!("{} today, {total} in {SHOWN_DAYS} days\n`{}`", days[0], bars(days)));
+            panel = panel.row("Messages", format!("{} today, {total} in {SHOWN_DAYS} days\n`{}`", days[0], bars(*days)));
         }
     }
     Reply::public_panel(panel.footer(format!("ID {} · shard {shard}", facts.id)))
@@ -123,9 +137,9 @@ mod tests {
 
     #[test]
     fn shows_the_server() {
-        insta::assert_snapshot!("serverinfo", reply(&facts(), Some(Some([5, 70, 35, 0, 10, 1, 70])), 3).pretty());
+        insta::assert_snapshot!("serverinfo", reply(&facts(), &Activity::Days([5, 70, 35, 0, 10, 1, 70]), 3).pretty());
         let bare = Facts { members: None, online: None, ..facts() };
-        insta::assert_snapshot!("serverinfo_without_database", reply(&bare, Some(None), 0).pretty());
+        insta::assert_snapshot!("serverinfo_without_database", reply(&bare, &Activity::Unreachable, 0).pretty());
     }
 
     #[test]

@@ -218,7 +218,7 @@ impl Task {
             }
             // Whoever queued for this node meanwhile goes to another one.
             while self.queue.try_recv().is_ok() {}
-            tokio::time::sleep(backoff.next()).await;
+            tokio::time::sleep(backoff.delay()).await;
         }
     }
 

@@ -43,7 +43,10 @@ impl<K: Copy + Eq + Hash> Limiter<K> {
         let step = Duration::from_secs(1) / PER_SECOND;
         let full_at = self.full_at.max(now) + step;
         if full_at > now + Duration::from_secs(1) {
-            return Err(full_at - Duration::from_secs(1));
+            return Err(now
+                + full_at
+                    .duration_since(now)
+                    .saturating_sub(Duration::from_secs(1)));
         }
         if let Some(bucket) = self.buckets.get_mut(&key) {
             if now >= bucket.until {

@@ -110,7 +110,7 @@ impl SettingsStore {
     /// Puts all settings back to their defaults.
     pub async fn reset(&self, guild: u64) -> Result<(Settings, Settings), DbError> {
         self.change(guild, |stored| {
-            stored.retain(|name, _| Setting::find(name).is_none())
+            stored.retain(|name, _| Setting::find(name).is_none());
         })
         .await
     }

@@ -366,7 +366,7 @@ impl ShardTask {
                         None
                     }
                     Kind::Reconnect if connection.hello_at.is_none() => {
-                        self.status.last_error = "cannot connect to the gateway".to_owned();
+                        "cannot connect to the gateway".clone_into(&mut self.status.last_error);
                         Some(Lost::Unreachable)
                     }
                     _ => {
