@@ -126,7 +126,8 @@ impl Endpoint {
             )
             .cause(chain(status))
             .hint("check --socket and the context's socket (tanakoctl context show)");
-        } else if bare && problem.code == "unreachable" {
+        } else if bare && (problem.code == "unreachable" || io_error(status).is_some()) {
+            // Also one that ended in the middle of the call.
             problem = self.unreachable(status);
         } else if bare && problem.code == "unsupported" {
             problem.message = "the agent does not know this request".into();
@@ -134,6 +135,9 @@ impl Endpoint {
         }
         if problem.object.is_empty() {
             problem.object = self.object();
+        }
+        if bare && problem.cause.is_empty() && chain(status) != problem.message {
+            problem.cause = chain(status);
         }
         problem
     }

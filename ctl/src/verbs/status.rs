@@ -78,12 +78,13 @@ pub(super) async fn until_healthy(
             Ok(Ok(now)) if now.healthy => return Ok(now),
             Ok(Ok(now)) => {
                 let ready = now.processes.iter().filter(|process| process.ready).count();
-                last = match now.reasons.as_slice() {
+                let short = match now.reasons.as_slice() {
                     [] => "not healthy yet".into(),
                     [only] => only.clone(),
                     [first, rest @ ..] => format!("{first}; and {} more", rest.len()),
                 };
-                progress.say(ready as u64, now.processes.len() as u64, "ready", &last);
+                progress.say(ready as u64, now.processes.len() as u64, "ready", &short);
+                last = why(&now);
                 tries = 0;
             }
             Ok(Err(failure)) => {
@@ -119,6 +120,30 @@ pub(super) async fn until_healthy(
         }
         tokio::time::sleep(pause).await;
     }
+}
+
+/// What stands between a fleet and its health, one line each.
+fn why(now: &FleetStatus) -> String {
+    const SHOWN: usize = 12;
+    let mut lines: Vec<String> = now.reasons.iter().take(SHOWN).cloned().collect();
+    if now.reasons.len() > SHOWN {
+        lines.push(format!("and {} more", now.reasons.len() - SHOWN));
+    }
+    let failed = now
+        .operations
+        .iter()
+        .filter(|operation| operation.state == "failed")
+        .max_by_key(|operation| operation.ended_at);
+    if let Some(operation) = failed {
+        lines.push(format!(
+            "operation {} failed: {}",
+            operation.id, operation.message
+        ));
+    }
+    if lines.is_empty() {
+        lines.push("the agent gives no reason".into());
+    }
+    lines.join("\n")
 }
 
 /// Shows it until Ctrl-C. A lost agent is said and waited for; what was last seen stays.

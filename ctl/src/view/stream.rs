@@ -112,7 +112,7 @@ impl Report for EventView {
         };
         let object = clean(&self.object, false);
         format!(
-            "{}  {severity}  {host}{object:<12} {:<18} {}\n",
+            "{}  {severity}  {host}{object:<12} {:<19} {}\n",
             clock(self.at_ms, now_ms()),
             self.kind,
             clean(&self.message, false),

@@ -145,6 +145,8 @@ struct Daemon {
     child: Child,
     log: PathBuf,
     log_start: u64,
+    /// What to type to clean up.
+    down: String,
 }
 
 impl Daemon {
@@ -206,6 +208,7 @@ impl Daemon {
             child,
             log,
             log_start,
+            down: place.command("down"),
         })
     }
 
@@ -251,7 +254,10 @@ impl Daemon {
         };
         Failure::new(code, self.log.display().to_string(), message)
             .cause(cause)
-            .hint("the whole log is in that file; `tanakoctl demo down` cleans up, then try again")
+            .hint(format!(
+                "the whole log is in that file; `{}` cleans up, then try again",
+                self.down
+            ))
     }
 }
 

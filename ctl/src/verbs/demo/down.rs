@@ -95,9 +95,10 @@ impl Args {
             };
             confirm(&session.ui, &self.consent, &change).await?;
         }
-        session.if_cancelled(Some(
-            "call `tanakoctl demo down` again to stop the rest".into(),
-        ));
+        session.if_cancelled(Some(format!(
+            "`{}` again stops the rest",
+            place.command("down")
+        )));
         let _lock = place.lock().await?;
         let stopped = stop(session, place, record.clone()).await?;
         if self.purge {

@@ -28,6 +28,8 @@ pub struct Place {
     pub context: String,
     /// Whether the name was given, and not taken for granted.
     pub named: bool,
+    /// Whether the directory was given.
+    pub elsewhere: bool,
 }
 
 impl Place {
@@ -36,7 +38,9 @@ impl Place {
         let named = session.global.context.clone();
         let context = named.clone().unwrap_or_else(|| "demo".into());
         context::check_name(&context)?;
-        let data_dir = match data_dir.filter(|path| !path.as_os_str().is_empty()) {
+        let data_dir = data_dir.filter(|path| !path.as_os_str().is_empty());
+        let elsewhere = data_dir.is_some();
+        let data_dir = match data_dir {
             Some(path) => std::path::absolute(&path)
                 .map_err(|error| Failure::io(&path, "use the data directory", &error))?,
             None => {
@@ -56,7 +60,23 @@ impl Place {
             data_dir,
             context,
             named: named.is_some(),
+            elsewhere,
         })
+    }
+
+    /// What to type to do something with this demo.
+    pub fn command(&self, verb: &str) -> String {
+        let context = if self.named {
+            format!(" --context {}", self.context)
+        } else {
+            String::new()
+        };
+        let directory = if self.elsewhere {
+            format!(" --data-dir {}", self.data_dir.display())
+        } else {
+            String::new()
+        };
+        format!("tanakoctl{context} demo {verb}{directory}")
     }
 
     fn at(&self, name: &str) -> PathBuf {
@@ -241,6 +261,7 @@ mod tests {
             data_dir: data_dir.into(),
             context: "demo".into(),
             named: false,
+            elsewhere: false,
         }
     }
 

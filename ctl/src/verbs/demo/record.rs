@@ -144,6 +144,7 @@ mod tests {
             data_dir: directory.path().into(),
             context: "demo".into(),
             named: false,
+            elsewhere: true,
         };
         assert_eq!(Record::load(&place.record()), Ok(None));
         let record = Record::new(&place, 10_000, 21_000, 3).expect("a record");

@@ -159,6 +159,7 @@ mod tests {
             data_dir: directory.join("it's a \"demo\""),
             context: "My.Demo".into(),
             named: true,
+            elsewhere: true,
         }
     }
 

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use tanako_proto::fleet::v1::OperationRequest;
+use tanako_proto::fleet::v1::{FleetStatus, OperationRequest};
+use tokio::time::Instant;
 
 use super::{
     daemon,
@@ -18,9 +19,10 @@ use crate::{
     failure::{Failure, Outcome},
     monitor,
     operate::{follow, patiently, request_id},
-    session::Session,
+    session::{Session, status},
     units::parse_duration,
     verbs::status::{show, until_healthy},
+    view::status::goes_on,
 };
 
 /// Guilds unless `--guilds` says else.
@@ -59,7 +61,7 @@ impl Args {
         place.create()?;
         let context = Record::load(&place.record())?
             .map_or_else(|| place.context.clone(), |record| record.context);
-        let how = Commands::new(&context);
+        let how = Commands::new(place, &context);
         session.if_cancelled(Some(format!(
             "what was started goes on: `{}` continues, `{}` stops it",
             how.up, how.down
@@ -85,6 +87,7 @@ impl Args {
                 failure.hint(logs)
             })?;
         session.if_cancelled(None);
+        let now = measured(&endpoint, now).await;
         if ui.is_machine() {
             ui.report(&Info::new(place, &record))?;
             return Ok(Exit::Ok);
@@ -114,6 +117,23 @@ impl Args {
         ui.note(&how.text());
         Ok(Exit::Ok)
     }
+}
+
+/// An agent that has just started has not measured anything yet; its first sample is a second away.
+async fn measured(endpoint: &Endpoint, mut now: FleetStatus) -> FleetStatus {
+    let deadline = Instant::now() + Duration::from_secs(3);
+    let is_measured = |now: &FleetStatus| {
+        let mut processes = now.processes.iter().filter(|process| process.pid != 0);
+        !now.hosts.is_empty() && processes.all(|process| process.rss_bytes > 0)
+    };
+    while !is_measured(&now) && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let again = async { status(&mut endpoint.open().await?).await };
+        if let Ok(again) = again.await {
+            now = again;
+        }
+    }
+    now
 }
 
 /// Starts what is missing, and says what that was.
@@ -172,26 +192,51 @@ async fn start(
                     live.pid
                 ),
             )
-            .hint("its log is in that file; `tanakoctl demo down` ends it, then try again"));
+            .hint(format!(
+                "its log is in that file; `{}` ends it, then try again",
+                place.command("down")
+            )));
         }
         Some(_) => {}
     }
     add_context(session, &record)?;
-    if record.stopped {
-        start_all(session, &endpoint).await?;
+    let targets = if record.stopped {
+        vec!["all".to_owned()]
+    } else {
+        given_up(&endpoint).await?
+    };
+    if !targets.is_empty() {
+        start_processes(session, &endpoint, targets).await?;
         record.stopped = false;
         record.save(&place.record())?;
-        started.push("the fleet");
+        started.push("processes");
     }
     Ok((record, started))
 }
 
-/// `demo down` had stopped every process for good; this takes it back.
-async fn start_all(session: &Session, endpoint: &Endpoint) -> Result<(), Failure> {
+/// Processes that should run and that the agent no longer tries to start. What the operator has stopped
+/// is not among them.
+async fn given_up(endpoint: &Endpoint) -> Result<Vec<String>, Failure> {
+    let now = status(&mut endpoint.open().await?).await?;
+    let busy = now.operations.iter().any(goes_on);
+    Ok(now
+        .processes
+        .into_iter()
+        .filter(|process| !busy && process.desired == "running" && process.state == "failed")
+        .map(|process| process.name)
+        .collect())
+}
+
+/// Starts what `demo down` has stopped for good, or what was given up.
+async fn start_processes(
+    session: &Session,
+    endpoint: &Endpoint,
+    targets: Vec<String>,
+) -> Result<(), Failure> {
     let request = OperationRequest {
         request_id: request_id(),
         kind: "start".into(),
-        targets: vec!["all".into()],
+        targets,
         ..OperationRequest::default()
     };
     let fleet = endpoint.open().await?;
@@ -227,8 +272,10 @@ fn known(
     }
     if let Some(wanted) = guilds.filter(|wanted| *wanted != record.guilds) {
         session.ui.note(&format!(
-            "this demo was made with {} guilds and keeps them; for {wanted}: tanakoctl demo down --purge, then demo up --guilds {wanted}",
-            record.guilds
+            "this demo was made with {} guilds and keeps them; for {wanted}: {}, then {}",
+            record.guilds,
+            place.command("down --purge"),
+            place.command(&format!("up --guilds {wanted}"))
         ));
     }
     Ok(())
@@ -323,6 +370,7 @@ fn dry_run(session: &Session, place: &Place) -> Outcome {
 /// What to type next.
 struct Commands {
     up: String,
+    info: String,
     down: String,
     status: String,
     monitor: String,
@@ -330,15 +378,11 @@ struct Commands {
 }
 
 impl Commands {
-    fn new(context: &str) -> Self {
-        let demo = if context == "demo" {
-            "tanakoctl demo".to_owned()
-        } else {
-            format!("tanakoctl --context {context} demo")
-        };
+    fn new(place: &Place, context: &str) -> Self {
         Self {
-            up: format!("{demo} up"),
-            down: format!("{demo} down"),
+            up: place.command("up"),
+            info: place.command("info"),
+            down: place.command("down"),
             status: format!("tanakoctl --context {context} status"),
             monitor: format!("tanakoctl --context {context} monitor"),
             context: context.to_owned(),
@@ -352,7 +396,7 @@ impl Commands {
             self.monitor,
             format!("tanakoctl --context {context} restart tanako/0"),
             format!("tanakoctl --context {context} backup"),
-            format!("{} info", self.up.trim_end_matches(" up")),
+            self.info,
             self.down,
         )
     }
