@@ -80,17 +80,72 @@ pub fn lists(directory: &Path) -> Vec<PathBuf> {
     found
 }
 
+/// The tables in use with their sizes. A table that no list names was left by a write that a crash
+/// or a full disk broke off: it holds nothing that is not also in a journal, and may be torn.
 fn tables(directory: &Path) -> io::Result<Vec<(PathBuf, u64)>> {
     let mut found = Vec::new();
     for keyspace in entries(&directory.join("keyspaces"))? {
-        for path in entries(&keyspace.join("tables"))? {
-            let metadata = path.metadata()?;
-            if metadata.is_file() {
-                found.push((path, metadata.len()));
+        // A list that cannot be read is for the engine to refuse.
+        for id in listed(&keyspace).unwrap_or_default() {
+            let path = keyspace.join("tables").join(id.to_string());
+            match path.metadata() {
+                Ok(metadata) => found.push((path, metadata.len())),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
             }
         }
     }
     Ok(found)
+}
+
+/// The ids of the tables in the list that `current` names.
+fn listed(keyspace: &Path) -> Option<Vec<u64>> {
+    let current = std::fs::read(keyspace.join("current")).ok()?;
+    let number = u64::from_le_bytes(current.get(..8)?.try_into().ok()?);
+    parse_list(&std::fs::read(keyspace.join(format!("v{number}"))).ok()?)
+}
+
+/// A list ends with a table of contents: a count, then position, length and name of each section.
+/// In the section `tables`, each level has runs, each run has tables: id, checksum, first write.
+fn parse_list(list: &[u8]) -> Option<Vec<u64>> {
+    const TABLE: usize = 8 + 1 + 16 + 8;
+    let u32_at =
+        |bytes: &[u8], at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+    let u64_at =
+        |bytes: &[u8], at: usize| Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
+    let contents = list
+        .windows(CONTENTS.len())
+        .rposition(|window| window == CONTENTS)?
+        + CONTENTS.len();
+    let mut at = contents + 4;
+    let mut section = None;
+    for _ in 0..u32_at(list, contents)? {
+        let (start, length) = (u64_at(list, at)?, u64_at(list, at + 8)?);
+        let name = usize::from(u16::from_le_bytes(
+            list.get(at + 16..at + 18)?.try_into().ok()?,
+        ));
+        if list.get(at + 18..at + 18 + name)? == b"tables" {
+            let start = usize::try_from(start).ok()?;
+            section = list.get(start..start.checked_add(usize::try_from(length).ok()?)?);
+        }
+        at += 18 + name;
+    }
+    let section = section?;
+    let mut ids = Vec::new();
+    let mut at = 1;
+    for _ in 0..*section.first()? {
+        let runs = *section.get(at)?;
+        at += 1;
+        for _ in 0..runs {
+            let tables = u32_at(section, at)?;
+            at += 4;
+            for _ in 0..tables {
+                ids.push(u64_at(section, at)?);
+                at += TABLE;
+            }
+        }
+    }
+    (at == section.len()).then_some(ids)
 }
 
 fn entries(directory: &Path) -> io::Result<Vec<PathBuf>> {
@@ -191,8 +246,22 @@ mod tests {
         }
         engine.vacuum().expect("vacuums");
         drop(engine);
+        for keyspace in entries(&directory.path().join("keyspaces")).expect("listed") {
+            let mut files: Vec<u64> = entries(&keyspace.join("tables"))
+                .expect("listed")
+                .iter()
+                .filter_map(|path| path.file_name()?.to_str()?.parse().ok())
+                .collect();
+            let mut ids = listed(&keyspace).expect("the format of lists is the one we know");
+            files.sort_unstable();
+            ids.sort_unstable();
+            assert!(ids.iter().all(|id| files.contains(id)), "{ids:?} {files:?}");
+        }
         let tables = tables(directory.path()).expect("listed");
         assert!(tables.len() >= 2, "{tables:?}");
+        // What a flush that was broken off leaves is nobody's data.
+        let torn = tables[0].0.with_file_name("4711");
+        std::fs::write(&torn, b"LSM\x03 torn").expect("writable");
         check(directory.path()).expect("intact");
         let (path, bytes) = tables
             .into_iter()
