@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
 
-/// Time between two looks at the clock.
+/// Time between two looks at the clock while something is generated, and while nothing is.
 const TICK: Duration = Duration::from_millis(5);
+const IDLE_TICK: Duration = Duration::from_millis(50);
 /// Sessions and interactions are swept this often.
 const SWEEP: Duration = Duration::from_millis(200);
 /// What was missed while the machine was busy is caught up by at most this much.
@@ -32,20 +33,21 @@ impl Due {
 
 /// Generates events and interactions at their rates until stopped.
 pub(crate) async fn run(app: Arc<App>, stop: CancellationToken) {
-    let mut ticks = interval(TICK);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut events, mut interactions) = (Due::default(), Due::default());
     let mut last = Instant::now();
     let mut swept = last;
+    let mut pause = TICK;
     loop {
         tokio::select! {
-            _ = ticks.tick() => {}
+            () = sleep(pause) => {}
             () = stop.cancelled() => return,
         }
         let now = Instant::now();
         let passed = now - last;
         last = now;
         let rates = app.hub().rates;
+        let idle = rates.events_per_second + rates.interactions_per_second <= 0.0;
+        pause = if idle { IDLE_TICK } else { TICK };
         let mut left = events.after(passed, rates.events_per_second);
         while left > 0 {
             let batch = left.min(BATCH);
