@@ -28,6 +28,16 @@ impl Terminal {
     /// Starts the monitor of `socket` in a terminal of `columns` and `lines`, under a shell that then
     /// says how it ended.
     fn open(socket: &Path, columns: u16, lines: u16, options: &str) -> Self {
+        let command = format!(
+            "{} --socket {} monitor {options}",
+            env!("CARGO_BIN_EXE_tanakoctl"),
+            socket.display()
+        );
+        Self::run(&command, columns, lines)
+    }
+
+    /// As [`Terminal::open`], for any command.
+    fn run(command: &str, columns: u16, lines: u16) -> Self {
         let home = tempfile::tempdir().expect("a directory");
         let unique = home
             .path()
@@ -37,12 +47,10 @@ impl Terminal {
             .into_owned();
         let server = format!("tanako{}-{unique}", std::process::id());
         let terminal = Self { server, home };
-        let binary = env!("CARGO_BIN_EXE_tanakoctl");
         // The shell comes first, so that what it shows before and after can be compared.
         let script = format!(
-            "echo before; stty -a | grep -o -- '-*icanon'; {binary} --socket {} monitor {options}; \
-             echo ended $?; stty -a | grep -o -- '-*icanon'; read -r line; echo read $line; read -r line",
-            socket.display()
+            "echo before; stty -a | grep -o -- '-*icanon'; {command}; \
+             echo ended $?; stty -a | grep -o -- '-*icanon'; read -r line; echo read $line; read -r line"
         );
         let (columns, lines) = (columns.to_string(), lines.to_string());
         let state = format!("XDG_STATE_HOME={}", terminal.home.path().display());
@@ -424,4 +432,31 @@ async fn a_terminal_that_vanishes_silently_ends_it() {
         tokio::time::sleep(LOOK).await;
     };
     assert_eq!(ended.code(), Some(0), "{ended}");
+}
+
+/// Not a test by itself: the next one runs it in a terminal.
+#[tokio::test]
+async fn a_panic_in_a_terminal() {
+    if std::env::var_os("PANIC_IN_A_TERMINAL").is_none() {
+        return;
+    }
+    let stop = tokio_util::sync::CancellationToken::new();
+    let _term = tanakoctl::monitor::term::Term::take(true, stop.clone()).expect("a terminal");
+    let failed = tokio::spawn(async { panic!("on purpose") }).await;
+    assert!(failed.is_err());
+    // The runner ends on this.
+    assert!(stop.is_cancelled());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_gives_the_terminal_back_and_can_be_read() {
+    let this = std::env::current_exe().expect("a path");
+    let command = format!(
+        "RUST_BACKTRACE=0 PANIC_IN_A_TERMINAL=1 {} --exact a_panic_in_a_terminal --nocapture",
+        this.display()
+    );
+    let terminal = Terminal::run(&command, 100, 40);
+    let screen = terminal.shows("on purpose").await;
+    assert!(screen.contains("before"), "{screen}");
+    terminal.ended(0).await;
 }

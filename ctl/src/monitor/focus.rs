@@ -3,7 +3,7 @@
 use tanako_proto::fleet::v1::{HistoryReply, Host, Process};
 
 use super::{
-    series::{Latencies, Series},
+    series::{Latencies, POINTS_MAX, Series},
     state::{Model, latency, load},
 };
 
@@ -94,8 +94,10 @@ impl Focus {
             };
             // A sample of a second covers two of the watch.
             let repeat = (past.step_ms / STEP_MS).clamp(1, 20) as usize;
-            let keep = past.values.len().saturating_sub(super::series::POINTS_MAX);
-            let values = &past.values[keep..];
+            // The newest sample may not be complete yet.
+            let known = past.values.iter().rposition(|value| value.is_finite());
+            let values = &past.values[..known.map_or(0, |at| at + 1)];
+            let values = &values[values.len().saturating_sub(POINTS_MAX)..];
             let stretched: Vec<f64> = values
                 .iter()
                 .flat_map(|value| std::iter::repeat_n(*value, repeat))

@@ -127,8 +127,8 @@ impl Canvas<'_> {
         ]
     }
 
-    /// A sparkline of `columns` of the newest `values`, scaled from zero to their largest, or to
-    /// `top` if that is larger.
+    /// A sparkline of `values`, scaled from zero to their largest, or to `top` if that is larger. It
+    /// never fills its line, so that sparklines above each other stay apart.
     pub fn spark(&self, values: impl Iterator<Item = f64>, top: f64) -> String {
         let values: Vec<f64> = values.collect();
         let largest = values
@@ -150,7 +150,7 @@ impl Canvas<'_> {
         if largest <= 0.0 || value <= 0.0 {
             return levels[0];
         }
-        levels[((value / largest * 8.0).ceil() as usize).clamp(1, 8) - 1]
+        levels[((value / largest * 7.0).ceil() as usize).clamp(1, 7) - 1]
     }
 
     /// A graph over all of `area`: each column one value, each line eight levels.
