@@ -38,9 +38,7 @@ pub enum TokenError {
         mode: u32,
     },
     /// It holds nothing but white space.
-    #[error(
-        "the token file {path} is empty\n  hint: copy the bot token from https://discord.com/developers/applications into it"
-    )]
+    #[error("the token file {path} is empty\n  hint: write the token into it, alone on one line")]
     Empty {
         /// The file.
         path: String,

@@ -30,19 +30,23 @@ impl Fleet {
 
     /// Starts the next attempt and waits until its shards are ready.
     async fn start(&mut self) -> Bot {
+        let bot = self.launch();
+        self.agent.until_stage(ShardStage::Ready).await;
+        bot
+    }
+
+    /// Starts the next attempt.
+    fn launch(&mut self) -> Bot {
         self.attempt += 1;
         self.agent.state().reports.clear();
-        let bot = self
-            .world
+        self.world
             .bot()
             .env("TANAKO_SOCKET", self.world.path("worker.sock"))
             .env("TANAKO_PROCESS", "tanako/0")
             .env("TANAKO_ATTEMPT", self.attempt.to_string())
             .env("SHARD_IDS", "0,1")
             .env("SHARD_COUNT", "2")
-            .start();
-        self.agent.until_stage(ShardStage::Ready).await;
-        bot
+            .start()
     }
 
     fn guilds_reported(&self) -> u32 {
@@ -190,6 +194,63 @@ async fn a_killed_process_is_resumed_from_its_last_deposit() {
         .world
         .post("rates", json!({ "events_per_second": 0 }))
         .await;
+    fleet.nothing_missed(2, 2).await;
+}
+
+/// The first process answered two commands above its last settled event; the second is killed before the replay
+/// ends; the third must not answer them again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answered_interactions_stay_known_over_two_crashes() {
+    let mut fleet = Fleet::new(quick(4)).await;
+    let mut bot = fleet.start().await;
+    fleet.world.commands_registered().await;
+    let mut ids = Vec::new();
+    for _ in 0..4 {
+        let id = fleet
+            .world
+            .post("interactions", json!({ "command": "ping" }))
+            .await["id"]
+            .clone();
+        ids.push(id.as_str().unwrap().parse::<u64>().unwrap());
+    }
+    fleet
+        .world
+        .account_reaches("interactions.answered", 4)
+        .await;
+    bot.kill().await;
+    // As if a handler of the oldest event still ran at the time of the last deposit.
+    for session in fleet.agent.state().sessions.values_mut() {
+        session.seq = 1;
+        session.handled_interactions = ids.clone();
+    }
+    // The gateway is away: the second process holds the session but cannot resume it, and is killed.
+    fleet
+        .world
+        .post("faults/outage", json!({ "seconds": 600, "gateway": true }))
+        .await;
+    let mut second = fleet.launch();
+    second.logged("reconnecting").await;
+    let hellos = fleet.agent.state().hellos.len();
+    fleet
+        .agent
+        .until("its deposits", |state| {
+            state.hellos.len() == hellos && state.reports.len() > 2
+        })
+        .await;
+    second.kill().await;
+    assert!(
+        fleet
+            .agent
+            .state()
+            .sessions
+            .values()
+            .all(|session| session.handled_interactions == ids)
+    );
+    fleet
+        .world
+        .post("faults/outage", json!({ "seconds": 0, "gateway": true }))
+        .await;
+    let _third = fleet.start().await;
     fleet.nothing_missed(2, 2).await;
 }
 

@@ -98,6 +98,9 @@ struct ShardTask {
     strategy: Reconnector,
     session: Option<(Arc<str>, Arc<str>)>,
     application_id: u64,
+    /// Interactions that the predecessor answered above its last deposit. They stay named in ours until the
+    /// replay is over: this process may be killed in the middle of it.
+    inherited: Vec<u64>,
     seq: SeqTracker,
     seen: Seen,
     guilds: Guilds,
@@ -137,6 +140,7 @@ pub async fn run(setup: ShardSetup) {
         strategy: Reconnector::default(),
         session: None,
         application_id: 0,
+        inherited: Vec::new(),
         seq: SeqTracker::default(),
         seen: Seen::new(8192),
         guilds: Guilds::new(Instant::now()),
@@ -203,9 +207,10 @@ impl ShardTask {
         self.seq.reset(stored.seq);
         self.guilds
             .restore(&stored.guild_ids, &stored.guild_members);
-        for id in stored.handled {
-            self.seen.insert(id);
+        for id in &stored.handled {
+            self.seen.insert(*id);
         }
+        self.inherited = stored.handled;
     }
 
     /// Connects and reads until the drain; returns the open connection, if any.
@@ -216,11 +221,10 @@ impl ShardTask {
             if !self.pause(plan.delay).await {
                 return None;
             }
-            let (ended, shard) = match self.connection(&plan).await {
-                ControlFlow::Break(shard) => return Some(shard),
+            let ended = match self.connection(&plan).await {
+                ControlFlow::Break(shard) => return shard,
                 ControlFlow::Continue(ended) => ended,
             };
-            drop(shard);
             self.status.reconnects += 1;
             match self.strategy.ended(ended, fastrand::f64()) {
                 Verdict::Fatal(code) => {
@@ -267,10 +271,7 @@ impl ShardTask {
     }
 
     /// One connection from its opening to its end (`Continue`) or to the drain (`Break`).
-    async fn connection(
-        &mut self,
-        plan: &Plan,
-    ) -> ControlFlow<Shard<ShardQueue>, (Ended, Shard<ShardQueue>)> {
+    async fn connection(&mut self, plan: &Plan) -> ControlFlow<Option<Shard<ShardQueue>>, Ended> {
         let mut config = ConfigBuilder::from(self.gateway.clone());
         let config_resumes = plan.resume && self.session.is_some();
         if let (true, Some((session_id, resume_url))) = (plan.resume, &self.session) {
@@ -298,7 +299,11 @@ impl ShardTask {
             let deadline = connection.deadline;
             tokio::select! {
                 biased;
-                () = self.drain.cancelled() => return ControlFlow::Break(connection.shard),
+                () = self.drain.cancelled() => {
+                    // Without a Hello there is nothing to close, and one that ends is closing already.
+                    let open = connection.hello_at.is_some() && connection.ending.is_none();
+                    return ControlFlow::Break(open.then_some(connection.shard));
+                }
                 Some(done) = self.done_rx.recv() => self.finished(done),
                 Some(event) = self.gate.recv() => self.gate_event(event, &mut connection),
                 _ = tick.tick() => self.tick(&connection),
@@ -327,7 +332,7 @@ impl ShardTask {
                 .hello_at
                 .map_or(Duration::ZERO, |at| at.elapsed()),
         };
-        ControlFlow::Continue((ended, connection.shard))
+        ControlFlow::Continue(ended)
     }
 
     /// Says whether a Hello may lead to an IDENTIFY.
@@ -446,6 +451,7 @@ impl ShardTask {
                 connection.deadline = None;
                 self.strategy.established();
                 self.status.resumes += 1;
+                self.inherited.clear();
                 info!(
                     shard = self.status.id,
                     replayed = self.status.replayed,
@@ -602,6 +608,7 @@ impl ShardTask {
     }
 
     fn discard(&mut self) {
+        self.inherited.clear();
         if let Some((session_id, _)) = self.session.take() {
             self.status.void_session = Some(session_id);
         }
@@ -651,7 +658,12 @@ impl ShardTask {
                 session_id: Arc::clone(session_id),
                 resume_url: Arc::clone(resume_url),
                 seq: self.seq.settled(),
-                handled: self.seq.handled_above(),
+                handled: self
+                    .inherited
+                    .iter()
+                    .copied()
+                    .chain(self.seq.handled_above())
+                    .collect(),
                 guilds: self.guilds.snapshot(Instant::now()),
                 application_id: self.application_id,
             });
