@@ -64,7 +64,14 @@ fn run(args: &Args) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("the async runtime")?;
-    let end = runtime.block_on(live(config, &binary))?;
+    let end = match runtime.block_on(live(config, &binary)) {
+        Ok(end) => end,
+        Err(error) => {
+            // What had started waits for work that will not come; the reason must not wait for it.
+            runtime.shutdown_background();
+            return Err(error);
+        }
+    };
     drop(runtime);
     match end {
         End::Stop => {

@@ -4,6 +4,7 @@
 //! was started in that directory, whatever the test did. [`db`] speaks to the database nodes as a bot
 //! would, [`http`] reads the accounts that the simulated Discord keeps.
 
+pub mod agent;
 pub mod binaries;
 pub mod db;
 pub mod fleet;
@@ -11,4 +12,5 @@ pub mod http;
 pub mod processes;
 pub mod wait;
 
+pub use agent::Agent;
 pub use fleet::Fleet;

@@ -1,0 +1,138 @@
+//! An agent of a test's own, with a `fleet.toml` of the test's own.
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Child, Command, Output, Stdio},
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::{binaries, fleet::text, processes, wait};
+
+/// A directory with a `fleet.toml`, and the agent that runs it.
+pub struct Agent {
+    home: TempDir,
+    child: Option<Child>,
+}
+
+impl Agent {
+    /// A place for an agent; nothing runs yet.
+    pub fn new() -> Self {
+        let home = tempfile::Builder::new()
+            .prefix("tanako-agent-")
+            .tempdir()
+            .expect("a temporary directory");
+        Self { home, child: None }
+    }
+
+    /// A path in the directory.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.home.path().join(name)
+    }
+
+    /// Writes a file into the directory and gives its path.
+    pub fn file(&self, name: &str, content: &str) -> PathBuf {
+        let path = self.path(name);
+        fs::write(&path, content).expect("a file in a temporary directory");
+        path
+    }
+
+    /// The agent's command line, on the given spec.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(binaries::path("tanako-agent"));
+        command
+            .arg("--data-dir")
+            .arg(self.path("data"))
+            .arg("--run-dir")
+            .arg(self.path("run"))
+            .arg("--spec")
+            .arg(self.path("fleet.toml"))
+            .args(["--http", "127.0.0.1:0"])
+            .env("HOME", self.home.path())
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Starts the agent and waits until it answers.
+    pub fn start(&mut self) {
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.path("agent.log"))
+            .expect("a log");
+        let child = self.command().stderr(log).stdout(Stdio::null()).spawn();
+        self.child = Some(child.expect("the agent starts"));
+        wait::until("the agent's answer", 60, || {
+            let output = self.ctl(&["status", "-o", "json"]);
+            match output.status.code() {
+                Some(0 | 10) => Ok(()),
+                _ => Err(format!("{}\n{}", text(&output), self.log())),
+            }
+        });
+    }
+
+    /// What the agent has logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.path("agent.log")).unwrap_or_default()
+    }
+
+    /// kill -9 of the agent.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// `tanakoctl` for this agent.
+    pub fn ctl(&self, arguments: &[&str]) -> Output {
+        Command::new(binaries::path("tanakoctl"))
+            .arg("--socket")
+            .arg(self.path("run/agent.sock"))
+            .args(arguments)
+            .env("HOME", self.home.path())
+            .env("XDG_CONFIG_HOME", self.path("config"))
+            .stdin(Stdio::null())
+            .output()
+            .expect("tanakoctl starts")
+    }
+
+    /// One process of `status`.
+    pub fn process(&self, name: &str) -> Value {
+        let output = self.ctl(&["status", "-o", "json"]);
+        let status: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        let all = status["processes"].as_array().cloned().unwrap_or_default();
+        all.into_iter()
+            .find(|process| process["name"] == name)
+            .unwrap_or_default()
+    }
+
+    /// Waits until a process is in a state, and gives it.
+    pub fn until_state(&self, name: &str, state: &str) -> Value {
+        wait::until(&format!("{name} to be {state}"), 60, || {
+            let process = self.process(name);
+            if process["state"] == state {
+                Ok(process)
+            } else {
+                Err(format!("{process}\n{}", self.log()))
+            }
+        })
+    }
+}
+
+impl Default for Agent {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.kill();
+        for (pid, _) in processes::of(self.home.path()) {
+            processes::kill(pid);
+        }
+    }
+}
