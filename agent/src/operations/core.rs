@@ -323,10 +323,12 @@ fn begin(op: &mut Operation, now: i64, observed: &Observed, effects: &mut Vec<Ef
     }
 }
 
-/// Restarted processes that are not ready and not at work.
+/// Processes of the operation that should be ready, are not, and are not at work. What was left out
+/// because the operator stopped it is not down but as it should be.
 fn down(op: &Operation, observed: &Observed) -> Vec<String> {
     op.steps
         .iter()
+        .filter(|step| step.state != StepState::Skipped)
         .filter(|step| step.action == StepAction::Restart && step.state != StepState::Running)
         .filter(|step| {
             observed

@@ -1,0 +1,690 @@
+//! The real `tanako-agent`, driven over its socket as `tanakoctl` does it, with plain shell children.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    os::unix::{fs::PermissionsExt, net::UnixStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use hyper_util::rt::TokioIo;
+use tanako_proto::fleet::v1::{
+    self as wire, Problem, fleet_client::FleetClient, fleet_update::Update,
+};
+use tonic::transport::{Channel, Endpoint};
+
+const SOON: Duration = Duration::from_secs(60);
+
+type Client = FleetClient<Channel>;
+
+/// An agent on a directory of its own. Dropping it kills the agent and everything it started.
+struct Agent {
+    dir: tempfile::TempDir,
+    child: Option<Child>,
+}
+
+fn spec(bots: &str) -> String {
+    format!("[fleet]\nname = \"t\"\n{bots}")
+}
+
+/// A bot that needs no IDENTIFY and writes a line now and then.
+fn bot(name: &str, shards: u32, extra: &str) -> String {
+    format!(
+        "[bots.{name}]\ncommand = [\"/bin/sh\", \"-c\", \"echo begin $TANAKO_PROCESS; trap 'exit 0' TERM; while :; do sleep 0.1; done\"]\n\
+         shards = {shards}\nworker = true\ntoken_file = \"TOKEN\"\n\
+         ready = {{ kind = \"started\", after = \"100ms\", timeout = \"20s\" }}\n\
+         stop = {{ signal = \"TERM\", grace = \"5s\" }}\n{extra}\n"
+    )
+}
+
+impl Agent {
+    fn new(toml: &str) -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix("ta")
+            .tempdir()
+            .expect("a directory");
+        let token = dir.path().join("token");
+        fs::write(&token, "secret").expect("writes");
+        fs::set_permissions(&token, fs::Permissions::from_mode(0o600)).expect("sets");
+        let toml = toml.replace("TOKEN", &token.display().to_string());
+        fs::write(dir.path().join("fleet.toml"), toml).expect("writes");
+        let mut agent = Self { dir, child: None };
+        agent.start();
+        agent
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tanako-agent"));
+        command
+            .arg("--data-dir")
+            .arg(self.path("d"))
+            .args(["--http", "127.0.0.1:0", "--host", "here", "--spec"])
+            .arg(self.path("fleet.toml"))
+            .arg("--info-file")
+            .arg(self.path("info.json"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        command
+    }
+
+    fn start(&mut self) {
+        let _ = fs::remove_file(self.path("info.json"));
+        let log = fs::File::options()
+            .append(true)
+            .create(true)
+            .open(self.path("log"))
+            .expect("opens");
+        self.child = Some(self.command().stderr(log).spawn().expect("starts"));
+        let until = Instant::now() + SOON;
+        while !self.path("info.json").exists() {
+            let ended = self
+                .child
+                .as_mut()
+                .expect("started")
+                .try_wait()
+                .expect("asks");
+            assert!(ended.is_none(), "the agent ended: {}", self.log());
+            assert!(
+                Instant::now() < until,
+                "the agent did not come up: {}",
+                self.log()
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+
+    fn pid(&self) -> u32 {
+        self.child.as_ref().expect("started").id()
+    }
+
+    fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().expect("kills");
+            child.wait().expect("ends");
+        }
+    }
+
+    fn terminate(&mut self) -> Option<i32> {
+        let mut child = self.child.take().expect("started");
+        signal(child.id(), "TERM");
+        child.wait().expect("ends").code()
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.path("d/run/agent.sock")
+    }
+
+    async fn client(&self) -> Client {
+        connect(&self.socket()).await
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.kill();
+        // The children outlive an agent by design; a test leaves nothing behind.
+        let needle = self.dir.path().display().to_string().into_bytes();
+        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let Some(pid) = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse::<u32>().ok())
+            else {
+                continue;
+            };
+            let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
+            if environment.windows(needle.len()).any(|part| part == needle)
+                && pid != std::process::id()
+            {
+                signal(pid, "KILL");
+            }
+        }
+    }
+}
+
+fn signal(pid: u32, name: &str) {
+    let _ = Command::new("kill")
+        .args([&format!("-{name}"), &pid.to_string()])
+        .status();
+}
+
+async fn connect(socket: &Path) -> Client {
+    let socket = socket.to_owned();
+    let channel = Endpoint::from_static("http://agent")
+        .connect_with_connector(tower::service_fn(move |_| {
+            let socket = socket.clone();
+            async move {
+                tokio::net::UnixStream::connect(socket)
+                    .await
+                    .map(TokioIo::new)
+            }
+        }))
+        .await
+        .expect("connects");
+    FleetClient::new(channel)
+}
+
+async fn status(client: &mut Client) -> wire::FleetStatus {
+    client
+        .get_status(wire::StatusRequest {})
+        .await
+        .expect("answers")
+        .into_inner()
+}
+
+/// Waits until the status is as wished.
+async fn until(
+    client: &mut Client,
+    what: &str,
+    wish: impl Fn(&wire::FleetStatus) -> bool,
+) -> wire::FleetStatus {
+    let end = Instant::now() + SOON;
+    loop {
+        let now = status(client).await;
+        if wish(&now) {
+            return now;
+        }
+        assert!(Instant::now() < end, "not {what} in time: {now:#?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn ready(status: &wire::FleetStatus, count: usize) -> bool {
+    status.healthy
+        && status
+            .processes
+            .iter()
+            .filter(|process| process.ready)
+            .count()
+            == count
+}
+
+fn pids(status: &wire::FleetStatus) -> Vec<(String, u32)> {
+    status
+        .processes
+        .iter()
+        .map(|process| (process.name.clone(), process.pid))
+        .collect()
+}
+
+fn process<'a>(status: &'a wire::FleetStatus, name: &str) -> &'a wire::Process {
+    status
+        .processes
+        .iter()
+        .find(|process| process.name == name)
+        .expect("there")
+}
+
+fn request(kind: &str, targets: &[&str]) -> wire::OperationRequest {
+    wire::OperationRequest {
+        kind: kind.to_owned(),
+        targets: targets.iter().map(|target| (*target).to_owned()).collect(),
+        ..wire::OperationRequest::default()
+    }
+}
+
+async fn submit(
+    client: &mut Client,
+    request: wire::OperationRequest,
+) -> Result<wire::Operation, Problem> {
+    match client.submit(request).await {
+        Ok(op) => Ok(op.into_inner()),
+        Err(status) => Err(Problem::from_status(&status)),
+    }
+}
+
+/// Follows an operation to its end.
+async fn end(client: &mut Client, id: &str) -> wire::Operation {
+    let watch = client
+        .watch_operation(wire::OperationId { id: id.to_owned() })
+        .await;
+    let mut updates = watch.expect("watches").into_inner();
+    let mut last = None;
+    let run = async {
+        while let Ok(Some(op)) = updates.message().await {
+            last = Some(op);
+        }
+    };
+    tokio::time::timeout(SOON, run).await.expect("ends in time");
+    last.expect("at least one state")
+}
+
+async fn done(client: &mut Client, kind: &str, targets: &[&str]) -> wire::Operation {
+    let op = submit(client, request(kind, targets))
+        .await
+        .expect("accepted");
+    let op = end(client, &op.id).await;
+    assert_eq!(op.state, "succeeded", "{op:#?}");
+    op
+}
+
+#[tokio::test]
+async fn start_stop_restart_logs_and_the_same_request_twice() {
+    let agent = Agent::new(&spec(&bot("a", 3, "")));
+    let mut client = agent.client().await;
+    let before = until(&mut client, "ready", |status| ready(status, 3)).await;
+    assert_eq!((before.fleet.as_str(), before.version), ("t", 1));
+
+    let mut stop = request("stop", &["a/1"]);
+    stop.request_id = "only-once".to_owned();
+    let first = submit(&mut client, stop.clone()).await.expect("accepted");
+    assert_eq!(end(&mut client, &first.id).await.state, "succeeded");
+    let again = submit(&mut client, stop).await.expect("known");
+    assert_eq!(again.id, first.id);
+    let stopped = until(&mut client, "stopped", |s| {
+        process(s, "a/1").state == "stopped"
+    })
+    .await;
+    assert!(
+        stopped.healthy,
+        "what is stopped on purpose is not ill: {:?}",
+        stopped.reasons
+    );
+    assert!(done(&mut client, "stop", &["a/1"]).await.unchanged);
+
+    // A restart of all leaves alone what the operator stopped.
+    let restart = done(&mut client, "restart", &["all"]).await;
+    assert_eq!(restart.receipt.len(), 2);
+    let after = status(&mut client).await;
+    assert_eq!(process(&after, "a/1").pid, 0);
+    for name in ["a/0", "a/2"] {
+        assert_ne!(process(&after, name).pid, process(&before, name).pid);
+        assert_eq!(
+            (
+                process(&after, name).attempt,
+                process(&after, name).restarts
+            ),
+            (2, 0)
+        );
+    }
+    done(&mut client, "start", &["shard:1"]).await;
+    until(&mut client, "ready", |status| ready(status, 3)).await;
+
+    let logs = wire::LogsRequest {
+        targets: vec!["a".to_owned()],
+        grep: "begin a/[02]".to_owned(),
+        ..wire::LogsRequest::default()
+    };
+    let mut lines = client.logs(logs).await.expect("reads").into_inner();
+    let mut seen = Vec::new();
+    while let Some(line) = lines.message().await.expect("a line") {
+        seen.push(line.process);
+    }
+    seen.sort();
+    assert_eq!(seen, ["a/0", "a/0", "a/2", "a/2"]);
+
+    let audit = client
+        .audit(wire::AuditRequest { limit: 50 })
+        .await
+        .expect("answers")
+        .into_inner();
+    let newest = audit
+        .records
+        .iter()
+        .find(|record| record.action == "start")
+        .expect("recorded");
+    assert!(
+        newest.who.starts_with("uid ") && newest.object == "shard:1",
+        "{newest:?}"
+    );
+    assert!(
+        audit
+            .records
+            .windows(2)
+            .all(|pair| pair[0].at >= pair[1].at),
+        "newest first"
+    );
+}
+
+#[tokio::test]
+async fn refusals_say_what_to_do() {
+    let agent = Agent::new(&spec(&bot("tanako", 2, "")));
+    let mut client = agent.client().await;
+    until(&mut client, "ready", |status| ready(status, 2)).await;
+    let refused =
+        async |client: &mut Client, request| submit(client, request).await.expect_err("refused");
+    let unknown = refused(&mut client, request("stop", &["tanakoo"])).await;
+    assert_eq!(
+        (unknown.code.as_str(), unknown.hint.as_str()),
+        ("unknown-target", "did you mean tanako?")
+    );
+    assert_eq!(
+        refused(&mut client, request("stop", &[])).await.code,
+        "invalid-target"
+    );
+    assert_eq!(
+        refused(&mut client, request("explode", &["all"]))
+            .await
+            .code,
+        "invalid-argument"
+    );
+    assert_eq!(
+        refused(&mut client, request("backup", &[])).await.code,
+        "no-database"
+    );
+    let mut stale = request("stop", &["all"]);
+    stale.base_version = 99;
+    assert_eq!(refused(&mut client, stale).await.code, "stale-plan");
+    let apply = |toml: &str, base_version| wire::ApplyRequest {
+        spec_toml: toml.to_owned(),
+        base_version,
+        file_name: "fleet.toml".to_owned(),
+        ..wire::ApplyRequest::default()
+    };
+    let bad = client
+        .apply(apply("[fleet]\nname = \"t\"\ncolour = 1\n", 0))
+        .await
+        .expect_err("refused");
+    let bad = Problem::from_status(&bad);
+    assert_eq!(
+        (bad.code.as_str(), bad.object.as_str()),
+        ("invalid-spec", "fleet.toml:3")
+    );
+    let other = client
+        .apply(apply("[fleet]\nname = \"other\"\n", 0))
+        .await
+        .expect_err("refused");
+    assert_eq!(Problem::from_status(&other).code, "invalid-spec");
+    let old = client
+        .apply(apply("[fleet]\nname = \"t\"\n", 77))
+        .await
+        .expect_err("refused");
+    assert_eq!(Problem::from_status(&old).code, "stale-plan");
+    let pattern = wire::LogsRequest {
+        grep: "(".to_owned(),
+        ..wire::LogsRequest::default()
+    };
+    let pattern = client.logs(pattern).await.expect_err("refused");
+    assert_eq!(Problem::from_status(&pattern).code, "invalid-pattern");
+    let id = wire::OperationId {
+        id: "restart-999".to_owned(),
+    };
+    let operation = client.get_operation(id).await.expect_err("refused");
+    assert_eq!(Problem::from_status(&operation).code, "unknown-operation");
+    // None of it has changed anything.
+    assert_eq!(status(&mut client).await.version, 1);
+}
+
+#[tokio::test]
+async fn one_operation_at_a_time_on_one_process() {
+    // Never ready, so that its restart is at work for as long as the test wants.
+    let slow = bot("a", 1, "").replace("100ms", "15s");
+    let agent = Agent::new(&spec(&slow));
+    let mut client = agent.client().await;
+    until(&mut client, "at work", |s| {
+        s.operations.iter().any(|op| op.state == "running")
+    })
+    .await;
+    let conflict = submit(&mut client, request("restart", &["a/0"]))
+        .await
+        .expect_err("refused");
+    assert_eq!(
+        (conflict.code.as_str(), conflict.object.as_str()),
+        ("conflict", "a/0")
+    );
+    assert!(conflict.hint.contains("apply-1") && conflict.retryable);
+    let abort = wire::ControlRequest {
+        id: "apply-1".to_owned(),
+        action: "abort".to_owned(),
+    };
+    client.control_operation(abort).await.expect("accepted");
+    let ended = end(&mut client, "apply-1").await;
+    assert!(ended.ended_at > 0);
+}
+
+#[tokio::test]
+async fn a_rolling_restart_goes_on_after_kill_9_of_the_agent() {
+    let mut agent = Agent::new(&spec(&bot("a", 4, "").replace("100ms", "700ms")));
+    let mut client = agent.client().await;
+    let before = until(&mut client, "ready", |status| ready(status, 4)).await;
+    let op = submit(&mut client, request("restart", &["all"]))
+        .await
+        .expect("accepted");
+    until(&mut client, "half way", |status| {
+        status
+            .operations
+            .iter()
+            .any(|known| known.id == op.id && known.done == 1)
+    })
+    .await;
+    agent.kill();
+    agent.start();
+    let mut client = agent.client().await;
+    let ended = end(&mut client, &op.id).await;
+    assert_eq!(ended.state, "succeeded", "{ended:#?}");
+    let after = until(&mut client, "ready", |status| ready(status, 4)).await;
+    for (old, new) in before.processes.iter().zip(&after.processes) {
+        assert_ne!(old.pid, new.pid, "{} was restarted", old.name);
+        assert_eq!((new.attempt, new.restarts), (2, 0), "{} once", new.name);
+    }
+}
+
+#[tokio::test]
+async fn children_outlive_the_agent_and_what_was_stopped_stays_stopped() {
+    let mut agent = Agent::new(&spec(&bot("a", 3, "")));
+    let mut client = agent.client().await;
+    until(&mut client, "ready", |status| ready(status, 3)).await;
+    done(&mut client, "stop", &["a/2"]).await;
+    let before = status(&mut client).await;
+    drop(client);
+    assert_eq!(agent.terminate(), Some(0));
+    assert!(!agent.socket().exists(), "a clean stop leaves no socket");
+    agent.start();
+    let mut client = agent.client().await;
+    let after = until(&mut client, "ready", |status| ready(status, 2)).await;
+    assert_eq!(pids(&after), pids(&before));
+    assert_eq!(
+        (after.version, process(&after, "a/2").state.as_str()),
+        (before.version, "stopped")
+    );
+    drop(client);
+    agent.kill();
+    assert!(agent.socket().exists(), "a kill leaves its socket");
+    agent.start();
+    let mut client = agent.client().await;
+    let again = until(&mut client, "ready", |status| ready(status, 2)).await;
+    assert_eq!(pids(&again), pids(&before));
+}
+
+#[tokio::test]
+async fn an_upgrade_in_place_keeps_every_process() {
+    let agent = Agent::new(&spec(&bot("a", 2, "")));
+    let mut client = agent.client().await;
+    let before = until(&mut client, "ready", |status| ready(status, 2)).await;
+    let info = fs::metadata(agent.path("info.json"))
+        .expect("there")
+        .modified()
+        .expect("a time");
+    client
+        .upgrade(wire::UpgradeRequest {})
+        .await
+        .expect("accepted");
+    let end = Instant::now() + SOON;
+    let renewed = || fs::metadata(agent.path("info.json")).and_then(|meta| meta.modified());
+    while renewed().map_or(true, |at| at <= info) {
+        assert!(Instant::now() < end, "no new agent: {}", agent.log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let mut client = agent.client().await;
+    let after = until(&mut client, "ready", |status| ready(status, 2)).await;
+    assert_eq!(pids(&after), pids(&before));
+    let info = fs::read_to_string(agent.path("info.json")).expect("reads");
+    assert!(
+        info.contains(&format!("\"pid\": {}", agent.pid())),
+        "the same process: {info}"
+    );
+    let events = wire::EventsRequest {
+        targets: vec!["agent".to_owned()],
+        ..wire::EventsRequest::default()
+    };
+    let mut events = client.events(events).await.expect("reads").into_inner();
+    let mut kinds = Vec::new();
+    while let Some(event) = events.message().await.expect("an event") {
+        kinds.push(event.kind);
+    }
+    assert!(
+        kinds.iter().any(|kind| kind == "agent-upgraded"),
+        "{kinds:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_second_agent_is_told_who_holds_the_directory() {
+    let agent = Agent::new(&spec(&bot("a", 1, "")));
+    let second = agent
+        .command()
+        .stderr(Stdio::piped())
+        .output()
+        .expect("runs");
+    assert_eq!(second.status.code(), Some(11));
+    let text = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(
+        text.contains(&format!("pid {}", agent.pid())) && text.contains("hint:"),
+        "{text}"
+    );
+    let mut client = agent.client().await;
+    until(&mut client, "still there", |status| ready(status, 1)).await;
+}
+
+#[tokio::test]
+async fn garbage_on_the_socket_harms_nobody() {
+    let agent = Agent::new(&spec(&bot("a", 1, "")));
+    let mut client = agent.client().await;
+    until(&mut client, "ready", |status| ready(status, 1)).await;
+    let mut seed = 0x9e37_79b9_u64;
+    for round in 0..60 {
+        let mut bytes = if round % 2 == 0 {
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec()
+        } else {
+            Vec::new()
+        };
+        for _ in 0..(round * 37) % 2_000 {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            bytes.push((seed >> 33) as u8);
+        }
+        let mut socket = UnixStream::connect(agent.socket()).expect("accepts");
+        socket
+            .set_read_timeout(Some(Duration::from_millis(5)))
+            .expect("sets");
+        // It may be cut off in the middle: that is an answer too.
+        let _ = socket.write_all(&bytes);
+        let _ = socket.read(&mut [0u8; 512]);
+    }
+    let huge = wire::ApplyRequest {
+        spec_toml: "#".repeat(3 << 20),
+        ..wire::ApplyRequest::default()
+    };
+    client.apply(huge).await.expect_err("too large");
+    let large = wire::ApplyRequest {
+        spec_toml: "#".repeat(1 << 20),
+        ..wire::ApplyRequest::default()
+    };
+    let large = client.apply(large).await.expect_err("too large");
+    assert_eq!(Problem::from_status(&large).code, "too-large");
+    assert!(status(&mut client).await.healthy);
+}
+
+#[tokio::test]
+async fn apply_starts_restarts_and_removes() {
+    let agent = Agent::new(&spec(&bot("a", 2, "")));
+    let mut client = agent.client().await;
+    let before = until(&mut client, "ready", |status| ready(status, 2)).await;
+    let token = agent.path("token").display().to_string();
+    let next = spec(&(bot("a", 2, "env = { COLOUR = \"blue\" }") + &bot("b", 1, "")))
+        .replace("TOKEN", &token);
+    let plan = wire::PlanRequest {
+        of: Some(wire::plan_request::Of::SpecToml(next.clone())),
+        file_name: "fleet.toml".to_owned(),
+    };
+    let plan = client.plan(plan).await.expect("plans").into_inner();
+    let changes: Vec<(&str, &str)> = plan
+        .changes
+        .iter()
+        .map(|change| (change.action.as_str(), change.object.as_str()))
+        .collect();
+    assert_eq!(
+        changes,
+        [("update", "a/0"), ("update", "a/1"), ("create", "b/0")]
+    );
+    assert_eq!(plan.cost.expect("a cost").processes_restarted, 2);
+    let apply = |toml: &str, base_version| wire::ApplyRequest {
+        spec_toml: toml.to_owned(),
+        base_version,
+        ..wire::ApplyRequest::default()
+    };
+    let op = client
+        .apply(apply(&next, plan.version))
+        .await
+        .expect("accepted")
+        .into_inner();
+    assert_eq!(end(&mut client, &op.id).await.state, "succeeded");
+    let after = until(&mut client, "ready", |status| ready(status, 3)).await;
+    assert_ne!(process(&after, "a/0").pid, process(&before, "a/0").pid);
+    let same = client
+        .apply(apply(&next, 0))
+        .await
+        .expect("accepted")
+        .into_inner();
+    assert!(same.unchanged && same.state == "succeeded");
+    let less = spec(&bot("b", 1, "")).replace("TOKEN", &token);
+    let op = client
+        .apply(apply(&less, 0))
+        .await
+        .expect("accepted")
+        .into_inner();
+    assert_eq!(end(&mut client, &op.id).await.state, "succeeded");
+    let last = until(&mut client, "ready", |status| ready(status, 1)).await;
+    assert_eq!(
+        pids(&last),
+        [("b/0".to_owned(), process(&after, "b/0").pid)]
+    );
+}
+
+#[tokio::test]
+async fn a_watcher_sees_a_crash_at_once() {
+    let agent = Agent::new(&spec(&bot("a", 1, "")));
+    let mut client = agent.client().await;
+    let before = until(&mut client, "ready", |status| ready(status, 1)).await;
+    // Numbers once a minute: what comes sooner came because something happened.
+    let watch = client
+        .watch(wire::WatchRequest {
+            interval_ms: 60_000,
+        })
+        .await
+        .expect("watches");
+    let mut updates = watch.into_inner();
+    let first = updates
+        .message()
+        .await
+        .expect("an update")
+        .expect("a snapshot");
+    assert!(matches!(first.update, Some(Update::Snapshot(_))));
+    signal(process(&before, "a/0").pid, "KILL");
+    let seen = async {
+        let (mut attempt, mut event) = (false, false);
+        while !(attempt && event) {
+            let update = updates.message().await.expect("an update").expect("more");
+            let Some(Update::Delta(delta)) = update.update else {
+                panic!("{update:?}")
+            };
+            attempt |= delta.processes.iter().any(|process| process.attempt == 2);
+            event |= delta
+                .events
+                .iter()
+                .any(|event| event.kind == "process-exited");
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), seen)
+        .await
+        .expect("at once");
+}
