@@ -306,7 +306,7 @@ async fn read_only_and_hostile_text() {
     hostile.reasons = vec!["\u{1b}[2J\u{1b}[31mred\u{1b}]0;owned\u{7}\u{202e}".into()];
     let fake = Fake::start(&socket(&home), hostile);
     fake.change(|world| {
-        world.lines = vec!["\u{1b}c\u{1b}[?1049l\u{1b}]0;owned\u{7}survived".into()]
+        world.lines = vec!["\u{1b}c\u{1b}[?1049l\u{1b}]0;owned\u{7}survived".into()];
     });
     let terminal = Terminal::open(&socket(&home), 100, 30, "--ascii");
     let screen = terminal.shows("red").await;
