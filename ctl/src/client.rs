@@ -251,6 +251,10 @@ impl Fleet {
     }
 
     /// The right to change something; refused when the endpoint is read-only.
+    #[expect(
+        clippy::result_large_err,
+        reason = "the same error as every call's; it is made once a run"
+    )]
     pub fn writer(&self) -> Result<Writer, Problem> {
         if self.endpoint.readonly {
             return Err(readonly());

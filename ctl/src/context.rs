@@ -234,15 +234,14 @@ impl Config {
         if self.current() == name {
             return false;
         }
-        match name {
-            Some(name) => set(self.document.as_table_mut(), "current", name.into()),
-            None => {
-                let key = self.document.key("current");
-                let above = key.map(|key| key.leaf_decor().clone());
-                self.document.remove("current");
-                // It is the first key, so its comments are those of the file.
-                self.head.push_str(above.as_ref().map_or("", prefix));
-            }
+        if let Some(name) = name {
+            set(self.document.as_table_mut(), "current", name.into());
+        } else {
+            let key = self.document.key("current");
+            let above = key.map(|key| key.leaf_decor().clone());
+            self.document.remove("current");
+            // It is the first key, so its comments are those of the file.
+            self.head.push_str(above.as_ref().map_or("", prefix));
         }
         true
     }

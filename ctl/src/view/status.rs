@@ -363,6 +363,7 @@ impl Report for StatusView {
 
 impl StatusView {
     fn header(&self, text: &mut String, paint: Paint) {
+        const SHOWN: usize = 20;
         let ready = self
             .processes
             .iter()
@@ -390,7 +391,6 @@ impl StatusView {
             self.version,
             self.agent_version,
         );
-        const SHOWN: usize = 20;
         for reason in self.reasons.iter().take(SHOWN) {
             let _ = writeln!(text, "  {} {}", paint.bad("!"), clean(reason, false));
         }

@@ -1,6 +1,6 @@
 //! Contexts, and which agent is meant.
 
-use std::fs;
+use std::{fmt::Write as _, fs};
 
 use crate::{fake::fleet, world::World};
 
@@ -91,7 +91,7 @@ async fn flags_come_before_the_environment_before_the_current_context() {
         fake.state().status = fleet();
         fake.state().status.fleet = name.into();
         let socket = fake.serve(&world.directory.path().join(format!("{name}.sock")));
-        config.push_str(&format!("[contexts.{name}]\nsocket = {socket:?}\n"));
+        let _ = writeln!(config, "[contexts.{name}]\nsocket = {socket:?}");
         fakes.push(fake);
     }
     world.config(&config);

@@ -327,7 +327,7 @@ pub fn fleet() -> FleetStatus {
         pid: 4_000 + n,
         attempt: 1,
         uptime_s: 312,
-        cpu_percent: 3.14,
+        cpu_percent: 3.125,
         rss_bytes: 10_276_045,
         threads: 3,
         fds: 20,

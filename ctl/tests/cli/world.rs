@@ -63,9 +63,13 @@ impl World {
             ..State::default()
         };
         world.fake.serve(&world.socket());
+        let socket = world.socket().display().to_string();
         world.config(&format!(
-            "current = \"test\"\n\n[contexts.test]\nsocket = {:?}\n",
-            world.socket()
+            "current = \"test\"
+
+[contexts.test]
+socket = {socket:?}
+"
         ));
         world
     }

@@ -41,14 +41,14 @@ pub struct Args {
 
 /// `demo down -o json`.
 #[derive(Debug, Default, Serialize)]
-struct Stopped {
+struct Downed {
     context: String,
     stopped: Vec<String>,
     already_stopped: bool,
     purged: bool,
 }
 
-impl Report for Stopped {
+impl Report for Downed {
     fn table(&self, _paint: Paint, _wide: bool) -> String {
         let mut text = if self.already_stopped {
             "the demo does not run\n".to_owned()
@@ -75,10 +75,10 @@ impl Args {
         session.may_write()?;
         let Some(record) = record else {
             // Nothing was ever started from here: a record is written before anything starts.
-            session.ui.report(&Stopped {
+            session.ui.report(&Downed {
                 context: place.context.clone(),
                 already_stopped: true,
-                ..Stopped::default()
+                ..Downed::default()
             })?;
             return Ok(Exit::Ok);
         };
@@ -104,7 +104,7 @@ impl Args {
         if self.purge {
             purge(place)?;
         }
-        session.ui.report(&Stopped {
+        session.ui.report(&Downed {
             context: record.context,
             already_stopped: stopped.is_empty(),
             stopped,

@@ -156,12 +156,11 @@ fn load(place: &Place) -> Result<Record, Failure> {
     })
 }
 
-impl Args {
-    pub(super) fn run(self, session: &Session, place: &Place) -> Outcome {
-        let record = load(place)?;
-        session.ui.report(&Info::new(place, &record))?;
-        Ok(Exit::Ok)
-    }
+/// Shows it.
+pub(super) fn show(session: &Session, place: &Place) -> Outcome {
+    let record = load(place)?;
+    session.ui.report(&Info::new(place, &record))?;
+    Ok(Exit::Ok)
 }
 
 impl StatusArgs {

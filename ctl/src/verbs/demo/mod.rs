@@ -57,7 +57,7 @@ impl Args {
         match self.verb {
             Verb::Up(args) => args.run(session, &place).await,
             Verb::Down(args) => args.run(session, &place).await,
-            Verb::Info(args) => args.run(session, &place),
+            Verb::Info(info::Args {}) => info::show(session, &place),
             Verb::Status(args) => args.run(session, &place).await,
         }
     }

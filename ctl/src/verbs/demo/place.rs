@@ -40,22 +40,20 @@ impl Place {
         context::check_name(&context)?;
         let data_dir = data_dir.filter(|path| !path.as_os_str().is_empty());
         let elsewhere = data_dir.is_some();
-        let data_dir = match data_dir {
-            Some(path) => std::path::absolute(&path)
-                .map_err(|error| Failure::io(&path, "use the data directory", &error))?,
-            None => {
-                let folder = if context == "demo" {
-                    context.clone()
-                } else {
-                    format!("demo-{context}")
-                };
-                context::base("XDG_STATE_HOME", ".local/state")?
-                    .join("tanako")
-                    .join(folder)
-            }
+        let data_dir = if let Some(path) = data_dir {
+            std::path::absolute(&path)
+                .map_err(|error| Failure::io(&path, "use the data directory", &error))?
+        } else {
+            let folder = if context == "demo" {
+                context.clone()
+            } else {
+                format!("demo-{context}")
+            };
+            context::base("XDG_STATE_HOME", ".local/state")?
+                .join("tanako")
+                .join(folder)
         };
-        // The same directory must always have the same name: it is compared with that of processes.
-        let data_dir = fs::canonicalize(&data_dir).unwrap_or(data_dir);
+        let data_dir = real(&data_dir);
         Ok(Self {
             data_dir,
             context,
@@ -216,6 +214,21 @@ impl Place {
     }
 }
 
+/// The path without symbolic links, also while its last parts do not exist: the same directory must
+/// always have the same name, since it is compared with that of processes.
+fn real(path: &Path) -> PathBuf {
+    for ancestor in path.ancestors() {
+        if let (Ok(real), Ok(rest)) = (fs::canonicalize(ancestor), path.strip_prefix(ancestor)) {
+            return if rest.as_os_str().is_empty() {
+                real
+            } else {
+                real.join(rest)
+            };
+        }
+    }
+    path.to_owned()
+}
+
 /// FNV-1a: the same directory gives the same number in every version.
 pub fn fingerprint(path: &Path) -> u64 {
     path.as_os_str()
@@ -281,6 +294,18 @@ mod tests {
         );
         let other = place(format!("/home/{}/demo", "y".repeat(120)));
         assert_ne!(run, other.run_dir().expect("a directory"));
+    }
+
+    #[test]
+    fn a_directory_has_one_name_before_and_after_it_is_made() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let base = fs::canonicalize(directory.path()).expect("a real path");
+        fs::create_dir(base.join("there")).expect("made");
+        std::os::unix::fs::symlink(base.join("there"), base.join("link")).expect("linked");
+        let wanted = base.join("there").join("a").join("b");
+        assert_eq!(real(&base.join("link/a/b")), wanted);
+        fs::create_dir_all(&wanted).expect("made");
+        assert_eq!(real(&base.join("link/a/b")), wanted);
     }
 
     #[test]
