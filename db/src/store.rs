@@ -370,7 +370,14 @@ pub fn write_atomically(path: &Path, content: &[u8]) -> Result<(), StoreError> {
         .and_then(|()| file.sync_all())
         .map_err(io_error("write", &temporary))?;
     std::fs::rename(&temporary, path).map_err(io_error("rename", &temporary))?;
-    sync_directory(path.parent().unwrap_or(Path::new(".")))
+    sync_directory(parent_of(path))
+}
+
+/// The directory that holds the file. Of a bare file name that is the working directory.
+fn parent_of(path: &Path) -> &Path {
+    path.parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
 }
 
 /// Makes renames and new names in the directory durable.
@@ -409,4 +416,16 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bare_file_name_is_in_the_working_directory() {
+        assert_eq!(parent_of(Path::new("info.json")), Path::new("."));
+        assert_eq!(parent_of(Path::new("a/info.json")), Path::new("a"));
+        assert_eq!(parent_of(Path::new("/info.json")), Path::new("/"));
+    }
 }
