@@ -20,7 +20,11 @@ use super::rotate;
 /// Times remembered of a log; when there are more, every second one of the older half goes.
 const MARKS_MAX: usize = 128;
 /// Most that is counted of one log before it is the next one's turn.
-const COUNT_BYTES_MAX: u64 = 64 << 20;
+const COUNT_BYTES_MAX: u64 = 8 << 20;
+/// A log that is this far ahead of the counting is estimated instead.
+const BEHIND_BYTES_MAX: u64 = 32 << 20;
+/// The same log is complained about this often.
+const TROUBLE_EVERY_MS: i64 = 60_000;
 /// A log that grew by this part of its size limit since the last look is looked at more often.
 const HOT_PART: u64 = 8;
 
@@ -71,6 +75,8 @@ pub(super) struct FileState {
     pub(super) idle: bool,
     /// Whether the file system punches holes.
     pub(super) punches: bool,
+    /// When the operator was last told of a trouble.
+    pub(super) trouble_at_ms: Option<i64>,
 }
 
 /// What tending a log showed.
@@ -105,6 +111,7 @@ impl LogFile {
                 sequence: 1,
                 idle: false,
                 punches: true,
+                trouble_at_ms: None,
             }),
         };
         let mut state = log.lock();
@@ -121,6 +128,7 @@ impl LogFile {
         let file = OpenOptions::new().read(true).write(true).open(&self.path)?;
         let meta = file.metadata()?;
         state.inode = meta.ino();
+        state.punches = rotate::can_punch(&file);
         // What is in a rotated file already is not to be read here again: the earlier agent may
         // have died between the two.
         if let Some(head) = rotated.last().and_then(|(_, path)| rotate::read_head(path))
@@ -185,9 +193,9 @@ impl LogFile {
         if state.file.is_none() || state.inode != meta.ino() {
             // New, or someone has removed it.
             let end = state.end_of_old();
-            state.file = Some(Arc::new(
-                OpenOptions::new().read(true).write(true).open(&self.path)?,
-            ));
+            let own = OpenOptions::new().read(true).write(true).open(&self.path)?;
+            state.punches = rotate::can_punch(&own);
+            state.file = Some(Arc::new(own));
             state.inode = meta.ino();
             state.shift = end;
             state.base = end;
@@ -240,6 +248,23 @@ impl LogFile {
             state.base = state.counted;
             size = state.shift + meta.len();
         }
+        // It writes faster than it can be read: what is about to be dropped is only estimated.
+        let keep_bytes = state
+            .policy
+            .max_bytes
+            .saturating_mul(u64::from(state.policy.keep) + 1);
+        let behind = size - state.counted;
+        if behind > BEHIND_BYTES_MAX.max(keep_bytes) {
+            let skipped = behind - keep_bytes.min(COUNT_BYTES_MAX);
+            let (lines, bytes) = self.counts();
+            let estimate = u128::from(skipped) * u128::from(lines) / u128::from(bytes.max(1));
+            self.lines.fetch_add(
+                u64::try_from(estimate).unwrap_or(u64::MAX),
+                Ordering::Relaxed,
+            );
+            self.bytes.fetch_add(skipped, Ordering::Relaxed);
+            state.counted += skipped;
+        }
         let (from, shift) = (state.counted, state.shift);
         let (max_bytes, kept) = (state.policy.max_bytes.max(1), size - state.base);
         let refresh = state.idle && state.base > state.shift;
@@ -261,6 +286,15 @@ impl LogFile {
             tended.trouble = rotate::rotate(self, buffer);
         } else if refresh && let Err(error) = rotate::refresh(self) {
             tended.trouble = Some(format!("cannot be replaced by a fresh file: {error}"));
+        }
+        if tended.trouble.is_some() {
+            let mut state = self.lock();
+            let lately = |at: i64| now_ms - at < TROUBLE_EVERY_MS;
+            if state.trouble_at_ms.is_some_and(lately) {
+                tended.trouble = None;
+            } else {
+                state.trouble_at_ms = Some(now_ms);
+            }
         }
         tended
     }

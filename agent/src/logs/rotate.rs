@@ -97,16 +97,22 @@ pub(super) fn read_head(path: &Path) -> Option<Head> {
     serde_json::from_slice(&json).ok()
 }
 
-/// Gives the head of a file back to the file system. False where that is not possible.
-pub(super) fn punch(file: &File, end: u64) -> bool {
+/// Gives the head of a file back to the file system.
+pub(super) fn punch(file: &File, end: u64) {
     let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-    match rustix::fs::fallocate(file, mode, 0, end) {
-        Ok(()) => true,
-        Err(error) => !matches!(
-            error,
-            rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS
-        ),
+    if let Err(error) = rustix::fs::fallocate(file, mode, 0, end) {
+        tracing::warn!(%error, "no hole could be punched into a log");
     }
+}
+
+/// Whether holes can be punched into a file: tried where there is nothing to lose.
+pub(super) fn can_punch(file: &File) -> bool {
+    const BEYOND_EVERYTHING: u64 = 1 << 42;
+    let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    !matches!(
+        rustix::fs::fallocate(file, mode, BEYOND_EVERYTHING, 4096),
+        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS)
+    )
 }
 
 /// Rotates until the live file is within its limit. Returns what the operator should know.
@@ -118,17 +124,18 @@ pub(super) fn rotate(log: &LogFile, buffer: &mut [u8]) -> Option<String> {
             (state.policy.clone(), state.inode, state.shift, state.base);
         let (file, sequence, counted) = (state.file.clone()?, state.sequence, state.counted);
         let marks: Vec<Mark> = state.marks.iter().copied().collect();
+        let punches = state.punches;
         drop(state);
         let size = shift + file.metadata().ok()?.len();
         let max_bytes = policy.max_bytes.max(1);
-        if size.saturating_sub(base) <= max_bytes {
+        // Only what was counted is rotated: what is counted is read from the live file.
+        if counted.saturating_sub(base) <= max_bytes {
             break;
         }
         // More than may be kept in all: the oldest goes without being compressed first.
         let all_max = max_bytes.saturating_mul(u64::from(policy.keep) + 1);
-        let spare = (size - base).saturating_sub(all_max);
+        let spare = size.saturating_sub(base).saturating_sub(all_max);
         if spare > 0 || policy.keep == 0 {
-            // Nothing is dropped before it was counted.
             let until = if policy.keep == 0 {
                 counted
             } else {
@@ -138,7 +145,11 @@ pub(super) fn rotate(log: &LogFile, buffer: &mut [u8]) -> Option<String> {
             if cut <= base {
                 break;
             }
-            release(log, &file, cut);
+            if punches {
+                release(log, &file, cut);
+            } else {
+                trouble = truncate(log, &file, cut, buffer);
+            }
             if spare > 0 {
                 trouble = Some(format!(
                     "grows faster than it can be kept: {} bytes dropped",
@@ -153,7 +164,8 @@ pub(super) fn rotate(log: &LogFile, buffer: &mut [u8]) -> Option<String> {
         }
         let cut = line_end(&file, base - shift, base - shift + max_bytes, buffer) + shift;
         let head = Head {
-            inode,
+            // Where holes cannot be punched, offsets do not last and must not be believed later.
+            inode: if punches { inode } else { 0 },
             start: base - shift,
             end: cut - shift,
             marks: marks_within(&marks, base, cut),
@@ -165,13 +177,12 @@ pub(super) fn rotate(log: &LogFile, buffer: &mut [u8]) -> Option<String> {
             ));
         }
         log.lock().sequence = sequence + 1;
-        if log.lock().punches {
+        if punches {
             release(log, &file, cut);
-        }
-        if !log.lock().punches {
+        } else {
             trouble = truncate(log, &file, cut, buffer);
         }
-        remove_surplus(log, &policy, size - cut);
+        remove_surplus(log, &policy, size.saturating_sub(cut));
     }
     trouble
 }
@@ -267,14 +278,11 @@ fn release(log: &LogFile, file: &File, cut: u64) {
     let mut state = log.lock();
     // First the word, then the deed: a reader looks at the base after it has read.
     let shift = state.shift;
-    let before = std::mem::replace(&mut state.base, cut);
+    state.base = cut;
     state.counted = state.counted.max(cut);
     drop(state);
-    if !punch(file, cut - shift) {
-        let mut state = log.lock();
-        state.base = before;
-        state.punches = false;
-    }
+    // Should it fail, the bytes stay on the disk until the next time.
+    punch(file, cut - shift);
 }
 
 /// Where holes cannot be punched: keeps what is behind `cut`, empties the file. A line written

@@ -66,6 +66,12 @@ impl Cgroups {
     pub(super) fn at(subtree: &Path) -> io::Result<Self> {
         let children = subtree.join("children");
         make(subtree)?;
+        if !subtree.join("cgroup.procs").exists() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "it is not in a cgroup v2 file system",
+            ));
+        }
         enable(subtree);
         make(&children)?;
         enable(&children);
@@ -172,4 +178,15 @@ fn mount_point() -> Option<PathBuf> {
         }
         Some(PathBuf::from(before.split(' ').nth(4)?))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plain_directory_is_refused() {
+        let dir = tempfile::tempdir().expect("a directory");
+        assert!(Cgroups::at(&dir.path().join("x")).is_err());
+    }
 }
