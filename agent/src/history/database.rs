@@ -3,7 +3,7 @@
 //! | tree | key | value |
 //! |---|---|---|
 //! | `rows` | end of the row, seconds since 1970, u64 big-endian | for each target: number u16, mask u16 of metrics, a f32 each |
-//! | `targets` | name | number u16 |
+//! | `targets` | `names` | all names, one a line; the line is the number. One value, since a thousand little ones cost sled 20 MB of memory |
 //! | `events` | id, u64 big-endian | the event, protobuf |
 
 use std::{collections::HashMap, path::Path, sync::Arc};
@@ -25,6 +25,10 @@ const DISK_BYTES_MAX: u64 = 96 << 20;
 const EVENTS_MAX: usize = 20_000;
 /// sled's page cache.
 const CACHE_BYTES: u64 = 1 << 20;
+/// sled keeps several of these in memory; a row of a thousand processes takes 16 kB.
+const SEGMENT_BYTES: usize = 128 << 10;
+/// The one key of `targets`.
+const NAMES: &str = "names";
 /// Rows read for a point at most: a long series is sampled, not read whole.
 const ROWS_PER_POINT: i64 = 4;
 /// Events looked at for a query at most.
@@ -46,21 +50,18 @@ impl Database {
             .path(directory)
             .mode(Mode::LowSpace)
             .cache_capacity(CACHE_BYTES)
+            .segment_size(SEGMENT_BYTES)
             .flush_every_ms(None)
             .open()?;
         let rows = db.open_tree("rows")?;
         let targets = db.open_tree("targets")?;
         let events = db.open_tree("events")?;
-        let mut numbers = HashMap::new();
-        for entry in &targets {
-            let (name, number) = entry?;
-            if let (Ok(name), Ok(number)) = (
-                std::str::from_utf8(&name),
-                <[u8; 2]>::try_from(number.as_ref()),
-            ) {
-                numbers.insert(name.into(), u16::from_be_bytes(number));
-            }
-        }
+        let names = targets.get(NAMES)?.unwrap_or_default();
+        let numbers = String::from_utf8_lossy(&names)
+            .lines()
+            .zip(0..=u16::MAX)
+            .map(|(name, number)| (name.into(), number))
+            .collect();
         let mut events_len = 0;
         for entry in &events {
             entry?;
@@ -78,29 +79,24 @@ impl Database {
 
     pub(super) fn put_row(&mut self, row: &Row) -> sled::Result<()> {
         let mut value = Vec::with_capacity(row.targets.len() * 16);
+        let known = self.numbers.len();
         for (name, points) in &row.targets {
-            let Some(number) = self.number(name)? else {
-                continue;
+            // 65,536 names used up: a day of history can do without more.
+            let Ok(next) = u16::try_from(self.numbers.len()) else {
+                break;
             };
+            let number = *self.numbers.entry(Arc::clone(name)).or_insert(next);
             encode(number, points, &mut value);
+        }
+        if self.numbers.len() > known {
+            let mut names = vec![""; self.numbers.len()];
+            for (name, number) in &self.numbers {
+                names[usize::from(*number)] = name;
+            }
+            self.targets.insert(NAMES, names.join("\n").as_bytes())?;
         }
         self.rows.insert(key(row.end_s), value)?;
         Ok(())
-    }
-
-    /// The number of a target. `None` when 65,536 names have been used up, which a day of history
-    /// can do without.
-    fn number(&mut self, name: &Arc<str>) -> sled::Result<Option<u16>> {
-        if let Some(number) = self.numbers.get(name) {
-            return Ok(Some(*number));
-        }
-        let Ok(number) = u16::try_from(self.numbers.len()) else {
-            return Ok(None);
-        };
-        self.targets
-            .insert(name.as_bytes(), &number.to_be_bytes())?;
-        self.numbers.insert(Arc::clone(name), number);
-        Ok(Some(number))
     }
 
     pub(super) fn put_event(&mut self, event: &Event) -> sled::Result<()> {

@@ -22,6 +22,10 @@ pub(super) const ROW_S: i64 = 10;
 /// Seconds remembered at most and at least.
 const CAPACITY_MAX: usize = 600;
 const CAPACITY_MIN: usize = 120;
+/// Values by which a ring grows.
+const GROW: usize = 64;
+/// Missed seconds that are no gap.
+const DRIFT_S: usize = 2;
 /// For the values of all rings.
 const BUDGET_BYTES: usize = 2 << 20;
 
@@ -87,12 +91,15 @@ impl Metric {
     }
 }
 
+/// A point of each series of a target.
+pub(super) type Points = Vec<(Metric, f32)>;
+
 /// One point of every series, for the database.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Row {
     /// Seconds since 1970 at its end, a multiple of [`ROW_S`].
     pub(super) end_s: i64,
-    pub(super) targets: Vec<(Arc<str>, Vec<(Metric, f32)>)>,
+    pub(super) targets: Vec<(Arc<str>, Points)>,
 }
 
 /// The values of one series, one a second. NaN = no sample.
@@ -114,12 +121,15 @@ impl Ring {
                 self.len = (self.len + 1).min(capacity);
                 return;
             }
-            self.values = VecDeque::with_capacity(capacity);
+            self.values.reserve_exact(self.len + GROW);
             self.values
                 .extend(std::iter::repeat_n(self.constant, self.len));
         }
         while self.values.len() >= capacity {
             self.values.pop_front();
+        }
+        if self.values.len() == self.values.capacity() {
+            self.values.reserve_exact(GROW);
         }
         self.values.push_back(value);
         self.len = self.values.len();
@@ -195,8 +205,14 @@ impl Rings {
         for target in self.targets.values_mut() {
             target.missed += 1;
             for (_, ring) in &mut target.rings {
+                // One sample a second drifts over the edge of a second now and then; only a longer
+                // gap is one.
+                let filler = match ring.get(0) {
+                    Some(latest) if blanks <= DRIFT_S => latest,
+                    _ => f32::NAN,
+                };
                 for _ in 0..blanks {
-                    ring.push(f32::NAN, capacity);
+                    ring.push(filler, capacity);
                 }
             }
         }

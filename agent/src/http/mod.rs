@@ -207,7 +207,7 @@ async fn health(Extract(sources): Extract<Sources>) -> Response {
 }
 
 #[derive(Serialize)]
-struct Ready {
+struct Readiness {
     ready: bool,
     processes: usize,
     not_ready: usize,
@@ -226,7 +226,7 @@ async fn ready(Extract(sources): Extract<Sources>) -> Response {
     let table = sources.table.borrow().clone();
     let wanted = table.values().filter(|p| p.desired == Desired::Running);
     let waiting: Vec<_> = wanted.clone().filter(|p| !p.ready).collect();
-    let body = Ready {
+    let body = Readiness {
         ready: waiting.is_empty(),
         processes: wanted.count(),
         not_ready: waiting.len(),

@@ -376,15 +376,13 @@ impl State {
         process: &ProcessName,
         attempt: u64,
     ) -> Result<(), DepositError> {
-        match self.holders.get(key) {
-            Some((holder, held)) if holder != process || *held > attempt => {
-                Err(DepositError::Superseded)
-            }
-            _ => {
-                self.holders.insert(key.clone(), (process.clone(), attempt));
-                Ok(())
-            }
+        if let Some((holder, held)) = self.holders.get(key)
+            && (holder != process || *held > attempt)
+        {
+            return Err(DepositError::Superseded);
         }
+        self.holders.insert(key.clone(), (process.clone(), attempt));
+        Ok(())
     }
 
     fn take_batch(&mut self) -> (Vec<Write>, Vec<oneshot::Sender<bool>>) {

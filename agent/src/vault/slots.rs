@@ -183,7 +183,7 @@ impl Slots {
                 Some(deposit) => match read_guilds(&self.guilds_path(bot, key)) {
                     Ok(Some(list)) if list.session_id == deposit.session_id => list.guilds,
                     Ok(_) => None,
-                    Err(_) => {
+                    Err(()) => {
                         damaged += 1;
                         None
                     }
@@ -232,10 +232,13 @@ impl Slots {
                     self.unsynced.dedup();
                 }
             }
-            (None, _) => match std::fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            },
+            (None, _) => {
+                if let Err(error) = std::fs::remove_file(&path)
+                    && error.kind() != io::ErrorKind::NotFound
+                {
+                    return Err(error);
+                }
+            }
             _ => {}
         }
         let bot = self.bot(&write.bot)?;

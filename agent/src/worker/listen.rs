@@ -90,9 +90,12 @@ pub(super) struct Connection {
     io: UnixStream,
     peer: Peer,
     /// Both are given up once the peer is known.
-    stranger: Option<(OwnedSemaphorePermit, Pin<Box<Sleep>>)>,
+    stranger: Option<Stranger>,
     _count: Count,
 }
+
+/// A place among the strangers, and until when it may be held.
+type Stranger = (OwnedSemaphorePermit, Pin<Box<Sleep>>);
 
 impl Connected for Connection {
     type ConnectInfo = Peer;
