@@ -174,13 +174,11 @@ impl App {
             supervising.cancel.clone(),
             &supervising.tracker,
         )?;
-        supervising
-            .tracker
-            .spawn(pump(
-                supervisor.events(),
-                history.clone(),
-                supervising.cancel.clone(),
-            ));
+        supervising.tracker.spawn(pump(
+            supervisor.events(),
+            history.clone(),
+            supervising.cancel.clone(),
+        ));
         let metrics = Metrics::start(
             config.data_dir.clone(),
             supervisor.status(),

@@ -261,7 +261,7 @@ impl Job {
         self.began(object).await;
         let archives = manifest.archives(directory);
         let command = Command::Verify(DbVerify { archives });
-        let mut outcome = Err(not_attached("db"));
+        let mut outcome = Err(Box::new(not_attached("db")));
         for node in &self.nodes {
             outcome = self.on_node(node, object, &command).await;
             // Any node can read any archive; the next one is asked only when this one is not there.
@@ -337,10 +337,10 @@ impl Job {
                 Err(CommandError::NotAttached(_)) => {
                     let changed = tokio::time::timeout_at(until, states.changed()).await;
                     if !matches!(changed, Ok(Ok(()))) {
-                        return Err(not_attached(node.as_str()));
+                        return Err(Box::new(not_attached(node.as_str())));
                     }
                 }
-                Err(error) => return Err(failed(node, &error)),
+                Err(error) => return Err(Box::new(failed(node, &error))),
             }
         };
         let result = loop {
@@ -368,8 +368,8 @@ impl Job {
                 };
                 Err(Box::new(problem))
             }
-            Ok(Err(error)) => Err(failed(node, &error)),
-            Err(_) => Err(failed(node, &CommandError::Gone(node.clone()))),
+            Ok(Err(error)) => Err(Box::new(failed(node, &error))),
+            Err(_) => Err(Box::new(failed(node, &CommandError::Gone(node.clone())))),
         }
     }
 
@@ -416,28 +416,24 @@ impl Job {
     }
 }
 
-fn not_attached(object: &str) -> Box<Problem> {
-    Box::new(
-        Problem::new(
-            "not-ready",
-            object,
-            format!("{object} does not run, or does not answer"),
-        )
-        .hint("start it: `tanakoctl start db`; then try again")
-        .retryable(),
+fn not_attached(object: &str) -> Problem {
+    Problem::new(
+        "not-ready",
+        object,
+        format!("{object} does not run, or does not answer"),
     )
+    .hint("start it: `tanakoctl start db`; then try again")
+    .retryable()
 }
 
-fn failed(node: &ProcessName, error: &CommandError) -> Box<Problem> {
+fn failed(node: &ProcessName, error: &CommandError) -> Problem {
     let code = match error {
         CommandError::Timeout(..) => "timeout",
         _ => "node-failed",
     };
-    Box::new(
-        Problem::new(code, node.as_str(), error.to_string())
-            .hint(format!("look at `tanakoctl logs {node}`, then try again"))
-            .retryable(),
-    )
+    Problem::new(code, node.as_str(), error.to_string())
+        .hint(format!("look at `tanakoctl logs {node}`, then try again"))
+        .retryable()
 }
 
 /// A number in a JSON object.

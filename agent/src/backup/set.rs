@@ -290,12 +290,11 @@ fn look(root: &Path, name: &str) -> Option<Found> {
                 }
             });
             let damage = Some(manifest.damage.clone()).filter(|damage| !damage.is_empty());
-            match fault.or(damage) {
-                Some(fault) => found.detail = fault,
-                None => {
-                    found.condition = Condition::Verified;
-                    found.detail = String::new();
-                }
+            if let Some(fault) = fault.or(damage) {
+                found.detail = fault;
+            } else {
+                found.condition = Condition::Verified;
+                found.detail = String::new();
             }
             found.manifest = Some(manifest);
         }

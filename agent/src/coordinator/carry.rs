@@ -43,14 +43,13 @@ impl Task {
                 changed = true;
             }
             let must = !effects.is_empty() || active.op.state.is_ended();
-            if (must && active.dirty) || Self::is_persist_due(active, now) {
-                if let Err(error) = self.persist(index).await {
-                    // Nothing may happen that is not written down first.
-                    self.active[index].op = before;
-                    self.active[index].dirty = true;
-                    self.refuse(&error);
-                    break;
-                }
+            let due = (must && active.dirty) || Self::is_persist_due(active, now);
+            if due && let Err(error) = self.persist(index).await {
+                // Nothing may happen that is not written down first.
+                self.active[index].op = before;
+                self.active[index].dirty = true;
+                self.refuse(&error);
+                break;
             }
             for effect in effects {
                 self.carry_out(index, effect).await;

@@ -238,6 +238,9 @@ impl Coordinator {
             .send(command(answer))
             .await
             .map_err(|_| problem::stopping())?;
-        reply.await.unwrap_or_else(|_| Err(problem::stopping()))
+        match reply.await {
+            Ok(answer) => answer,
+            Err(_) => Err(problem::stopping()),
+        }
     }
 }

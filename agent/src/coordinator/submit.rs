@@ -86,7 +86,7 @@ impl Task {
         self.accept(draft, request.request_id, caller).await
     }
 
-    pub(super) fn plan(&self, request: wire::PlanRequest) -> Result<wire::PlanReply, Problem> {
+    pub(super) fn plan(&self, request: wire::PlanRequest) -> Result<wire::PlanReply, Refused> {
         let draft = match request.of {
             Some(wire::plan_request::Of::SpecToml(toml)) => {
                 self.draft_apply(&toml, &request.file_name, false)
@@ -97,8 +97,7 @@ impl Task {
                 "plan",
                 "the request names neither a spec nor an operation",
             ))),
-        }
-        .map_err(|refused| *refused)?;
+        }?;
         let (cost, left) = self.cost(&draft);
         Ok(wire::PlanReply {
             version: self.desired.document.version,
@@ -682,7 +681,9 @@ impl Task {
     async fn define_waiting(&self, op: &Operation) {
         let table = self.table();
         for spec in self.desired.processes.iter() {
-            let live = table.get(&spec.name).is_some_and(|process| process.state.is_live());
+            let live = table
+                .get(&spec.name)
+                .is_some_and(|process| process.state.is_live());
             let waits = op
                 .steps
                 .iter()
@@ -690,7 +691,11 @@ impl Task {
             if live || (!waits && self.desired.is_wanted(&spec.name)) {
                 continue;
             }
-            let defined = self.parts.supervisor.define(spec.clone(), Wanted::Stopped).await;
+            let defined = self
+                .parts
+                .supervisor
+                .define(spec.clone(), Wanted::Stopped)
+                .await;
             if let Err(error) = defined {
                 tracing::error!(process = %spec.name, %error, "a process could not be defined");
             }

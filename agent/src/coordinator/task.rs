@@ -178,7 +178,7 @@ impl Task {
                 let _ = answer.send(self.apply(request, &caller).await);
             }
             Command::Plan(request, answer) => {
-                let _ = answer.send(self.plan(request));
+                let _ = answer.send(self.plan(request).map_err(|refused| *refused));
             }
             Command::Control(request, caller, answer) => {
                 let _ = answer.send(self.control(request, &caller).await);

@@ -286,14 +286,11 @@ fn begin(op: &mut Operation, now: i64, observed: &Observed, effects: &mut Vec<Ef
         step.issued = true;
         step.attempt_before = process.map_or(0, |process| process.attempt);
         step.last_seen_before = process.map_or(0, |process| process.last_seen);
-        match (action, process) {
-            (StepAction::Remove | StepAction::Stop, None) => {
-                finish(step, now, StepState::Succeeded, "gone".to_owned());
-            }
-            _ => {
-                "waiting".clone_into(&mut step.message);
-                effects.push(effect(step));
-            }
+        if process.is_none() && matches!(action, StepAction::Remove | StepAction::Stop) {
+            finish(step, now, StepState::Succeeded, "gone".to_owned());
+        } else {
+            "waiting".clone_into(&mut step.message);
+            effects.push(effect(step));
         }
         op.message = format!("{} {object}", action.as_str());
         op.updated_at = now;
@@ -396,7 +393,7 @@ fn end(op: &mut Operation, now: i64) {
         op.message = format!("aborted; {skipped} not touched");
     } else {
         op.state = OpState::Succeeded;
-        op.message = "done".to_owned();
+        "done".clone_into(&mut op.message);
     }
 }
 

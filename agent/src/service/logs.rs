@@ -135,16 +135,18 @@ async fn run(logs: &Logs, query: &Query, lines: &mpsc::Sender<Result<wire::LogLi
             );
         }
     }
-    while query.follow {
-        match tokio::time::timeout(QUIET, live.next()).await {
-            Ok(Some((name, Ok(line)))) => {
-                first.push((name, line));
-                if first.len() >= LINES_MAX {
-                    break;
+    if query.follow {
+        loop {
+            match tokio::time::timeout(QUIET, live.next()).await {
+                Ok(Some((name, Ok(line)))) => {
+                    first.push((name, line));
+                    if first.len() >= LINES_MAX {
+                        break;
+                    }
                 }
+                Ok(Some((_, Err(_)))) => {}
+                Ok(None) | Err(_) => break,
             }
-            Ok(Some((_, Err(_)))) => {}
-            Ok(None) | Err(_) => break,
         }
     }
     if query.follow {

@@ -613,7 +613,10 @@ async fn send_events(
             return;
         }
     }
-    while request.follow {
+    if !request.follow {
+        return;
+    }
+    loop {
         match live.recv().await {
             Ok(event) => {
                 let wanted = History::is_about(&event, &request.targets);

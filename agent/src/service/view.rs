@@ -121,7 +121,7 @@ pub fn reasons(inputs: &Inputs<'_>) -> Vec<String> {
         reasons.push(format!("{more} more processes are not ready"));
     }
     // What was asked for and has not been started yet is not stopped on purpose.
-    for operation in inputs.operations.iter() {
+    for operation in inputs.operations {
         if matches!(operation.kind.as_str(), "apply" | "start")
             && matches!(operation.state.as_str(), "pending" | "running")
         {
