@@ -182,3 +182,77 @@ impl View for Overlay<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{Embedded, Engine, Sizes};
+    use proptest::prelude::*;
+
+    type Model = BTreeMap<Vec<u8>, Vec<u8>>;
+
+    fn scanned(view: &dyn View, prefix: &[u8]) -> Model {
+        let mut found = Model::new();
+        view.scan(Space::Rows, prefix, &mut |key, value| {
+            assert!(
+                found.insert(key.to_vec(), value.to_vec()).is_none(),
+                "visited once"
+            );
+            ControlFlow::Continue(())
+        })
+        .expect("scans");
+        found
+    }
+
+    fn write(overlay: &mut Overlay<'_>, model: &mut Model, writes: &[(u8, Option<u8>)]) {
+        for (key, value) in writes {
+            let key = vec![key / 4, key % 4];
+            if let Some(value) = value {
+                overlay.put(Space::Rows, key.clone(), vec![*value]);
+                model.insert(key, vec![*value]);
+            } else {
+                overlay.remove(Space::Rows, key.clone());
+                model.remove(&key);
+            }
+        }
+    }
+
+    fn writes() -> impl Strategy<Value = Vec<(u8, Option<u8>)>> {
+        proptest::collection::vec((0..16u8, proptest::option::of(any::<u8>())), 0..12)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+        #[test]
+        fn an_overlay_reads_as_if_it_were_written_and_undoes_single_jobs(
+            below in writes(), jobs in proptest::collection::vec((writes(), any::<bool>()), 0..5),
+        ) {
+            let directory = tempfile::tempdir().expect("a directory");
+            let engine = Embedded::open(directory.path(), Sizes::default()).expect("opens");
+            let mut model = Model::new();
+            let mut first = Overlay::new(&engine);
+            write(&mut first, &mut model, &below);
+            engine.commit(first.into_batch()).expect("commits");
+            let mut overlay = Overlay::new(&engine);
+            for (writes, keep) in jobs {
+                let before = model.clone();
+                write(&mut overlay, &mut model, &writes);
+                if keep {
+                    overlay.keep();
+                } else {
+                    overlay.rollback();
+                    model = before;
+                }
+                prop_assert_eq!(scanned(&overlay, &[]), model.clone());
+                for prefix in 0..4u8 {
+                    let expected: Model =
+                        model.iter().filter(|(key, _)| key[0] == prefix).map(|(k, v)| (k.clone(), v.clone())).collect();
+                    prop_assert_eq!(scanned(&overlay, &[prefix]), expected);
+                }
+            }
+            engine.commit(overlay.into_batch()).expect("commits");
+            prop_assert_eq!(scanned(&engine, &[]), model);
+        }
+    }
+}
