@@ -3,8 +3,11 @@
 //! | tree | key | value |
 //! |---|---|---|
 //! | `rows` | end of the row, seconds since 1970, u64 big-endian | for each target: number u16, mask u16 of metrics, a f32 each |
-//! | `targets` | `names` | all names, one a line; the line is the number. One value, since a thousand little ones cost sled 20 MB of memory |
+//! | `targets` | `names` | all names, one a line; the line is the number. One value: small keys cost sled more than they are worth |
 //! | `events` | id, u64 big-endian | the event, protobuf |
+//!
+//! sled 0.34 allocates 40 histograms of 512 kB for its own figures at the first open, used or not:
+//! of the agent's memory some 22 MB are those.
 
 use std::{collections::HashMap, path::Path, sync::Arc};
 
