@@ -19,6 +19,8 @@ async fn start(world: &World, nodes: &[&Node]) -> Bot {
         .bot()
         .env("TANAKO_DB_NODES", list.join(","))
         .env("TANAKO_DB_TOKEN_FILE", world.path("db-token"))
+        // The tests also look for secrets in the log: everything shall be there.
+        .env("RUST_LOG", "trace")
         .start();
     world.commands_registered().await;
     bot.logged("connected to the database").await;
@@ -211,5 +213,39 @@ async fn guild_rows_and_message_counts_arrive() {
             .unwrap()
             .starts_with(&format!("guild_messages:{guild}:")),
         "{rows:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_handler_is_deferred_and_answered_once_and_no_token_is_logged() {
+    let world = World::new(quick(3)).await;
+    let tables = Tables::default();
+    let node = Node::start(tables.clone(), TOKEN, false).await;
+    let mut bot = start(&world, &[&node]).await;
+    let people = people(&world).await;
+    // A warning takes five answers, one after the other: more than the guard waits, less than a call may take.
+    tables.slow_down(std::time::Duration::from_millis(700));
+    assert_eq!(title(&people.warn(&world, "spam").await), "Case 1: warning");
+    let interactions = world.account().await["interactions"].clone();
+    assert_eq!(
+        (&interactions["deferred"], &interactions["answered"]),
+        (&json!(1), &json!(1)),
+        "{interactions}"
+    );
+    assert_eq!(
+        (&interactions["answered_twice"], &interactions["late"]),
+        (&json!(0), &json!(0)),
+        "{interactions}"
+    );
+    assert_eq!(bot.terminate().await, 0);
+    let log = bot.log();
+    assert!(
+        !log.contains(simcord::DEVELOPMENT_TOKEN) && !log.contains(TOKEN),
+        "a token is in the log"
+    );
+    // How the simulation's interaction tokens begin: base64 of `interaction:`.
+    assert!(
+        !log.contains("aW50ZXJhY3Rpb246"),
+        "an interaction's token is in the log"
     );
 }

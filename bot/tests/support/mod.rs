@@ -102,7 +102,7 @@ impl World {
         serde_json::from_str(&response.text().await.unwrap()).unwrap()
     }
 
-    /// Waits for a number of the account, given by its path with dots, to reach `at_least`.
+    /// Waits for a number of the account, given by its path with dots (absent until the first counts as 0), to reach `at_least`.
     pub async fn account_reaches(&self, path: &str, at_least: u64) -> Value {
         eventually(&format!("account.{path} >= {at_least}"), || async {
             let account = self.account().await;
@@ -110,7 +110,7 @@ impl World {
                 .split('.')
                 .fold(&account, |value, name| &value[name])
                 .as_u64()
-                .unwrap();
+                .unwrap_or(0);
             (number >= at_least).then_some(account)
         })
         .await

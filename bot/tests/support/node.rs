@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::{Map, Value, json};
@@ -14,9 +16,14 @@ type Row = Map<String, Value>;
 
 /// Rows by table; several nodes may share them, as those of a ring do.
 #[derive(Clone, Default)]
-pub struct Tables(Arc<Mutex<HashMap<String, Vec<Row>>>>);
+pub struct Tables(Arc<Mutex<HashMap<String, Vec<Row>>>>, Arc<AtomicU64>);
 
 impl Tables {
+    /// Each answer takes this long from now on.
+    pub fn slow_down(&self, delay: Duration) {
+        self.1.store(delay.as_millis() as u64, Ordering::Relaxed);
+    }
+
     pub fn rows(&self, table: &str) -> Vec<Row> {
         self.0
             .lock()
@@ -101,6 +108,7 @@ async fn connection(
             original,
         );
         reply["request_id"] = request["request_id"].clone();
+        tokio::time::sleep(Duration::from_millis(tables.1.load(Ordering::Relaxed))).await;
         if socket.send(Message::text(reply.to_string())).await.is_err() {
             return;
         }
