@@ -71,8 +71,11 @@ async fn until_interrupted(session: &Session, command: Command) -> Result<Exit, 
         outcome = command.run(session) => outcome,
         Ok(()) = tokio::signal::ctrl_c() => {
             let mut failure = Failure::new("cancelled", "", "interrupted");
-            if let Some(farewell) = session.farewell() {
-                failure = failure.hint(farewell);
+            match session.farewell() {
+                // Ctrl-C is how these are meant to end.
+                Some(text) if text.is_empty() => failure = Failure::silent(Exit::Cancelled),
+                Some(text) => failure = failure.hint(text),
+                None => {}
             }
             Err(failure)
         }

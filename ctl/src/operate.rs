@@ -277,9 +277,11 @@ pub async fn follow(
     if !goes_on(&operation) {
         return Ok(operation);
     }
-    session.if_cancelled(Some(format!(
-        "operation {id} goes on in the fleet; follow it: tanakoctl operation watch {id}; stop it: tanakoctl operation abort {id}"
-    )));
+    // Who set words already knows better what goes on.
+    let before = session.farewell();
+    session.if_cancelled(Some(before.clone().unwrap_or_else(|| {
+        format!("operation {id} goes on in the fleet; follow it: tanakoctl operation watch {id}; stop it: tanakoctl operation abort {id}")
+    })));
     let mut follower = Follower {
         fleet: fleet.clone(),
         progress: Progress::new(&session.ui),
@@ -289,7 +291,7 @@ pub async fn follow(
     let ended = tokio::time::timeout(patience, follower.run()).await;
     let latest = follower.latest.clone();
     drop(follower);
-    session.if_cancelled(None);
+    session.if_cancelled(before);
     match ended {
         Ok(Ok(())) => Ok(latest),
         Ok(Err(problem)) => Err(problem.into()),

@@ -113,7 +113,7 @@ impl Session {
         Ok(())
     }
 
-    /// What to say when the user interrupts: what goes on without them.
+    /// What to say when the user interrupts: what goes on without them. Nothing at all for an empty text.
     pub fn if_cancelled(&self, farewell: Option<String>) {
         *self.farewell.lock().unwrap_or_else(PoisonError::into_inner) = farewell;
     }

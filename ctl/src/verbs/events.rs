@@ -44,6 +44,9 @@ impl Args {
             Some(text) => parse_since(text, jiff::Timestamp::now())
                 .map_err(|message| Failure::usage("--since", message))?,
         };
+        if self.follow {
+            session.if_cancelled(Some(String::new()));
+        }
         let mut fleet = session.fleet().await?;
         if !self.targets.is_empty() {
             target::check(&self.targets, &status(&mut fleet).await?)?;

@@ -47,6 +47,9 @@ pub struct Args {
 impl Args {
     pub(super) async fn run(self, session: &Session) -> Outcome {
         let request = self.request()?;
+        if self.follow {
+            session.if_cancelled(Some(String::new()));
+        }
         let mut fleet = session.fleet().await?;
         let now = status(&mut fleet).await?;
         target::check(&request.targets, &now)?;

@@ -150,6 +150,7 @@ fn why(now: &FleetStatus) -> String {
 async fn watch(session: &Session, interval: Duration) -> Outcome {
     let ui = &session.ui;
     let endpoint = session.endpoint()?;
+    session.if_cancelled(Some(String::new()));
     let repaint = ui.stdout_tty && matches!(ui.format, Format::Table | Format::Wide);
     let mut shown = String::new();
     let mut fleet = endpoint.open().await?;

@@ -3,10 +3,12 @@
 use std::{fs, io, path::Path, time::Duration};
 
 use serde::Serialize;
-use tanako_proto::fleet::v1::OperationRequest;
+use tanako_proto::fleet::v1::{ControlRequest, ListOperationsRequest, OperationRequest};
+use tokio::time::Instant;
 
 use super::{daemon, place::Place, process::Live, record::Record};
 use crate::{
+    client::Fleet,
     confirm::{Change, Consent, Severity, confirm},
     context,
     exit::Exit,
@@ -15,6 +17,7 @@ use crate::{
     paint::Paint,
     session::Session,
     ui::Report,
+    view::status::goes_on,
 };
 
 /// How long the fleet's processes may take to stop through the agent.
@@ -190,11 +193,43 @@ async fn stop_fleet(session: &Session, place: &Place, record: &mut Record) -> Re
         force: true,
         ..OperationRequest::default()
     };
-    let operation = patiently(async || writer.submit(request.clone()).await).await?;
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let operation = loop {
+        match patiently(async || writer.submit(request.clone()).await).await {
+            // An operation that an interrupted `up` has left is in the way.
+            Err(failure) if failure.exit == Exit::Locked && Instant::now() < deadline => {
+                abort_others(&fleet).await;
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            other => break other?,
+        }
+    };
     let ended = follow(session, &fleet, operation, FLEET_PATIENCE).await?;
     match ended.problem.filter(|problem| !problem.code.is_empty()) {
         Some(problem) => Err(problem.into()),
         None => Ok(()),
+    }
+}
+
+/// Aborts what runs; what cannot be aborted ends by itself or is ended with its processes.
+async fn abort_others(fleet: &Fleet) {
+    let Ok(list) = fleet
+        .clone()
+        .list_operations(ListOperationsRequest { limit: 100 })
+        .await
+    else {
+        return;
+    };
+    let Ok(mut writer) = fleet.writer() else {
+        return;
+    };
+    for operation in list.operations.into_iter().filter(goes_on) {
+        let request = ControlRequest {
+            id: operation.id,
+            action: "abort".into(),
+        };
+        // One that has just ended cannot be aborted, which is as good.
+        let _ = writer.control(request).await;
     }
 }
 

@@ -241,7 +241,16 @@ async fn start_processes(
     };
     let fleet = endpoint.open().await?;
     let mut writer = fleet.writer()?;
-    let operation = patiently(async || writer.submit(request.clone()).await).await?;
+    let deadline = Instant::now() + Duration::from_mins(1);
+    let operation = loop {
+        match patiently(async || writer.submit(request.clone()).await).await {
+            // What an interrupted `up` had asked for goes on; it ends with what is asked for here.
+            Err(failure) if failure.exit == Exit::Locked && Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            other => break other?,
+        }
+    };
     // Whether it becomes healthy is waited for, and told, by the caller.
     let ended = follow(session, &fleet, operation, Duration::from_mins(10)).await?;
     if let Some(problem) = ended.problem.filter(|problem| !problem.code.is_empty()) {
