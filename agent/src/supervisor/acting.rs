@@ -56,27 +56,24 @@ impl Owner {
     }
 
     fn define(&mut self, spec: Arc<ProcessSpec>, desired: Desired) -> Result<(), SupervisorError> {
-        let id = match self.names.get(&spec.name) {
-            Some(id) => {
-                let id = *id;
-                if let Some(proc) = self.procs.get_mut(&id) {
-                    proc.forget = false;
-                    if **proc.core.spec() != *spec {
-                        proc.spec_hash = spec_hash(&spec);
-                        self.parts
-                            .logs
-                            .file(&spec.name, &spec.logs, None)
-                            .map_err(|source| log_error(proc, source))?;
-                        self.parts.records.define(&spec);
-                    }
+        let id = if let Some(id) = self.names.get(&spec.name) {
+            let id = *id;
+            if let Some(proc) = self.procs.get_mut(&id) {
+                proc.forget = false;
+                if **proc.core.spec() != *spec {
+                    proc.spec_hash = spec_hash(&spec);
+                    self.parts
+                        .logs
+                        .file(&spec.name, &spec.logs, None)
+                        .map_err(|source| log_error(proc, source))?;
+                    self.parts.records.define(&spec);
                 }
-                id
             }
-            None => {
-                let known = self.orphans.remove(&spec.name);
-                self.parts.records.define(&spec);
-                self.insert(Arc::clone(&spec), known)?
-            }
+            id
+        } else {
+            let known = self.orphans.remove(&spec.name);
+            self.parts.records.define(&spec);
+            self.insert(Arc::clone(&spec), known)?
         };
         self.apply(id, Input::Define(spec, desired));
         Ok(())

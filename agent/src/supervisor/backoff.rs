@@ -80,7 +80,7 @@ fn wait(policy: &RestartPolicy, doublings: u32, rng: &mut fastrand::Rng) -> Dura
         .min(max);
     let high = (base + base / 4).min(max);
     let low = if base == max {
-        (max - max / 4).max(policy.backoff_min)
+        max.saturating_sub(max / 4).max(policy.backoff_min)
     } else {
         base
     };

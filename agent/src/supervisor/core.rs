@@ -625,7 +625,7 @@ impl Core {
             }
             Verdict::After(wait) => {
                 self.phase = Phase::Backoff { until: now + wait };
-                self.detail = why.to_owned();
+                why.clone_into(&mut self.detail);
                 self.event(
                     Severity::Warning,
                     kind::BACKOFF,

@@ -1,7 +1,10 @@
 //! Finds and kills what outlived its run: descendants that left its process group (`setsid`) and so
 //! escaped the kill of the group. They are known by the tag in their environment.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+};
 
 use rustix::process::{Pid, PidfdFlags, Signal};
 
@@ -52,7 +55,8 @@ pub(super) fn sweep(instance: u64, runs: &BTreeSet<u64>) -> Swept {
                 if !words.is_empty() {
                     words.push_str(", ");
                 }
-                words.push_str(&format!("{command} (pid {pid})"));
+                // Writing to a string does not fail.
+                let _ = write!(words, "{command} (pid {pid})");
             }
         }
     }
