@@ -390,29 +390,26 @@ impl State {
         let batch = dirty
             .into_iter()
             .map(|(key, guilds)| {
-                let stored = match self.sessions.get(&key) {
-                    Some(session) => {
-                        let mut stored = session.stored.clone();
-                        if let Some(deposit) = &mut stored.deposit {
-                            let handled = &mut deposit.handled_interactions;
-                            let over = handled.len().saturating_sub(HANDLED_MAX);
-                            handled.drain(..over);
-                        }
-                        stored
+                let stored = if let Some(session) = self.sessions.get(&key) {
+                    let mut stored = session.stored.clone();
+                    if let Some(deposit) = &mut stored.deposit {
+                        let handled = &mut deposit.handled_interactions;
+                        let over = handled.len().saturating_sub(HANDLED_MAX);
+                        handled.drain(..over);
                     }
-                    None => {
-                        let (process, attempt) = self.holders.get(&key).map_or_else(
-                            || (String::new(), 0),
-                            |(process, attempt)| (process.to_string(), *attempt),
-                        );
-                        Stored {
-                            process,
-                            attempt,
-                            deposited_at: jiff::Timestamp::now().as_millisecond(),
-                            deposit: None,
-                            shard_id: key.shard,
-                            shard_count: key.count,
-                        }
+                    stored
+                } else {
+                    let (process, attempt) = self.holders.get(&key).map_or_else(
+                        || (String::new(), 0),
+                        |(process, attempt)| (process.to_string(), *attempt),
+                    );
+                    Stored {
+                        process,
+                        attempt,
+                        deposited_at: jiff::Timestamp::now().as_millisecond(),
+                        deposit: None,
+                        shard_id: key.shard,
+                        shard_count: key.count,
                     }
                 };
                 Write {

@@ -242,22 +242,21 @@ impl Slots {
             _ => {}
         }
         let bot = self.bot(&write.bot)?;
-        let slot = match bot.slots.get(&key) {
-            Some(slot) => *slot,
-            None => {
-                let index = match bot.free.pop() {
-                    Some(index) => index,
-                    None if bot.len < SLOTS_MAX => {
-                        bot.len += 1;
-                        bot.len - 1
-                    }
-                    None => return Err(io::Error::other("the vault has no slot left")),
-                };
-                Slot {
-                    index,
-                    // Above whatever a damaged predecessor may have had.
-                    generation: u64::try_from(write.stored.deposited_at).unwrap_or(0),
+        let slot = if let Some(slot) = bot.slots.get(&key) {
+            *slot
+        } else {
+            let index = match bot.free.pop() {
+                Some(index) => index,
+                None if bot.len < SLOTS_MAX => {
+                    bot.len += 1;
+                    bot.len - 1
                 }
+                None => return Err(io::Error::other("the vault has no slot left")),
+            };
+            Slot {
+                index,
+                // Above whatever a damaged predecessor may have had.
+                generation: u64::try_from(write.stored.deposited_at).unwrap_or(0),
             }
         };
         let slot = Slot {

@@ -75,14 +75,6 @@ impl Peer {
     pub(super) fn introduce(&self) {
         self.known.store(true, Ordering::Relaxed);
     }
-
-    #[cfg(test)]
-    pub(super) fn of(pid: u32) -> Self {
-        Self {
-            pid: Some(pid),
-            known: Arc::default(),
-        }
-    }
 }
 
 /// A connection that is cut when its peer does not introduce itself in time.
