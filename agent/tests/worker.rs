@@ -620,7 +620,7 @@ async fn sessions_are_kept_for_the_successor() {
         ack: 0,
         ..deposit(0, "s-one", 7, 0)
     };
-    assert_eq!(welcome.sessions, [expected.clone()]);
+    assert_eq!(welcome.sessions, std::slice::from_ref(&expected));
     assert_eq!(
         fixture
             .vault

@@ -233,7 +233,7 @@ async fn a_restarted_worker_resumes_and_spends_no_identify() {
         match reached {
             Ok(Ok(table)) => Arc::clone(&table[&name]),
             Ok(Err(error)) => panic!("{error}"),
-            Err(_) => panic!("not reached; {:?}", supervisor.status().borrow().get(&name)),
+            Err(late) => panic!("{late}; {:?}", supervisor.status().borrow().get(&name)),
         }
     };
     supervisor
