@@ -4,7 +4,10 @@
 
 use std::path::{Path, PathBuf};
 
-const FILES: &[&str] = &["tanako/worker/v1/worker.proto", "tanako/fleet/v1/fleet.proto"];
+const FILES: &[&str] = &[
+    "tanako/worker/v1/worker.proto",
+    "tanako/fleet/v1/fleet.proto",
+];
 
 fn generate(out: &Path) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("proto");

@@ -174,7 +174,9 @@ async fn a_damaged_journal_never_loses_in_silence() {
     let path = journal(dir.path());
     let mut whole = Vec::new();
     let file = fs::File::open(&path).expect("opens");
-    file.take(256 * 1024).read_to_end(&mut whole).expect("reads");
+    file.take(256 * 1024)
+        .read_to_end(&mut whole)
+        .expect("reads");
     let used = whole
         .iter()
         .rposition(|byte| *byte != 0)
@@ -236,7 +238,10 @@ fn copy_dir(from: &Path, to: &Path) {
             let mut bytes = Vec::new();
             let source = fs::File::open(entry.path()).expect("opens");
             let size = source.metadata().expect("a size").len();
-            source.take(256 * 1024).read_to_end(&mut bytes).expect("reads");
+            source
+                .take(256 * 1024)
+                .read_to_end(&mut bytes)
+                .expect("reads");
             let mut file = fs::File::create(&target).expect("creates");
             file.write_all(&bytes).expect("writes");
             file.set_len(size).expect("sizes");
