@@ -12,7 +12,7 @@ use tanako_fleet::process::{Probe, RestartWhen};
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_is_started_stopped_and_restarted() {
     let bench = Bench::new();
-    let (supervisor, name) = (bench.start(), bench.name("a/0"));
+    let (supervisor, name) = (bench.start(), kit::name("a/0"));
     let spec = shell(
         "a/0",
         "echo up $TANAKO_PROCESS $TANAKO_ATTEMPT; echo err >&2; exec sleep 1000",
@@ -53,7 +53,7 @@ async fn a_process_is_started_stopped_and_restarted() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_crash_is_followed_by_a_new_process_at_once() {
     let bench = Bench::new();
-    let (supervisor, name) = (bench.start(), bench.name("a/0"));
+    let (supervisor, name) = (bench.start(), kit::name("a/0"));
     supervisor
         .define(shell("a/0", "exec sleep 1000"), Desired::Running)
         .await
@@ -74,7 +74,7 @@ async fn a_crash_is_followed_by_a_new_process_at_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_that_exits_at_once_ends_as_failed_and_starts_by_hand() {
     let bench = Bench::new();
-    let (supervisor, name) = (bench.start(), bench.name("a/0"));
+    let (supervisor, name) = (bench.start(), kit::name("a/0"));
     let mut events = supervisor.events();
     let mut spec = shell("a/0", "exit 3");
     spec.restart.crash_loop_starts = 3;
@@ -139,7 +139,7 @@ async fn policies_after_an_exit() {
             .expect("it is defined");
     }
     for (name, _, _, state, detail) in &cases {
-        let status = kit::until(&supervisor, &bench.name(name), |status| {
+        let status = kit::until(&supervisor, &kit::name(name), |status| {
             status.state == *state && status.attempt == 1
         })
         .await;
@@ -151,7 +151,7 @@ async fn policies_after_an_exit() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_that_ignores_the_signal_is_killed_with_its_group() {
     let bench = Bench::new();
-    let (supervisor, name) = (bench.start(), bench.name("a/0"));
+    let (supervisor, name) = (bench.start(), kit::name("a/0"));
     let mut events = supervisor.events();
     let mut spec = shell(
         "a/0",
@@ -179,7 +179,7 @@ async fn one_that_ignores_the_signal_is_killed_with_its_group() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leftovers_of_a_dead_process_are_killed() {
     let bench = Bench::new();
-    let (supervisor, name) = (bench.start(), bench.name("a/0"));
+    let (supervisor, name) = (bench.start(), kit::name("a/0"));
     let mut events = supervisor.events();
     // One in the group, one that escaped it.
     let mut spec = shell(

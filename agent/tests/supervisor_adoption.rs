@@ -235,7 +235,7 @@ async fn children_are_taken_over_after_kill_9() {
     );
 
     // Not its own child, and yet its end is noticed.
-    let name = bench.name("a/0");
+    let name = kit::name("a/0");
     kit::kill(before.rows["a/0"].pid.expect("it runs"));
     let status = kit::until(&supervisor, &name, |status| {
         status.attempt == 2 && status.ready
@@ -246,7 +246,7 @@ async fn children_are_taken_over_after_kill_9() {
         ("status unknown", 1, false)
     );
     // The operator's stop reaches it as well.
-    let name = bench.name("a/1");
+    let name = kit::name("a/1");
     supervisor.stop(&name).await.expect("it stops");
     kit::until(&supervisor, &name, |status| status.state == State::Stopped).await;
     assert!(!kit::alive(before.rows["a/1"].pid.expect("it ran")));
@@ -390,7 +390,7 @@ async fn damaged_records_cost_no_child() {
             .expect("it is defined");
     }
     for (name, row) in &before.rows {
-        let status = kit::until(&supervisor, &bench.name(name), |status| status.ready).await;
+        let status = kit::until(&supervisor, &kit::name(name), |status| status.ready).await;
         assert_eq!((status.pid, status.adopted), (row.pid, true), "{name}");
     }
     assert!(by_name(&bench).values().all(|pids| pids.len() == 1));
@@ -421,7 +421,7 @@ async fn a_process_that_only_looks_the_part_is_not_taken_over() {
         .spawn()
         .expect("it starts");
     let supervisor = bench.start();
-    let status = kit::until(&supervisor, &bench.name("a/0"), |status| status.ready).await;
+    let status = kit::until(&supervisor, &kit::name("a/0"), |status| status.ready).await;
     assert_eq!((status.attempt, status.adopted), (2, false));
     assert_ne!(status.pid, Some(stranger.id()));
     bench.end(supervisor).await;

@@ -35,7 +35,7 @@ async fn no_line_is_lost_or_doubled_by_rotation_and_by_new_agents() {
     const LINES: usize = 30_000;
     let bench = Bench::new();
     let mut supervisor = bench.start();
-    let name = bench.name("a/0");
+    let name = kit::name("a/0");
     let script = format!(
         "exec python3 -uc '
 import time
@@ -111,7 +111,7 @@ time.sleep(1000)'"
 async fn a_flood_stays_within_its_bounds() {
     const MAX: u64 = 1 << 20;
     let bench = Bench::new();
-    let (supervisor, name) = (bench.start(), bench.name("a/0"));
+    let (supervisor, name) = (bench.start(), kit::name("a/0"));
     // About 10 MB/s until it is stopped.
     let mut spec = shell(
         "a/0",
@@ -170,7 +170,7 @@ async fn next(lines: &mut Follow) -> Line {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn followers_see_what_comes() {
     let bench = Bench::new();
-    let (supervisor, name) = (bench.start(), bench.name("a/0"));
+    let (supervisor, name) = (bench.start(), kit::name("a/0"));
     let fifo = bench.dir.path().join("more");
     std::process::Command::new("mkfifo")
         .arg(&fifo)
@@ -222,11 +222,11 @@ async fn followers_see_what_comes() {
     assert!(
         supervisor
             .logs()
-            .read_tail(&bench.name("b/0"), 1)
+            .read_tail(&kit::name("b/0"), 1)
             .await
             .is_err()
     );
-    let mut unknown = supervisor.logs().follow(&bench.name("b/0"), From::Now);
+    let mut unknown = supervisor.logs().follow(&kit::name("b/0"), From::Now);
     assert!(unknown.next().await.expect("an answer").is_err());
     bench.end(supervisor).await;
     assert!(

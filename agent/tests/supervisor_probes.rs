@@ -33,7 +33,7 @@ async fn define(supervisor: &Supervisor, spec: ProcessSpec) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ready_by_notification() {
     let bench = Bench::new();
-    let (supervisor, name) = (bench.start(), bench.name("a/0"));
+    let (supervisor, name) = (bench.start(), kit::name("a/0"));
     let script = format!(
         "{NOTIFY}; trap 'notify STOPPING=1; exit 0' TERM; \
          notify STATUS=warming; read x <gate; notify READY=1 'STATUS=all is well'; \
@@ -70,7 +70,7 @@ async fn ready_by_notification() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stranger_does_not_make_it_ready() {
     let bench = Bench::new();
-    let (supervisor, name) = (bench.start(), bench.name("a/0"));
+    let (supervisor, name) = (bench.start(), kit::name("a/0"));
     let mut events = supervisor.events();
     let mut spec = shell("a/0", "exec sleep 1000");
     spec.ready.probe = Probe::Notify;
@@ -90,7 +90,7 @@ async fn a_stranger_does_not_make_it_ready() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ready_by_http_and_not_when_it_fails() {
     let bench = Bench::new();
-    let (supervisor, name) = (bench.start(), bench.name("a/0"));
+    let (supervisor, name) = (bench.start(), kit::name("a/0"));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
         .await
         .expect("a port");
@@ -130,7 +130,7 @@ async fn ready_by_http_and_not_when_it_fails() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ready_by_worker_report_of_this_attempt_only() {
     let bench = Bench::new();
-    let (supervisor, name) = (bench.start(), bench.name("a/0"));
+    let (supervisor, name) = (bench.start(), kit::name("a/0"));
     let mut spec = shell("a/0", "exec sleep 1000");
     spec.ready.probe = Probe::Worker;
     define(&supervisor, spec).await;
@@ -183,11 +183,11 @@ async fn silence_is_a_hang_whatever_the_probe() {
     define(&supervisor, chatty).await;
     kit::event(&mut events, kind::WATCHDOG).await;
     for name in ["a/0", "a/1"] {
-        let status = kit::until(&supervisor, &bench.name(name), |status| status.attempt >= 2).await;
+        let status = kit::until(&supervisor, &kit::name(name), |status| status.attempt >= 2).await;
         assert!(status.restarts >= 1);
     }
     assert_eq!(
-        kit::until(&supervisor, &bench.name("a/2"), |status| status.log_lines
+        kit::until(&supervisor, &kit::name("a/2"), |status| status.log_lines
             > 2)
         .await
         .attempt,
@@ -259,7 +259,7 @@ async fn what_cannot_be_started_says_why() {
         define(&supervisor, spec).await;
     }
     for (number, (_, expected)) in cases.iter().enumerate() {
-        let name = bench.name(&format!("a/{number}"));
+        let name = kit::name(&format!("a/{number}"));
         let status = kit::until(&supervisor, &name, |status| status.state == State::Failed).await;
         assert!(
             status.detail.contains(expected),
@@ -270,7 +270,7 @@ async fn what_cannot_be_started_says_why() {
     }
     // Put right, it starts.
     std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o600)).expect("modes");
-    let name = bench.name("a/7");
+    let name = kit::name("a/7");
     supervisor.start_process(&name).await.expect("it starts");
     let status = kit::until(&supervisor, &name, |status| status.ready).await;
     let environ =
@@ -288,7 +288,7 @@ async fn what_cannot_be_started_says_why() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_environment_is_the_specs_and_not_the_agents() {
     let bench = Bench::new();
-    let (supervisor, name) = (bench.start(), bench.name("a/0"));
+    let (supervisor, name) = (bench.start(), kit::name("a/0"));
     let mut spec = shell("a/0", "env; echo end; exec sleep 1000");
     spec.env.insert("COLOUR".to_owned(), "green".to_owned());
     spec.limits.open_files = Some(123);
@@ -324,7 +324,7 @@ async fn the_environment_is_the_specs_and_not_the_agents() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn memory_beyond_its_limit_ends_in_a_restart() {
     let bench = Bench::new();
-    let (supervisor, name) = (bench.start(), bench.name("a/0"));
+    let (supervisor, name) = (bench.start(), kit::name("a/0"));
     let mut events = supervisor.events();
     let mut spec = shell(
         "a/0",
@@ -364,7 +364,7 @@ async fn gated_processes_wait_for_their_turn() {
         &TaskTracker::new(),
     )
     .expect("it starts");
-    let (gated, free) = (bench.name("a/0"), bench.name("a/1"));
+    let (gated, free) = (kit::name("a/0"), kit::name("a/1"));
     let mut spec = shell("a/0", "exec sleep 1000");
     spec.gated = true;
     define(&supervisor, spec).await;
@@ -393,7 +393,7 @@ async fn gated_processes_wait_for_their_turn() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_changed_spec_waits_for_a_restart() {
     let bench = Bench::new();
-    let (supervisor, name) = (bench.start(), bench.name("a/0"));
+    let (supervisor, name) = (bench.start(), kit::name("a/0"));
     define(&supervisor, shell("a/0", "exec sleep 1000")).await;
     let first = kit::until(&supervisor, &name, |status| status.ready).await;
     define(&supervisor, shell("a/0", "exec sleep 2000")).await;
@@ -404,7 +404,7 @@ async fn a_changed_spec_waits_for_a_restart() {
         status.attempt == 2 && status.ready && !status.needs_restart
     })
     .await;
-    let unknown = supervisor.stop(&bench.name("b/0")).await;
+    let unknown = supervisor.stop(&kit::name("b/0")).await;
     assert!(
         unknown
             .expect_err("no such process")

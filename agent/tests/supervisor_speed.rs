@@ -50,7 +50,7 @@ async fn many_processes() {
     let bench = Bench::new();
     let supervisor = bench.start();
     let names: Vec<_> = (0..count)
-        .map(|number| bench.name(&format!("a/{number}")))
+        .map(|number| kit::name(&format!("a/{number}")))
         .collect();
     let mut heard = Heard::new(&bench.dir.path().join("heard"));
     // A line a second when it is measured.

@@ -1,12 +1,12 @@
 //! The planner of the fleet: accepts operations, carries them forward, keeps desired and observed
 //! state together.
 //!
-//! One task ([`task`]) owns the operations, the desired state and the audit log, so that requests are
+//! One task (`task`) owns the operations, the desired state and the audit log, so that requests are
 //! decided one after the other. It selects over requests, the supervisor's table, the reports of
 //! backup jobs, one deadline and cancellation.
 //!
 //! - [`planning`]: from a request and what is to the steps; pure.
-//! - [`submit`]: what a request must satisfy before it becomes an operation.
+//! - `submit`: what a request must satisfy before it becomes an operation.
 //! - [`schedule`]: when the daily backup is due; pure.
 
 mod carry;

@@ -490,7 +490,10 @@ fn rotated_tail(path: &std::path::Path, head: &Head, n: usize) -> io::Result<Vec
 mod tests {
     use super::*;
 
-    fn split(pieces: &[&[u8]]) -> (Vec<(String, bool)>, Option<(String, bool)>) {
+    /// A line's text and whether it was cut.
+    type Piece = (String, bool);
+
+    fn split(pieces: &[&[u8]]) -> (Vec<Piece>, Option<Piece>) {
         let mut splitter = Splitter::default();
         let mut lines = Vec::new();
         for piece in pieces {

@@ -1,7 +1,7 @@
 //! The fleet service: what `tanakoctl` asks of this agent, over a unix socket.
 //!
 //! - [`socket`]: the socket, who is on its other end, and whether they may.
-//! - [`rpc`]: the calls, each a few lines over the parts of the agent.
+//! - `rpc`: the calls, each a few lines over the parts of the agent.
 //! - [`view`]: the status of the fleet, composed from what the parts publish; pure.
 //! - [`watch`]: that status as a stream of changes.
 //! - [`logs`]: many logs as one stream.

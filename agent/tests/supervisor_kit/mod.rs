@@ -36,20 +36,12 @@ impl Bench {
         Self { dir, mark }
     }
 
-    pub fn name(&self, name: &str) -> ProcessName {
-        name.parse().expect("a name")
-    }
-
     pub fn config(&self) -> Config {
         config(self.dir.path())
     }
 
     pub fn start(&self) -> Supervisor {
-        self.start_with(self.config())
-    }
-
-    pub fn start_with(&self, config: Config) -> Supervisor {
-        start(config)
+        start(self.config())
     }
 
     /// Stops everything and says that nothing is left.
@@ -74,6 +66,10 @@ impl Drop for Bench {
             kill(pid);
         }
     }
+}
+
+pub fn name(name: &str) -> ProcessName {
+    name.parse().expect("a name")
 }
 
 pub fn config(dir: &Path) -> Config {
@@ -151,8 +147,8 @@ pub async fn until(
     match found {
         Ok(Ok(table)) => Arc::clone(&table[name]),
         Ok(Err(_)) => panic!("the supervisor has ended"),
-        Err(_) => panic!(
-            "waited in vain: {:?}",
+        Err(elapsed) => panic!(
+            "waited in vain ({elapsed}): {:?}",
             supervisor.status().borrow().get(name)
         ),
     }

@@ -7,7 +7,7 @@
 //!                         views ◄─── app + model ◄──────────── inputs ◄────────┘
 //! ```
 //!
-//! Keys become commands ([`keymap`]), commands change the state and ask for actions ([`update`]), and
+//! Keys become commands ([`keymap`]), commands change the state and ask for actions (`update`), and
 //! only the [`runner`] performs actions. The state knows no clock and no drawing library; drawing
 //! reads the state and is told the time. Data and drawing are decoupled: whatever arrives is applied
 //! at once, and a frame is drawn when something changed, at most so often.
