@@ -53,10 +53,10 @@ use crate::{
     desired::Desired,
     history::{self, History, Severity},
     http,
-    identify::{Ask, Broker},
+    identify::Broker,
     metrics::Metrics,
     service::{Service, Upgrades, socket},
-    supervisor::{self, StartGate, Supervisor},
+    supervisor::{self, Supervisor},
     upgrade::Origin,
     vault::Vault,
     worker::{self, Workers},
@@ -170,7 +170,7 @@ impl App {
 
         let supervisor = Supervisor::start(
             supervisor_config(&config),
-            Arc::new(Gate(broker.clone())),
+            Arc::new(broker.clone()),
             supervising.cancel.clone(),
             &supervising.tracker,
         )?;
@@ -463,31 +463,6 @@ fn health(coordinator: Coordinator) -> http::HealthCheck {
             Err("the coordinator has stopped".to_owned())
         }
     })
-}
-
-/// Spaces the starts of processes that identify on their own: a permit for each of their shards.
-struct Gate(Broker);
-
-impl StartGate for Gate {
-    fn acquire(&self, spec: &ProcessSpec, attempt: u64) -> BoxFuture<'static, Result<(), String>> {
-        let (broker, process) = (self.0.clone(), spec.name.clone());
-        let (shards, shard_count) = (spec.shard_ids.clone(), spec.shard_count);
-        Box::pin(async move {
-            for shard_id in shards {
-                let ask = Ask {
-                    process: process.clone(),
-                    attempt,
-                    shard_id,
-                    shard_count,
-                };
-                broker
-                    .acquire(ask)
-                    .await
-                    .map_err(|error| error.to_string())?;
-            }
-            Ok(())
-        })
-    }
 }
 
 /// Brings what happens to processes into the history.

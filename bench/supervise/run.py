@@ -165,6 +165,7 @@ class Tanako(Round):
     binaries = None
 
     def prepare(self):
+        self.env["MALLOC_ARENA_MAX"] = "2"  # as its systemd unit says
         self.spec = self.root / "fleet.toml"
         self.spec.write_text(
             f"""[fleet]
@@ -193,7 +194,7 @@ env = {{ BENCH_EVENTS = "{self.events}" }}
         return self.ctl("status")
 
     def stop(self):
-        self.ctl("stop", "all", "--yes", "--force", "--wait")
+        self.ctl("stop", "all", "--yes")
 
 
 class Runit(Round):

@@ -1,5 +1,6 @@
 //! What a node is told at its start, and the checks that catch a wrong setting before anything runs.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -8,6 +9,7 @@ use std::sync::Arc;
 use http::Uri;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
+use tanako_fleet::ring::WEIGHT_MAX;
 
 /// The secret that clients and the other nodes show. Never printed.
 #[derive(Clone)]
@@ -82,6 +84,9 @@ pub enum ConfigError {
         /// What is wrong.
         why: String,
     },
+    /// A weight is not `NAME=NUMBER`.
+    #[error("invalid weight {0:?}. Give it as NAME=NUMBER, a whole number from 1 to {WEIGHT_MAX}")]
+    Weight(String),
     /// The node's name is unusable.
     #[error("invalid node name {0:?}: use 1 to 64 letters, digits, '-', '_' and '.'")]
     Name(String),
@@ -151,6 +156,19 @@ pub fn parse_peer(given: &str) -> Result<(String, Uri), ConfigError> {
     Ok((name.to_owned(), uri))
 }
 
+/// Reads `NAME=NUMBER`, a node's share of the data.
+pub fn parse_weight(given: &str) -> Result<(String, u32), ConfigError> {
+    let wrong = || ConfigError::Weight(given.to_owned());
+    let (name, weight) = given.split_once('=').ok_or_else(wrong)?;
+    check_name(name).map_err(|_| wrong())?;
+    let weight = weight.trim().parse().map_err(|_| wrong())?;
+    if (1..=WEIGHT_MAX).contains(&weight) {
+        Ok((name.to_owned(), weight))
+    } else {
+        Err(wrong())
+    }
+}
+
 /// Checks a node's name: it appears in file names and metrics.
 pub fn check_name(name: &str) -> Result<(), ConfigError> {
     let fine = (1..=64).contains(&name.len())
@@ -178,6 +196,8 @@ pub struct Settings {
     pub token: Token,
     /// The nodes of the ring with their addresses; this node may be among them.
     pub peers: Vec<(String, Uri)>,
+    /// Shares of the data where they are not 1, by node.
+    pub weights: BTreeMap<String, u32>,
     /// Backups asked for by clients are written below this directory only.
     pub backup_dir: PathBuf,
     /// Bounds and memory.
@@ -258,6 +278,18 @@ mod tests {
             missing.contains("/nonexistent/token") && missing.contains("chmod 600"),
             "{missing}"
         );
+    }
+
+    #[test]
+    fn weights_are_named_numbers() {
+        assert_eq!(
+            parse_weight("node2=3").expect("a weight"),
+            ("node2".to_owned(), 3)
+        );
+        for wrong in ["node2", "=3", "node2=", "node2=0", "node2=17", "node2=1.5"] {
+            let error = parse_weight(wrong).expect_err(wrong).to_string();
+            assert!(error.contains("from 1 to 16"), "{error}");
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! `tanako-db`: a guild database node, and the tools for its backups.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -8,12 +9,12 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use tanako_db::backup;
-use tanako_db::config::{Settings, Tuning, parse_peer, read_token};
+use tanako_db::config::{Settings, Tuning, parse_peer, parse_weight, read_token};
 use tanako_db::node::Node;
 use tanako_db::server::Server;
 use tanako_db::store::{chain, write_atomically};
+use tanako_db::topology::ring_of;
 use tanako_db::worker::{Identity, Worker};
-use tanako_fleet::ring::{Ring, RingNode};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -58,6 +59,9 @@ struct Restore {
     /// A node of the ring that the data is restored into, NAME=ws://HOST:PORT or NAME.
     #[arg(long = "peer", env = "TANAKO_DB_PEERS", value_delimiter = ',')]
     peers: Vec<String>,
+    /// A node's share of the data, NAME=1 to 16; 1 unless given.
+    #[arg(long = "weight", env = "TANAKO_DB_WEIGHTS", value_delimiter = ',')]
+    weights: Vec<String>,
 }
 
 #[derive(Args)]
@@ -77,6 +81,9 @@ struct Serve {
     /// A node of the ring, NAME=ws://HOST:PORT; may be given several times and include this node.
     #[arg(long = "peer", env = "TANAKO_DB_PEERS", value_delimiter = ',')]
     peers: Vec<String>,
+    /// A node's share of the data, NAME=1 to 16, the same for all nodes; 1 unless given.
+    #[arg(long = "weight", env = "TANAKO_DB_WEIGHTS", value_delimiter = ',')]
+    weights: Vec<String>,
     /// The directory below which backups asked for by clients are written [default: DATA_DIR/backups].
     #[arg(long, env = "TANAKO_DB_BACKUP_DIR")]
     backup_dir: Option<PathBuf>,
@@ -161,6 +168,7 @@ fn settings(options: &Serve) -> anyhow::Result<Settings> {
             .filter(|peer| !peer.trim().is_empty())
             .map(|peer| parse_peer(peer.trim()))
             .collect::<Result<_, _>>()?,
+        weights: weights(&options.weights)?,
         backup_dir: options
             .backup_dir
             .clone()
@@ -174,6 +182,12 @@ fn settings(options: &Serve) -> anyhow::Result<Settings> {
             free_bytes_min: options.free_bytes_min,
         },
     })
+}
+
+fn weights(given: &[String]) -> anyhow::Result<BTreeMap<String, u32>> {
+    let given = given.iter().map(|weight| weight.trim());
+    let parsed = given.filter(|weight| !weight.is_empty()).map(parse_weight);
+    Ok(parsed.collect::<Result<_, _>>()?)
 }
 
 fn verify(options: &Verify) -> ExitCode {
@@ -206,11 +220,10 @@ fn restore(options: &Restore) -> ExitCode {
                 .map_or(peer.as_str(), |(name, _)| name)
                 .trim()
         })
-        .chain([options.name.as_str()]);
-    let names: std::collections::BTreeSet<&str> = names.filter(|name| !name.is_empty()).collect();
-    let nodes: Vec<RingNode> = names.into_iter().map(RingNode::new).collect();
-    let result = Ring::new(&nodes, [])
-        .map_err(anyhow::Error::from)
+        .chain([options.name.as_str()])
+        .filter(|name| !name.is_empty());
+    let result = weights(&options.weights)
+        .and_then(|weights| Ok(ring_of(names, &weights)?))
         .and_then(|ring| {
             let mut progress = report("restore");
             backup::restore_offline(

@@ -1,6 +1,6 @@
 //! The ring as this node knows it, and the links to the other nodes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::value::RawValue;
 use tanako_fleet::ring::{Ring, RingError, RingNode};
@@ -13,6 +13,22 @@ use crate::peer::{Link, Peer};
 use crate::request::{Call, Scope};
 use crate::row::Style;
 use crate::write::Op;
+
+/// The ring of these nodes; a name given twice counts once, a node without a weight has 1.
+pub fn ring_of<'a>(
+    names: impl IntoIterator<Item = &'a str>,
+    weights: &BTreeMap<String, u32>,
+) -> Result<Ring, RingError> {
+    let names: BTreeSet<&str> = names.into_iter().collect();
+    let nodes: Vec<RingNode> = names
+        .into_iter()
+        .map(|name| RingNode {
+            name: name.to_owned(),
+            weight: weights.get(name).copied().unwrap_or(1),
+        })
+        .collect();
+    Ring::new(&nodes, [])
+}
 
 /// The ring and the ways to its other nodes; replaced as a whole.
 pub struct Topology {
@@ -27,15 +43,8 @@ pub struct Topology {
 
 impl Topology {
     pub(crate) fn new(settings: &Settings, tasks: &TaskTracker) -> Result<Self, RingError> {
-        let mut nodes: Vec<RingNode> = settings
-            .peers
-            .iter()
-            .map(|(name, _)| RingNode::new(name.as_str()))
-            .collect();
-        if !nodes.iter().any(|node| node.name == settings.name) {
-            nodes.push(RingNode::new(settings.name.as_str()));
-        }
-        let ring = Ring::new(&nodes, [])?;
+        let peers = settings.peers.iter().map(|(name, _)| name.as_str());
+        let ring = ring_of(peers.chain([settings.name.as_str()]), &settings.weights)?;
         let stop = CancellationToken::new();
         let mut links = BTreeMap::new();
         let mut urls = BTreeMap::new();

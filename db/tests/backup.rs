@@ -327,7 +327,12 @@ async fn what_is_no_whole_intact_backup_is_refused_and_nothing_changes() {
 
 fn run(arguments: &[&str], paths: &[&Path]) -> (i32, String, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tanako-db"));
-    for name in ["TANAKO_DB_NAME", "TANAKO_DB_DATA_DIR", "TANAKO_DB_PEERS"] {
+    for name in [
+        "TANAKO_DB_NAME",
+        "TANAKO_DB_DATA_DIR",
+        "TANAKO_DB_PEERS",
+        "TANAKO_DB_WEIGHTS",
+    ] {
         command.env_remove(name);
     }
     let output = command.args(arguments).args(paths).output().expect("runs");

@@ -457,9 +457,16 @@ async fn rows_that_another_ring_left_here_are_counted_not_hidden() {
         "node2".to_owned(),
         "ws://127.0.0.1:9".parse().expect("a URL"),
     ));
+    let mut missing = 0;
     for _ in 0..2 {
         let node = Node::open(&settings).expect("opens");
-        assert!((10..50).contains(&misplaced(&node)), "{}", misplaced(&node));
+        missing = misplaced(&node);
+        assert!((10..50).contains(&missing), "{missing}");
         node.stop().await;
     }
+    // The other node's share grows with its weight.
+    settings.weights.insert("node2".to_owned(), 9);
+    let node = Node::open(&settings).expect("opens");
+    assert!(misplaced(&node) > missing, "{}", misplaced(&node));
+    node.stop().await;
 }

@@ -17,7 +17,7 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 /// Points on the circle for each unit of weight: shares differ by a few percent at most.
 const POINTS_PER_WEIGHT: u32 = 512;
 /// A weight above this is treated as this: it bounds the ring's memory.
-const WEIGHT_MAX: u32 = 16;
+pub const WEIGHT_MAX: u32 = 16;
 /// Keeps the hash of a partition apart from the hash of a point.
 const PARTITION_SEED: u64 = 0x5441_4e41_4b4f_0001;
 

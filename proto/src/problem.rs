@@ -83,7 +83,7 @@ mod tests {
     fn a_problem_survives_the_status() {
         let problem = Problem::new("conflict", "tanako/3", "another operation runs")
             .cause("restart 17 holds tanako/3")
-            .hint("wait for it: tanakoctl rollout status 17")
+            .hint("wait for it: tanakoctl operation watch 17")
             .retryable();
         let status = problem.clone().into_status(Code::Aborted);
         assert_eq!(status.message(), "another operation runs");

@@ -186,7 +186,7 @@ impl Coordinator {
                 id,
                 format!("there is no operation {id:?}"),
             )
-            .hint("`tanakoctl rollout list` lists them; the oldest are dropped")
+            .hint("`tanakoctl operation list` lists them; the oldest are dropped")
         };
         let number = id
             .rsplit_once('-')

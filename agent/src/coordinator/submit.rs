@@ -148,7 +148,7 @@ impl Task {
                     &request.id,
                     format!("there is no operation {:?}", request.id),
                 )
-                .hint("`tanakoctl rollout list` lists them"),
+                .hint("`tanakoctl operation list` lists them"),
             });
         };
         let backup = self.active[index].op.kind.is_backup();
@@ -711,7 +711,7 @@ fn no_spec() -> Problem {
 fn conflict(object: &str, holder: &str) -> Problem {
     Problem::new("conflict", object, format!("operation {holder} is at work on {object}"))
         .hint(format!(
-            "wait for it (`tanakoctl rollout status {holder}`) or end it (`tanakoctl rollout abort {holder}`)"
+            "wait for it (`tanakoctl operation watch {holder}`) or end it (`tanakoctl operation abort {holder}`)"
         ))
         .retryable()
 }

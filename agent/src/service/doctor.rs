@@ -181,7 +181,7 @@ fn cgroup(findings: &mut Findings, sources: &Sources) {
                 "CPU and task limits are not enforced for {}",
                 unenforced.join(", ")
             ),
-            "run the agent under systemd with Delegate=yes on a host with cgroup v2",
+            "run the agent under systemd 254 or later with Delegate=yes and DelegateSubgroup=agent, on a host with cgroup v2",
         );
     }
 }

@@ -44,16 +44,11 @@ pub fn node(spec: &Spec, guild_id: u64) -> Option<(String, String)> {
         .iter()
         .map(|node| RingNode {
             name: node.name.clone(),
-            weight: weight(node.weight),
+            weight: node.weight,
         })
         .collect();
     let ring = Ring::new(&nodes, []).ok()?;
     let name = ring.primary(PartitionKey::guild(guild_id.cast_signed()));
     let node = database.nodes.iter().find(|node| node.name == name)?;
     Some((node.name.clone(), node.url()))
-}
-
-/// The ring's weights are whole; the nodes round alike.
-fn weight(weight: f64) -> u32 {
-    weight.round().clamp(0.0, f64::from(u32::MAX)) as u32
 }

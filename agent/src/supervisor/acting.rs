@@ -104,7 +104,8 @@ impl Owner {
         let rng = self.rng.fork();
         let Some(mut known) = known else {
             let core = Core::new(spec, rng);
-            self.procs.insert(id, Proc::new(name, core, log, hash));
+            let proc = Box::new(Proc::new(name, core, log, hash));
+            self.procs.insert(id, proc);
             self.touch(id);
             return Ok(id);
         };
@@ -140,7 +141,7 @@ impl Owner {
             proc.nonce,
             known.found.is_none() && known.run.process.is_some(),
         );
-        self.procs.insert(id, proc);
+        self.procs.insert(id, Box::new(proc));
         if died {
             self.over.insert(old_nonce, (name.clone(), attempt));
         }

@@ -42,24 +42,14 @@ impl Cgroups {
         let own = membership
             .lines()
             .find_map(|line| line.strip_prefix("0::/"))?;
-        // The root is nobody's to delegate.
-        if own.is_empty() {
+        // Only where systemd puts the agent into a leaf of its own (254 and later). An agent that made
+        // the leaf itself could not be started again: a cgroup whose children have controllers takes
+        // no process, and after a crash the children are still there.
+        let own = mount_point()?.join(own);
+        if !own.ends_with("agent") {
             return None;
         }
-        let own = mount_point()?.join(own);
-        let subtree = if own.ends_with("agent") {
-            own.parent()?.to_owned()
-        } else {
-            let alone = fs::read_to_string(own.join("cgroup.procs")).ok()?;
-            if alone.trim() != std::process::id().to_string() {
-                return None;
-            }
-            let leaf = own.join("agent");
-            make(&leaf).ok()?;
-            fs::write(leaf.join("cgroup.procs"), std::process::id().to_string()).ok()?;
-            own
-        };
-        Self::at(&subtree).ok()
+        Self::at(own.parent()?).ok()
     }
 
     /// Uses this subtree.

@@ -25,7 +25,7 @@ use std::{
 use rustix::process::{Pid, PidfdFlags, Resource, Rlimit};
 use tanako_fleet::{
     ProcessSpec,
-    process::{Probe, SecretEnv},
+    process::{Limits, Probe, SecretEnv},
 };
 
 use super::{
@@ -89,6 +89,13 @@ pub(super) struct Job {
     pub(super) log: Arc<LogFile>,
 }
 
+impl Job {
+    /// Nothing has to be read for it, and it moves to no cgroup, which takes the kernel long.
+    pub(super) fn is_quick(&self) -> bool {
+        self.spec.secret_env.is_empty() && !needs_cgroup(&self.spec.limits)
+    }
+}
+
 /// A process that was started.
 pub(super) struct Spawned {
     pub(super) pid: u32,
@@ -112,6 +119,7 @@ pub(super) struct Outcome {
 
 /// The threads; they end when this is dropped and their queue is empty.
 pub(super) struct Spawner {
+    common: Arc<Common>,
     jobs: mpsc::Sender<Job>,
 }
 
@@ -136,24 +144,32 @@ impl Spawner {
                             Err(_) => return,
                         };
                         let Ok(job) = job else { return };
-                        let outcome = Outcome {
-                            id: job.id,
-                            attempt: job.tag.attempt,
-                            result: spawn(&common, &job),
-                        };
-                        if outcomes.blocking_send(outcome).is_err() {
+                        if outcomes.blocking_send(start(&common, &job)).is_err() {
                             return;
                         }
                     }
                 })?;
         }
-        Ok(Self { jobs })
+        Ok(Self { common, jobs })
+    }
+
+    /// Starts a process on the caller's thread.
+    pub(super) fn start_now(&self, job: &Job) -> Outcome {
+        start(&self.common, job)
     }
 
     /// Starts a process; the outcome comes later.
     pub(super) fn submit(&self, job: Job) {
         // The threads end only after this sender.
         let _ = self.jobs.send(job);
+    }
+}
+
+fn start(common: &Common, job: &Job) -> Outcome {
+    Outcome {
+        id: job.id,
+        attempt: job.tag.attempt,
+        result: spawn(common, job),
     }
 }
 
@@ -256,7 +272,7 @@ fn limit(common: &Common, job: &Job, spawned: &mut Spawned) {
         }
     }
     // Moving a process between cgroups is dear in the kernel; only for those that need it.
-    if limits.memory_bytes.is_none() && limits.cpus.is_none() && limits.tasks.is_none() {
+    if !needs_cgroup(limits) {
         return;
     }
     if let Some(cgroups) = &common.cgroups {
@@ -279,9 +295,13 @@ fn limit(common: &Common, job: &Job, spawned: &mut Spawned) {
     if limits.cpus.is_some() || limits.tasks.is_some() {
         spawned.unlimited.push_str(
             "cpus and tasks are not enforced: no cgroup v2 subtree is delegated to the agent \
-             (systemd: Delegate=yes, DelegateSubgroup=agent). ",
+             (systemd 254 or later: Delegate=yes, DelegateSubgroup=agent). ",
         );
     }
+}
+
+fn needs_cgroup(limits: &Limits) -> bool {
+    limits.memory_bytes.is_some() || limits.cpus.is_some() || limits.tasks.is_some()
 }
 
 /// Finds the file of a command: a bare name in the search path and then in `PATH`.

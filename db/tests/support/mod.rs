@@ -3,6 +3,7 @@
 // Each test file is a crate of its own and uses its part.
 #![allow(dead_code, reason = "shared between test crates")]
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -88,6 +89,7 @@ pub async fn start_all(directory: &Path, names: &[&str], tuning: Tuning) -> Vec<
             listen: server.address(),
             token: Token::new(TOKEN),
             peers: peers.clone(),
+            weights: BTreeMap::new(),
             backup_dir: directory.join("backups").join(name),
             tuning,
         };
@@ -217,6 +219,7 @@ impl Process {
             "TANAKO_PROCESS",
             "TANAKO_ATTEMPT",
             "TANAKO_DB_PEERS",
+            "TANAKO_DB_WEIGHTS",
         ] {
             command.env_remove(name);
         }

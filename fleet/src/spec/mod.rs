@@ -116,8 +116,8 @@ pub struct Database {
     pub nodes: Vec<Node>,
     /// File with the token that clients and peers show.
     pub token_file: String,
-    /// Guilds cached by a node.
-    pub cache_guilds: u32,
+    /// Memory in which a node keeps what it has read, in bytes.
+    pub cache_bytes: u64,
     /// How its processes run.
     pub run: Run,
 }
@@ -129,8 +129,8 @@ pub struct Node {
     pub name: String,
     /// Address and port it listens on.
     pub listen: String,
-    /// Share of the guilds, relative to the others.
-    pub weight: f64,
+    /// Share of the guilds, relative to the others; at most [`WEIGHT_MAX`](crate::ring::WEIGHT_MAX).
+    pub weight: u32,
 }
 
 impl Node {

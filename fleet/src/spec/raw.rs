@@ -80,7 +80,7 @@ pub(super) struct Database {
     pub node: Vec<Spanned<Node>>,
     pub engine: Option<Text>,
     pub token_file: Text,
-    pub cache_guilds: Option<u32>,
+    pub cache: Option<Text>,
     pub directory: Option<Text>,
     #[serde(default)]
     pub env: BTreeMap<Text, String>,
@@ -140,7 +140,7 @@ impl Database {
 pub(super) struct Node {
     pub name: Text,
     pub listen: Text,
-    pub weight: Option<Spanned<f64>>,
+    pub weight: Option<Spanned<u32>>,
 }
 
 #[derive(Debug, Deserialize)]

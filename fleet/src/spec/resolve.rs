@@ -107,7 +107,7 @@ impl Database {
             ("TANAKO_DB_TOKEN_FILE", self.token_file.clone()),
             ("TANAKO_DB_PEERS", self.peers()),
             ("TANAKO_DB_WEIGHTS", weights.join(",")),
-            ("TANAKO_DB_CACHE_GUILDS", self.cache_guilds.to_string()),
+            ("TANAKO_DB_CACHE_BYTES", self.cache_bytes.to_string()),
             ("TANAKO_DB_BACKUP_DIR", backup_dir.to_owned()),
         ];
         self.run.process(

@@ -186,6 +186,8 @@ impl Daemon {
             .arg(&program)
             .args(arguments)
             .current_dir(&place.data_dir)
+            // As the agent's unit does.
+            .env("MALLOC_ARENA_MAX", "2")
             .stdin(Stdio::null())
             .stdout(out)
             .stderr(err);

@@ -12,13 +12,16 @@ use super::{
     raw,
     value::{parse_bytes, parse_duration},
 };
-use crate::sizing;
+use crate::{ring::WEIGHT_MAX, sizing};
 
 /// More than this many shards is a typing error: the largest bots run a few thousand.
 const SHARDS_MAX: u32 = 100_000;
 
 /// Below this, ports need privileges that an agent does not have.
 const PORT_MIN: u16 = 1024;
+
+/// What a database node keeps in memory unless told otherwise; its default too.
+const DB_CACHE_BYTES: u64 = 8 << 20;
 
 struct Checker {
     problems: Vec<SpecProblem>,
@@ -363,7 +366,7 @@ impl Checker {
                         nodes.push(Node {
                             name: format!("node{}", index + 1),
                             listen: format!("{address}:{port}"),
-                            weight: 1.0,
+                            weight: 1,
                         });
                     }
                 }
@@ -416,14 +419,12 @@ impl Checker {
                             "give each node a port of its own",
                         );
                     }
-                    let weight = node.weight.as_ref().map_or(1.0, |weight| {
-                        if !(weight.get_ref().is_finite()
-                            && (0.01..=100.0).contains(weight.get_ref()))
-                        {
+                    let weight = node.weight.as_ref().map_or(1, |weight| {
+                        if !(1..=WEIGHT_MAX).contains(weight.get_ref()) {
                             self.refuse(
                                 weight.span(),
-                                "a weight is between 0.01 and 100",
-                                "1.0 is the default; 2.0 takes twice the guilds",
+                                format!("a weight is a whole number from 1 to {WEIGHT_MAX}"),
+                                "1 is the default; 2 takes twice the guilds",
                             );
                         }
                         *weight.get_ref()
@@ -441,7 +442,11 @@ impl Checker {
         Database {
             nodes,
             token_file: raw.token_file.into_inner(),
-            cache_guilds: raw.cache_guilds.unwrap_or(2_000),
+            cache_bytes: raw
+                .cache
+                .as_ref()
+                .and_then(|text| self.bytes(text))
+                .unwrap_or(DB_CACHE_BYTES),
             run: self.run(run, worker),
             command,
         }
