@@ -35,9 +35,8 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use futures_util::future::BoxFuture;
 use serde::Serialize;
-use tanako_fleet::{ProcessSpec, spec};
+use tanako_fleet::spec;
 use tanako_proto::fleet::v1 as wire;
 use tanako_store::{
     Store,

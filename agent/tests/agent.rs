@@ -41,6 +41,13 @@ fn bot(name: &str, shards: u32, extra: &str) -> String {
 
 impl Agent {
     fn new(toml: &str) -> Self {
+        let mut agent = Self::prepared(toml);
+        agent.start();
+        agent
+    }
+
+    /// Everything is there, but it does not run yet.
+    fn prepared(toml: &str) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("ta")
             .tempdir()
@@ -50,9 +57,7 @@ impl Agent {
         fs::set_permissions(&token, fs::Permissions::from_mode(0o600)).expect("sets");
         let toml = toml.replace("TOKEN", &token.display().to_string());
         fs::write(dir.path().join("fleet.toml"), toml).expect("writes");
-        let mut agent = Self { dir, child: None };
-        agent.start();
-        agent
+        Self { dir, child: None }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -554,6 +559,89 @@ async fn a_second_agent_is_told_who_holds_the_directory() {
     );
     let mut client = agent.client().await;
     until(&mut client, "still there", |status| ready(status, 1)).await;
+}
+
+/// A file system of its own that can be filled.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(path: &Path) -> Option<Self> {
+        fs::create_dir_all(path).expect("makes");
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=160m,mode=0700", "tmpfs"])
+            .arg(path)
+            .output()
+            .expect("mount runs");
+        mounted.status.success().then(|| Self(path.to_owned()))
+    }
+
+    /// Takes all the space there is.
+    fn fill(&self) {
+        let mut ballast = fs::File::create(self.0.join("ballast")).expect("creates");
+        for size in [1 << 20, 4096, 1] {
+            let block = vec![1; size];
+            while ballast.write_all(&block).is_ok() {}
+        }
+    }
+
+    fn empty(&self) {
+        fs::remove_file(self.0.join("ballast")).expect("removes");
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).output();
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_ends_no_process_and_loses_nothing() {
+    let mut agent = Agent::prepared(&spec(&bot("a", 2, "")));
+    let Some(disk) = SmallDisk::mount(&agent.path("d")) else {
+        eprintln!("skipped: mounting a small file system needs root");
+        return;
+    };
+    agent.start();
+    let mut client = agent.client().await;
+    let before = until(&mut client, "ready", |status| ready(status, 2)).await;
+    done(&mut client, "stop", &["a/1"]).await;
+    disk.fill();
+
+    // What changes nothing goes on; what cannot be written down is refused and not half done.
+    let refused = loop {
+        match submit(&mut client, request("start", &["a/1"])).await {
+            Err(problem) => break problem,
+            // It still fitted into what had been set aside.
+            Ok(op) => {
+                end(&mut client, &op.id).await;
+                done_or_refused(&mut client, "stop", "a/1").await;
+            }
+        }
+    };
+    assert!(refused.message.contains("disk"), "{refused:#?}");
+    assert!(
+        !refused.hint.is_empty() && refused.retryable,
+        "{refused:#?}"
+    );
+    let full = status(&mut client).await;
+    assert_eq!(process(&full, "a/0").pid, process(&before, "a/0").pid);
+
+    // An agent that dies meanwhile comes back to the same processes.
+    agent.kill();
+    disk.empty();
+    agent.start();
+    let mut client = agent.client().await;
+    let after = until(&mut client, "back", |s| process(s, "a/0").ready).await;
+    assert_eq!(process(&after, "a/0").pid, process(&before, "a/0").pid);
+    done(&mut client, "start", &["a/1"]).await;
+    until(&mut client, "ready", |status| ready(status, 2)).await;
+}
+
+async fn done_or_refused(client: &mut Client, kind: &str, target: &str) {
+    if let Ok(op) = submit(client, request(kind, &[target])).await {
+        end(client, &op.id).await;
+    }
 }
 
 #[tokio::test]

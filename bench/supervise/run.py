@@ -335,10 +335,13 @@ def main():
         kinds.append(kind)
 
     results = {kind.name: [] for kind in kinds}
-    for number in range(arguments.rounds):
-        for kind in kinds:
-            with tempfile.TemporaryDirectory(prefix="tanako-bench-") as folder:
-                root = Path(folder)
+    # All directories go at the end: ext4 is slow to make files for some seconds after many were deleted,
+    # and whoever came next would pay for the one before.
+    with tempfile.TemporaryDirectory(prefix="tanako-bench-") as folder:
+        for number in range(arguments.rounds):
+            for kind in kinds:
+                root = Path(folder) / f"{number}{kind.name[0]}"
+                root.mkdir()
                 child = root / "bench-child"
                 subprocess.run(["cc", "-O2", "-o", child, HERE / "child.c"], check=True)
                 one = kind(root, child, arguments.children)
@@ -346,8 +349,8 @@ def main():
                     found = one.measure()
                 finally:
                     one.end()
-            print(f"round {number + 1} {kind.name}: {json.dumps(found)}", file=sys.stderr)
-            results[kind.name].append(found)
+                print(f"round {number + 1} {kind.name}: {json.dumps(found)}", file=sys.stderr)
+                results[kind.name].append(found)
 
     medians = {
         name: {key: statistics.median(r[key] for r in rounds) for key in rounds[0]}

@@ -1,7 +1,10 @@
 //! What it takes to go from what is to what is wanted, and what that costs. A plan changes nothing;
 //! it names the version it was made from and is refused when that is no longer current.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    borrow::Borrow,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -65,12 +68,12 @@ const RESTART_S: u32 = 3;
 const IDENTIFY_S: u32 = 5;
 
 /// The changes that turn `old` into `new`, in the order of `new`, removals last.
-pub fn diff(old: &[ProcessSpec], new: &[ProcessSpec]) -> Vec<Change> {
+pub fn diff<S: Borrow<ProcessSpec>>(old: &[S], new: &[S]) -> Vec<Change> {
+    let (old, new) = (old.iter().map(S::borrow), new.iter().map(S::borrow));
     let before: BTreeMap<&ProcessName, &ProcessSpec> =
-        old.iter().map(|spec| (&spec.name, spec)).collect();
-    let names: BTreeSet<&ProcessName> = new.iter().map(|spec| &spec.name).collect();
+        old.clone().map(|spec| (&spec.name, spec)).collect();
+    let names: BTreeSet<&ProcessName> = new.clone().map(|spec| &spec.name).collect();
     let mut changes: Vec<Change> = new
-        .iter()
         .map(|spec| {
             let (action, why) = match before.get(&spec.name) {
                 None => (Action::Create, "new in the spec".to_owned()),
@@ -87,8 +90,7 @@ pub fn diff(old: &[ProcessSpec], new: &[ProcessSpec]) -> Vec<Change> {
         })
         .collect();
     changes.extend(
-        old.iter()
-            .filter(|spec| !names.contains(&spec.name))
+        old.filter(|spec| !names.contains(&spec.name))
             .map(|spec| Change {
                 action: Action::Remove,
                 process: spec.name.clone(),

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures_util::future::join_all;
 use tanako_fleet::{ProcessName, process::Probe};
 use tanako_proto::worker::v1::ShardStage;
 
@@ -51,9 +52,7 @@ impl Task {
                 self.refuse(&error);
                 break;
             }
-            for effect in effects {
-                self.carry_out(index, effect).await;
-            }
+            self.carry_out(index, effects).await;
             self.announce(index, &before);
         }
         if changed {
@@ -62,52 +61,56 @@ impl Task {
         }
     }
 
-    async fn carry_out(&mut self, index: usize, effect: Effect) {
-        let supervisor = self.parts.supervisor.clone();
-        let (Effect::Start(object)
-        | Effect::Stop(object)
-        | Effect::Restart(object)
-        | Effect::Forget(object)) = &effect;
-        let Ok(name) = object.parse::<ProcessName>() else {
-            return;
-        };
-        let result: Result<(), SupervisorError> = async {
-            match &effect {
-                Effect::Start(_) | Effect::Restart(_) => {
-                    let Some(spec) = self.desired.process(&name) else {
-                        return Err(SupervisorError::Unknown(name.clone()));
-                    };
-                    let restart = matches!(effect, Effect::Restart(_));
-                    // A restart is asked for under the old wish: a changed wish would itself start it.
-                    supervisor.define(spec.clone(), Wanted::Running).await?;
-                    if restart {
-                        supervisor.restart(&name).await
-                    } else {
-                        supervisor.start_process(&name).await
-                    }
-                }
-                Effect::Stop(_) => supervisor.stop(&name).await,
-                Effect::Forget(_) => match supervisor.forget(&name).await {
-                    Err(SupervisorError::Unknown(_)) => Ok(()),
-                    other => other,
-                },
-            }
-        }
-        .await;
-        if let Err(error) = result {
+    /// Gives the orders of one round together: a thousand, each after the answer to the one before,
+    /// would take longer than what they start.
+    async fn carry_out(&mut self, index: usize, effects: Vec<Effect>) {
+        let orders = effects.into_iter().map(|effect| self.order(effect));
+        for (object, result) in join_all(orders).await {
+            let Err(error) = result else { continue };
             let text = with_sources(&error);
-            tracing::error!(process = %name, error = %text, "a step could not be carried out");
+            tracing::error!(process = %object, error = %text, "a step could not be carried out");
             let active = &mut self.active[index];
             core::step(
                 &mut active.op,
                 now_ms(),
                 Input::Refused {
-                    object,
+                    object: &object,
                     reason: &text,
                 },
             );
             active.dirty = true;
         }
+    }
+
+    /// One order to the supervisor: whom it was about, and whether it was taken.
+    async fn order(&self, effect: Effect) -> (String, Result<(), SupervisorError>) {
+        let supervisor = &self.parts.supervisor;
+        let (Effect::Start(object)
+        | Effect::Stop(object)
+        | Effect::Restart(object)
+        | Effect::Forget(object)) = &effect;
+        let Ok(name) = object.parse::<ProcessName>() else {
+            return (object.clone(), Ok(()));
+        };
+        let result = match &effect {
+            Effect::Start(_) | Effect::Restart(_) => match self.desired.process(&name) {
+                None => Err(SupervisorError::Unknown(name)),
+                // A restart is asked for under the old wish: a changed wish would itself start it.
+                Some(spec) => match supervisor.define(spec.clone(), Wanted::Running).await {
+                    Err(error) => Err(error),
+                    Ok(()) if matches!(effect, Effect::Restart(_)) => {
+                        supervisor.restart(&name).await
+                    }
+                    Ok(()) => supervisor.start_process(&name).await,
+                },
+            },
+            Effect::Stop(_) => supervisor.stop(&name).await,
+            Effect::Forget(_) => match supervisor.forget(&name).await {
+                Err(SupervisorError::Unknown(_)) => Ok(()),
+                other => other,
+            },
+        };
+        (object.clone(), result)
     }
 
     /// Tells the history when an operation or one of its steps has come to an end.

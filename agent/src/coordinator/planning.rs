@@ -1,6 +1,9 @@
 //! From what is asked and what is to the steps of an operation; pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    sync::Arc,
+};
 
 use tanako_fleet::{
     ProcessKind, ProcessName, ProcessSpec,
@@ -35,7 +38,7 @@ pub struct Plan {
     /// The same for people.
     pub lines: Vec<Line>,
     /// What moves, for the cost.
-    pub moves: Vec<(ProcessSpec, Move)>,
+    pub moves: Vec<(Arc<ProcessSpec>, Move)>,
     /// What they should know first.
     pub warnings: Vec<String>,
 }
@@ -59,7 +62,7 @@ fn step(spec: &ProcessSpec, action: StepAction, phase: u16) -> Step {
 }
 
 impl Plan {
-    fn push(&mut self, spec: &ProcessSpec, action: StepAction, phase: u16, why: &str) {
+    fn push(&mut self, spec: &Arc<ProcessSpec>, action: StepAction, phase: u16, why: &str) {
         let (word, cost) = match action {
             StepAction::Start => ("start", Some(Move::Start)),
             StepAction::Restart => ("restart", Some(Move::Restart)),
@@ -69,7 +72,7 @@ impl Plan {
         };
         self.steps.push(step(spec, action, phase));
         self.line(word, spec, why);
-        self.moves.extend(cost.map(|cost| (spec.clone(), cost)));
+        self.moves.extend(cost.map(|cost| (Arc::clone(spec), cost)));
     }
 
     fn skip(&mut self, spec: &ProcessSpec, action: StepAction, why: &str) {
@@ -152,9 +155,9 @@ pub fn restart(
 /// by one, then what is no longer wanted. A bot whose shards move between its processes is stopped
 /// first and started after: two processes must not hold one shard.
 pub fn apply(table: &Table, next: &Desired) -> Plan {
-    let old: Vec<ProcessSpec> = table
+    let old: Vec<Arc<ProcessSpec>> = table
         .values()
-        .map(|process| (*process.spec).clone())
+        .map(|process| Arc::clone(&process.spec))
         .collect();
     let moved = moving_bots(&old, &next.processes);
     let mut plan = Plan::default();
@@ -163,7 +166,7 @@ pub fn apply(table: &Table, next: &Desired) -> Plan {
             "the shards of {bot} move between its processes: all of them stop before the new ones start"
         ));
     }
-    let specs: BTreeMap<&ProcessName, &ProcessSpec> = old
+    let specs: BTreeMap<&ProcessName, &Arc<ProcessSpec>> = old
         .iter()
         .chain(next.processes.iter())
         .map(|spec| (&spec.name, spec))
@@ -224,7 +227,7 @@ pub fn apply(table: &Table, next: &Desired) -> Plan {
 }
 
 /// Bots of which some shard changes its process, or whose shards are counted anew.
-fn moving_bots(old: &[ProcessSpec], new: &[ProcessSpec]) -> BTreeSet<String> {
+fn moving_bots(old: &[Arc<ProcessSpec>], new: &[Arc<ProcessSpec>]) -> BTreeSet<String> {
     let mut moving = BTreeSet::new();
     let owners: BTreeMap<(&str, u32), (&ProcessName, u32)> = old
         .iter()
@@ -249,12 +252,13 @@ fn moving_bots(old: &[ProcessSpec], new: &[ProcessSpec]) -> BTreeSet<String> {
 fn chosen<'a>(
     names: &'a [ProcessName],
     desired: &'a Desired,
-) -> impl Iterator<Item = &'a ProcessSpec> {
+) -> impl Iterator<Item = &'a Arc<ProcessSpec>> {
+    let names: HashSet<&ProcessName> = names.iter().collect();
     // In the order of the spec: database nodes first.
     desired
         .processes
         .iter()
-        .filter(|spec| names.contains(&spec.name))
+        .filter(move |spec| names.contains(&spec.name))
 }
 
 fn note_stopped(plan: &mut Plan, desired: &Desired) {

@@ -1,7 +1,12 @@
 //! What a request must satisfy before it becomes an operation, and how it becomes one: the new
 //! desired state, the operation, its request id and its audit record in one transaction.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::Arc,
+};
+
+use futures_util::future::join_all;
 
 use tanako_fleet::{
     ProcessName,
@@ -529,7 +534,7 @@ impl Task {
             .plan
             .moves
             .iter()
-            .map(|(spec, action)| (spec, *action, known(spec)));
+            .map(|(spec, action)| (&**spec, *action, known(spec)));
         let cost = plan::cost(moves, identify.max_concurrency, draft.max_unavailable);
         (cost, identify.remaining)
     }
@@ -680,24 +685,26 @@ impl Task {
     /// Shows the processes that do not run, and will not before their turn comes, by their new specs.
     async fn define_waiting(&self, op: &Operation) {
         let table = self.table();
-        for spec in self.desired.processes.iter() {
+        let steps = op.steps.iter().filter(|step| !step.state.is_ended());
+        let waiting: HashSet<&str> = steps.map(|step| step.object.as_str()).collect();
+        let show = self.desired.processes.iter().filter(|spec| {
             let live = table
                 .get(&spec.name)
                 .is_some_and(|process| process.state.is_live());
-            let waits = op
-                .steps
-                .iter()
-                .any(|step| step.object == spec.name.as_str() && !step.state.is_ended());
-            if live || (!waits && self.desired.is_wanted(&spec.name)) {
-                continue;
-            }
-            let defined = self
-                .parts
-                .supervisor
-                .define(spec.clone(), Wanted::Stopped)
-                .await;
-            if let Err(error) = defined {
-                tracing::error!(process = %spec.name, %error, "a process could not be defined");
+            let waits = waiting.contains(spec.name.as_str());
+            !live && (waits || !self.desired.is_wanted(&spec.name))
+        });
+        let defined = show.map(|spec| async move {
+            let spec = Arc::clone(spec);
+            let name = spec.name.clone();
+            (
+                name,
+                self.parts.supervisor.define(spec, Wanted::Stopped).await,
+            )
+        });
+        for (name, result) in join_all(defined).await {
+            if let Err(error) = result {
+                tracing::error!(process = %name, %error, "a process could not be defined");
             }
         }
     }

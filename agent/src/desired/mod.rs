@@ -1,7 +1,10 @@
 //! The desired state: the spec and what the operator stopped, in one versioned document of the
 //! store, changed by compare-and-set only.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 use tanako_fleet::{ProcessName, ProcessSpec, Spec, spec};
@@ -36,7 +39,8 @@ pub struct Desired {
     /// The spec; `None` = there is none yet.
     pub spec: Option<Arc<Spec>>,
     /// Its processes, database nodes first.
-    pub processes: Arc<Vec<ProcessSpec>>,
+    pub processes: Arc<Vec<Arc<ProcessSpec>>>,
+    by_name: Arc<HashMap<ProcessName, Arc<ProcessSpec>>>,
     places: spec::Places,
 }
 
@@ -69,12 +73,13 @@ impl Desired {
             revision,
             spec: None,
             processes: Arc::default(),
+            by_name: Arc::default(),
             places,
         };
         if !desired.document.toml.is_empty() {
             let spec = spec::parse(&desired.document.toml, &desired.document.file_name)
                 .map_err(DesiredError::Spec)?;
-            desired.processes = Arc::new(processes(&spec, &desired.places));
+            desired.set_processes(processes(&spec, &desired.places));
             desired.spec = Some(Arc::new(spec));
         }
         Ok(desired)
@@ -103,7 +108,7 @@ impl Desired {
                     .extend(names.difference(&known).map(|name| (*name).clone()));
             }
         });
-        next.processes = Arc::new(processes);
+        next.set_processes(processes);
         next.spec = Some(Arc::new(parsed));
         next
     }
@@ -125,8 +130,16 @@ impl Desired {
     }
 
     /// The spec of a process.
-    pub fn process(&self, name: &ProcessName) -> Option<&ProcessSpec> {
-        self.processes.iter().find(|spec| &spec.name == name)
+    pub fn process(&self, name: &ProcessName) -> Option<&Arc<ProcessSpec>> {
+        self.by_name.get(name)
+    }
+
+    fn set_processes(&mut self, processes: Vec<Arc<ProcessSpec>>) {
+        let named = processes
+            .iter()
+            .map(|spec| (spec.name.clone(), Arc::clone(spec)));
+        self.by_name = Arc::new(named.collect());
+        self.processes = Arc::new(processes);
     }
 
     /// Where backups go.
@@ -141,12 +154,12 @@ impl Desired {
 }
 
 /// The processes of the spec, each told to which fleet it belongs.
-fn processes(spec: &Spec, places: &spec::Places) -> Vec<ProcessSpec> {
+fn processes(spec: &Spec, places: &spec::Places) -> Vec<Arc<ProcessSpec>> {
     let mut processes = spec.processes(places);
     for process in &mut processes {
         process
             .env
             .insert("TANAKO_FLEET".to_owned(), spec.name.clone());
     }
-    processes
+    processes.into_iter().map(Arc::new).collect()
 }

@@ -232,8 +232,13 @@ impl Supervisor {
     /// Defines a process, or changes its spec, or what is wanted of it. A changed spec does not
     /// restart a running process: its status then says `needs_restart`. A changed spec gives a
     /// failed process a new chance. Defining the same twice changes nothing.
-    pub async fn define(&self, spec: ProcessSpec, desired: Desired) -> Result<(), SupervisorError> {
-        self.ask(|reply| Command::Define(Arc::new(spec), desired, reply))
+    pub async fn define(
+        &self,
+        spec: impl Into<Arc<ProcessSpec>>,
+        desired: Desired,
+    ) -> Result<(), SupervisorError> {
+        let spec = spec.into();
+        self.ask(|reply| Command::Define(spec, desired, reply))
             .await
     }
 
@@ -275,8 +280,8 @@ impl Supervisor {
             .await;
     }
 
-    /// The table of all processes, as a value that changes: at once when it is quiet, at most ten
-    /// times a second in bursts.
+    /// The table of all processes, as a value that changes: at once when it is quiet, 25 times a
+    /// second in bursts.
     pub fn status(&self) -> watch::Receiver<Arc<Table>> {
         self.status.clone()
     }

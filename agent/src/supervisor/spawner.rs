@@ -90,9 +90,10 @@ pub(super) struct Job {
 }
 
 impl Job {
-    /// Nothing has to be read for it, and it moves to no cgroup, which takes the kernel long.
+    /// It starts again, nothing has to be read for it, and it moves to no cgroup, which takes the
+    /// kernel long. First starts come in numbers, if one at a time: those are for the threads.
     pub(super) fn is_quick(&self) -> bool {
-        self.spec.secret_env.is_empty() && !needs_cgroup(&self.spec.limits)
+        self.tag.attempt > 1 && self.spec.secret_env.is_empty() && !needs_cgroup(&self.spec.limits)
     }
 }
 

@@ -29,7 +29,9 @@ use super::{
 use crate::{clock, logs::Logs};
 
 /// The table is published at most this often.
-const PUBLISH_EVERY: Duration = Duration::from_millis(100);
+const PUBLISH_EVERY: Duration = Duration::from_millis(40);
+/// Commands whose consequences are written down together.
+const COMMANDS_AT_ONCE: usize = 64;
 /// Messages of the task's own helpers that wait.
 const INTERNAL_MAX: usize = 1024;
 /// How far up from a sender of a notification its process is looked for.
@@ -158,6 +160,7 @@ impl Owner {
             .internal_rx
             .take()
             .expect("invariant: the task runs once");
+        let mut batch = Vec::with_capacity(COMMANDS_AT_ONCE);
         let mut second = interval(Duration::from_secs(1));
         second.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -175,16 +178,20 @@ impl Owner {
                 },
                 Some(outcome) = self.parts.outcomes.recv() => self.outcome(outcome),
                 Some(message) = internal.recv() => self.internal(message),
-                command = commands.recv() => match command {
-                    None => break,
-                    Some(Command::Detach(reply)) => {
-                        self.leave().await;
-                        // Whoever asked may be gone.
-                        let _ = reply.send(Ok(()));
-                        return;
+                received = commands.recv_many(&mut batch, COMMANDS_AT_ONCE) => {
+                    if received == 0 {
+                        break;
                     }
-                    Some(command) => self.command(command),
-                },
+                    for command in batch.drain(..) {
+                        if let Command::Detach(reply) = command {
+                            self.leave().await;
+                            // Whoever asked may be gone.
+                            let _ = reply.send(Ok(()));
+                            return;
+                        }
+                        self.command(command);
+                    }
+                }
                 message = self.parts.notify.next() => match message {
                     Ok((pid, notice)) => self.notice(pid, notice),
                     Err(error) => {
