@@ -619,9 +619,9 @@ async fn a_full_disk_ends_no_process_and_loses_nothing() {
             }
         }
     };
-    assert!(refused.message.contains("disk"), "{refused:#?}");
+    assert_eq!(refused.code, "no-space", "{refused:#?}");
     assert!(
-        !refused.hint.is_empty() && refused.retryable,
+        refused.hint.contains("free disk space") && refused.retryable,
         "{refused:#?}"
     );
     let full = status(&mut client).await;
