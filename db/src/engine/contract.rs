@@ -113,7 +113,7 @@ fn suite<E: Engine>(open: impl Fn(&Path) -> E, steps: Vec<Step>) {
         check(&engine, &model, &[]);
         check(&engine, &model, &[0]);
     }
-    assert!(engine.disk_bytes() > 0);
+    assert!(model.is_empty() || engine.disk_bytes() > 0);
     drop(engine);
     check(&open(directory.path()), &model, &[]);
 }
