@@ -1,7 +1,8 @@
 //! Sampling, history and the HTTP pages, end to end on this very process.
 
+mod spec_kit;
+
 use std::{
-    collections::BTreeMap,
     net::SocketAddr,
     path::Path,
     sync::{
@@ -18,10 +19,7 @@ use tanako_agent::{
     supervisor::{Desired, ProcessStatus, State, Table},
     worker::{ShardState, States, WorkerState},
 };
-use tanako_fleet::{
-    ProcessKind, ProcessName, ProcessSpec,
-    process::{Limits, LogPolicy, Probe, Readiness, RestartPolicy, RestartWhen, StopPolicy},
-};
+use tanako_fleet::{ProcessKind, ProcessName};
 use tanako_proto::{
     fleet::v1::{IdentifyBot, IdentifyStatus},
     worker::v1 as wire,
@@ -41,39 +39,7 @@ fn name(text: &str) -> ProcessName {
 }
 
 fn status(process: &str, pid: Option<u32>, ready: bool) -> Arc<ProcessStatus> {
-    let spec = ProcessSpec {
-        name: name(process),
-        kind: ProcessKind::Shard,
-        command: vec!["true".to_owned()],
-        directory: None,
-        env: BTreeMap::new(),
-        secret_env: BTreeMap::new(),
-        shard_ids: vec![0],
-        shard_count: 1,
-        gated: false,
-        ready: Readiness {
-            probe: Probe::Worker,
-            timeout: SOON,
-        },
-        watchdog: None,
-        restart: RestartPolicy {
-            when: RestartWhen::Always,
-            backoff_min: SOON,
-            backoff_max: SOON,
-            reset_after: SOON,
-            crash_loop_starts: 5,
-            crash_loop_window: SOON,
-        },
-        stop: StopPolicy {
-            signal: "TERM".to_owned(),
-            grace: SOON,
-        },
-        limits: Limits::default(),
-        logs: LogPolicy {
-            max_bytes: 1 << 20,
-            keep: 1,
-        },
-    };
+    let spec = spec_kit::worker(process, vec![0], 1, SOON);
     Arc::new(ProcessStatus {
         name: name(process),
         kind: ProcessKind::Shard,

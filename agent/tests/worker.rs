@@ -1,8 +1,9 @@
 //! The worker socket, spoken to by real clients over the real socket. The supervisor is played by a
 //! table that the test writes; `worker_child.rs` has the real one.
 
+mod spec_kit;
+
 use std::{
-    collections::BTreeMap,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
@@ -18,10 +19,7 @@ use tanako_agent::{
     vault::Vault,
     worker::{CommandError, Config, Processes, States, WorkerState, Workers},
 };
-use tanako_fleet::{
-    ProcessKind, ProcessName, ProcessSpec,
-    process::{Limits, LogPolicy, Probe, Readiness, RestartPolicy, RestartWhen, StopPolicy},
-};
+use tanako_fleet::{ProcessKind, ProcessName, ProcessSpec};
 use tanako_proto::worker::v1::{
     self as wire, agent_message::Message as FromAgent, worker_client::WorkerClient,
     worker_message::Message as ToAgent,
@@ -86,37 +84,8 @@ fn status(process: &str, attempt: u64, pid: u32, shards: &[u32]) -> Arc<ProcessS
         ProcessKind::Shard
     };
     let spec = ProcessSpec {
-        name: name(process),
         kind,
-        command: vec!["true".to_owned()],
-        directory: None,
-        env: BTreeMap::new(),
-        secret_env: BTreeMap::new(),
-        shard_ids: shards.to_vec(),
-        shard_count: 8,
-        gated: false,
-        ready: Readiness {
-            probe: Probe::Worker,
-            timeout: SOON,
-        },
-        watchdog: None,
-        restart: RestartPolicy {
-            when: RestartWhen::Always,
-            backoff_min: SOON,
-            backoff_max: SOON,
-            reset_after: SOON,
-            crash_loop_starts: 5,
-            crash_loop_window: SOON,
-        },
-        stop: StopPolicy {
-            signal: "TERM".to_owned(),
-            grace: SOON,
-        },
-        limits: Limits::default(),
-        logs: LogPolicy {
-            max_bytes: 1 << 20,
-            keep: 1,
-        },
+        ..spec_kit::worker(process, shards.to_vec(), 8, SOON)
     };
     Arc::new(ProcessStatus {
         name: name(process),

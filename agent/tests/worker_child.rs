@@ -1,6 +1,8 @@
 //! A worker that is a process of its own, started by the real supervisor: this test's own binary
 //! plays it. Its peer credentials, attempts and exits are therefore real.
 
+mod spec_kit;
+
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use hyper_util::rt::TokioIo;
@@ -12,8 +14,8 @@ use tanako_agent::{
     worker::{Config, Workers},
 };
 use tanako_fleet::{
-    ProcessKind, ProcessName, ProcessSpec,
-    process::{Limits, LogPolicy, Probe, Readiness, RestartPolicy, RestartWhen, StopPolicy},
+    ProcessName, ProcessSpec,
+    process::{RestartPolicy, RestartWhen},
 };
 use tanako_proto::worker::v1::{
     self as wire, agent_message::Message as FromAgent, worker_client::WorkerClient,
@@ -125,43 +127,19 @@ async fn play_the_worker() {
 
 fn spec(name: &ProcessName) -> ProcessSpec {
     let me = std::env::current_exe().expect("this binary");
+    let base = spec_kit::worker(name.as_str(), vec![0], 1, SOON);
     ProcessSpec {
-        name: name.clone(),
-        kind: ProcessKind::Shard,
         command: vec![
             me.display().to_string(),
             "--exact".to_owned(),
             "play_the_worker".to_owned(),
             "--nocapture".to_owned(),
         ],
-        directory: None,
-        env: BTreeMap::new(),
-        secret_env: BTreeMap::new(),
-        shard_ids: vec![0],
-        shard_count: 1,
-        gated: false,
-        ready: Readiness {
-            probe: Probe::Worker,
-            timeout: SOON,
-        },
-        watchdog: None,
         restart: RestartPolicy {
             when: RestartWhen::Never,
-            backoff_min: SOON,
-            backoff_max: SOON,
-            reset_after: SOON,
-            crash_loop_starts: 5,
-            crash_loop_window: SOON,
+            ..base.restart.clone()
         },
-        stop: StopPolicy {
-            signal: "TERM".to_owned(),
-            grace: SOON,
-        },
-        limits: Limits::default(),
-        logs: LogPolicy {
-            max_bytes: 1 << 20,
-            keep: 1,
-        },
+        ..base
     }
 }
 

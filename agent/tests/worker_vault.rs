@@ -1,19 +1,14 @@
 //! The session vault against kill -9, damage and latecomers.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    path::Path,
-    time::Duration,
-};
+mod spec_kit;
+
+use std::{collections::HashMap, path::Path, time::Duration};
 
 use tanako_agent::{
     history::{self, History},
     vault::{DepositError, Vault},
 };
-use tanako_fleet::{
-    ProcessKind, ProcessName, ProcessSpec,
-    process::{Limits, LogPolicy, Probe, Readiness, RestartPolicy, RestartWhen, StopPolicy},
-};
+use tanako_fleet::{ProcessName, ProcessSpec};
 use tanako_proto::worker::v1::{GuildCounts, SessionDeposit, SessionDiscard};
 use tokio::time::timeout;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -26,39 +21,7 @@ fn name(text: &str) -> ProcessName {
 }
 
 fn spec(process: &str) -> ProcessSpec {
-    ProcessSpec {
-        name: name(process),
-        kind: ProcessKind::Shard,
-        command: vec!["true".to_owned()],
-        directory: None,
-        env: BTreeMap::new(),
-        secret_env: BTreeMap::new(),
-        shard_ids: (0..SHARDS).collect(),
-        shard_count: SHARDS,
-        gated: false,
-        ready: Readiness {
-            probe: Probe::Worker,
-            timeout: SOON,
-        },
-        watchdog: None,
-        restart: RestartPolicy {
-            when: RestartWhen::Always,
-            backoff_min: SOON,
-            backoff_max: SOON,
-            reset_after: SOON,
-            crash_loop_starts: 5,
-            crash_loop_window: SOON,
-        },
-        stop: StopPolicy {
-            signal: "TERM".to_owned(),
-            grace: SOON,
-        },
-        limits: Limits::default(),
-        logs: LogPolicy {
-            max_bytes: 1 << 20,
-            keep: 1,
-        },
-    }
+    spec_kit::worker(process, (0..SHARDS).collect(), SHARDS, SOON)
 }
 
 fn deposit(shard_id: u32, seq: u64, ack: u64) -> SessionDeposit {
