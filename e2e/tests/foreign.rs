@@ -95,7 +95,7 @@ fn a_token_that_others_can_read_is_refused_with_the_remedy() {
     let mut agent = with(
         BOT,
         1,
-        "restart = { backoff_min = \"50ms\", backoff_max = \"100ms\", crash_loop_starts = 3 }",
+        "restart = { backoff_min = \"50ms\", backoff_max = \"100ms\", crash_loop_starts = 2 }",
     );
     fs::set_permissions(agent.path("token"), fs::Permissions::from_mode(0o644)).expect("mode 0644");
     agent.start();
@@ -108,6 +108,7 @@ fn a_token_that_others_can_read_is_refused_with_the_remedy() {
         }
     });
     assert!(detail.contains("token"), "{detail}");
+    agent.until_state("legacy/0", "failed");
     fs::set_permissions(agent.path("token"), fs::Permissions::from_mode(0o600)).expect("mode 0600");
     let started = wait::until("a manual start is never refused", 60, || {
         let started = agent.ctl(&["start", "legacy/0", "--wait"]);
