@@ -217,7 +217,10 @@ fn restarts_resume_and_stopped_stays_stopped() {
         "a restart spends no IDENTIFY"
     );
     assert_eq!(fleet.counted("/resumes"), resumes + 8);
+    assert_eq!(fleet.counted("/interactions/answered_twice"), 0);
 
+    // What was answered in the last moment before a kill -9 is replayed and answered again, which
+    // Discord refuses; but nothing is lost.
     let (victim, attempt) = after["tanako/1"];
     processes::kill(u32::try_from(victim).expect("a pid"));
     wait::until("the victim's successor", 60, || {
@@ -233,7 +236,6 @@ fn restarts_resume_and_stopped_stays_stopped() {
         "a crash spends no IDENTIFY"
     );
     assert_eq!(fleet.counted("/events_lost"), 0);
-    assert_eq!(fleet.counted("/interactions/answered_twice"), 0);
 
     fleet.ok(&["stop", "tanako/2", "--yes", "--wait"]);
     let agent = fleet.info()["agent_pid"].as_u64().expect("the agent's pid");
