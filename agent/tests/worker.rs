@@ -336,6 +336,7 @@ fn deposit(shard_id: u32, session: &str, seq: u64, ack: u64) -> wire::SessionDep
         guilds: None,
         handled_interactions: vec![11, 12],
         ack,
+        ..wire::SessionDeposit::default()
     }
 }
 

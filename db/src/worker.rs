@@ -265,6 +265,14 @@ impl Worker {
                 serde_json::json!({ "rows": loaded.rows_loaded, "rows_in_archives": loaded.rows_total })
             }),
             Order::Drain(_) => return done(id, "{}".to_owned()),
+            Order::StandDown(_) | Order::TakeOver(_) | Order::Share(_) | Order::Reconnect(_) => {
+                return refused(
+                    id,
+                    "unsupported",
+                    "a database node holds no shards",
+                    "send this to a shard process",
+                );
+            }
         };
         match outcome {
             Ok(json) => done(id, json.to_string()),

@@ -2,7 +2,6 @@
 //! Cardinality is bounded: labels are names of the spec, shard numbers, and what `worker::clean`
 //! lets through.
 
-use tanako_proto::worker::v1::ShardStage;
 
 use super::{
     Sources,
@@ -238,20 +237,6 @@ fn processes(page: &mut Page, table: &Table, sample: &Sample) {
     );
 }
 
-/// The word of a stage, as in `tanakoctl status`.
-fn stage(stage: ShardStage) -> &'static str {
-    match stage {
-        ShardStage::Unspecified => "unknown",
-        ShardStage::Connecting => "connecting",
-        ShardStage::WaitingPermit => "waiting-permit",
-        ShardStage::Identifying => "identifying",
-        ShardStage::Resuming => "resuming",
-        ShardStage::Ready => "ready",
-        ShardStage::Disconnected => "disconnected",
-        ShardStage::Fatal => "fatal",
-    }
-}
-
 /// All workers by name.
 fn sorted(workers: &States) -> Vec<(&str, &WorkerState)> {
     let mut all: Vec<_> = workers
@@ -349,7 +334,7 @@ fn shards(page: &mut Page, workers: &States) {
     );
     each_shard(&workers, |labels, shard| {
         let mut labels = labels.to_vec();
-        labels.push(("stage", stage(shard.report.stage())));
+        labels.push(("stage", crate::service::view::stage(shard.report.stage())));
         stages.add(&labels, 1.0);
     });
     let mut events = page.family("tanako_shard_events_total", Counter, "Dispatches by type.");

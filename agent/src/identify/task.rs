@@ -396,6 +396,7 @@ fn to_wire(bots: &[BotStatus]) -> fleet::IdentifyStatus {
             resets_at: bot.resets_at,
             waiting: u32::try_from(waiting).unwrap_or(u32::MAX),
             recommended_shards: bot.recommended,
+            ..fleet::IdentifyBot::default()
         });
         status
             .buckets

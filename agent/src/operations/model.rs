@@ -437,11 +437,13 @@ impl Operation {
                     replayed: receipt.replayed,
                     lost: 0,
                     duplicated: 0,
+                    ..wire::ShardReceipt::default()
                 })
                 .collect(),
             cost: Some(cost_to_wire(&self.cost, self.identifies_left)),
             unchanged: self.unchanged,
             date: self.date.clone(),
+            ..wire::Operation::default()
         }
     }
 }

@@ -255,6 +255,13 @@ fn compose_shard(id: u32, count: u32, worker: Option<&WorkerState>) -> wire::Sha
         last_error: report.last_error.clone(),
         events_by_type: report.events_by_type.clone(),
         replayed: report.replayed,
+        lost: report.lost,
+        duplicated: report.duplicated,
+        repeated: report.repeated,
+        event_lag_ms: report.event_lag_ms,
+        misplaced_guilds: report.misplaced_guilds,
+        zombies: report.zombies,
+        ..wire::Shard::default()
     }
 }
 
@@ -268,6 +275,7 @@ pub fn stage(stage: ShardStage) -> &'static str {
         ShardStage::Ready => "ready",
         ShardStage::Disconnected => "disconnected",
         ShardStage::Fatal => "fatal",
+        ShardStage::Standby => "standby",
         ShardStage::Unspecified => "unknown",
     }
 }

@@ -232,6 +232,7 @@ impl Service {
             sessions: self.vault.sessions_for(&current.spec, None),
             report_interval_ms: u32::try_from(self.report_interval.as_millis()).unwrap_or(u32::MAX),
             superseded: false,
+            ..wire::Welcome::default()
         };
         let mut stream = Stream {
             service: self,

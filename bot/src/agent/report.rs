@@ -53,6 +53,7 @@ pub fn shard_report(status: &ShardStatus) -> ShardReport {
         members: status.members,
         last_error: status.last_error.clone(),
         replayed: status.replayed,
+        ..ShardReport::default()
     }
 }
 
@@ -79,6 +80,7 @@ pub fn deposit(
         }),
         handled_interactions: session.handled.clone(),
         ack,
+        ..SessionDeposit::default()
     }
 }
 

@@ -196,6 +196,7 @@ impl Agent {
                     sessions: state.sessions.values().cloned().collect(),
                     report_interval_ms: 200,
                     superseded: state.superseded,
+                    ..Welcome::default()
                 }));
             }
             ToAgent::Report(report) => state.reports.push(report),

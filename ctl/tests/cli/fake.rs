@@ -439,6 +439,7 @@ pub fn fleet() -> FleetStatus {
                 resets_at: AT,
                 waiting: 4,
                 recommended_shards: 4,
+                ..IdentifyBot::default()
             }],
             forecast_s: 15,
         }),

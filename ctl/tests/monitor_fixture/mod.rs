@@ -58,6 +58,7 @@ pub fn shard(id: u32, count: u32, stage: &str) -> Shard {
             .map(|(name, n)| ((*name).to_owned(), *n))
             .collect(),
         replayed: 117,
+        ..Shard::default()
     }
 }
 
@@ -202,6 +203,7 @@ pub fn identify() -> IdentifyStatus {
             resets_at: NOW + 76_000_000,
             waiting: 2,
             recommended_shards: 8,
+            ..IdentifyBot::default()
         }],
         forecast_s: 9,
     }
@@ -252,6 +254,7 @@ pub fn restart(state: &str) -> Operation {
                 replayed: 512 + u64::from(id),
                 lost: 0,
                 duplicated: 0,
+                ..ShardReceipt::default()
             })
             .collect(),
         ..Operation::default()

@@ -191,6 +191,26 @@ pub struct Shard {
     >,
     #[prost(uint64, tag = "18")]
     pub replayed: u64,
+    #[prost(uint64, tag = "19")]
+    pub lost: u64,
+    #[prost(uint64, tag = "20")]
+    pub duplicated: u64,
+    #[prost(uint64, tag = "21")]
+    pub repeated: u64,
+    /// From Discord's time in an event's id to its handling; 0 = not known.
+    #[prost(double, tag = "22")]
+    pub event_lag_ms: f64,
+    #[prost(uint64, tag = "23")]
+    pub misplaced_guilds: u64,
+    #[prost(uint64, tag = "24")]
+    pub zombies: u64,
+    /// What the fleet thinks of it: ok, connecting, lagging, silent, zombie, misplaced, down; empty =
+    /// not judged.
+    #[prost(string, tag = "25")]
+    pub health: ::prost::alloc::string::String,
+    /// Why, for people.
+    #[prost(string, tag = "26")]
+    pub health_detail: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Database {
@@ -280,6 +300,11 @@ pub struct IdentifyBot {
     pub waiting: u32,
     #[prost(uint32, tag = "9")]
     pub recommended_shards: u32,
+    /// normal, probing (one IDENTIFY at a time until one holds), exhausted.
+    #[prost(string, tag = "10")]
+    pub mode: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "11")]
+    pub forecast_s: u32,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WatchRequest {
@@ -413,7 +438,7 @@ pub struct ApplyRequest {
 pub struct OperationRequest {
     #[prost(string, tag = "1")]
     pub request_id: ::prost::alloc::string::String,
-    /// start, stop, restart, backup, backup-verify, backup-prune, restore.
+    /// start, stop, restart, rollout, reshard, backup, backup-verify, backup-prune, restore.
     #[prost(string, tag = "2")]
     pub kind: ::prost::alloc::string::String,
     /// all, a bot, db, host:a, tanako/3, db/node1, shard:17, guild:81384788765712384.
@@ -438,6 +463,40 @@ pub struct OperationRequest {
     pub keep: u32,
     #[prost(bool, tag = "10")]
     pub dry_run: bool,
+    #[prost(message, optional, tag = "11")]
+    pub rollout: ::core::option::Option<RolloutRequest>,
+    #[prost(message, optional, tag = "12")]
+    pub reshard: ::core::option::Option<ReshardRequest>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RolloutRequest {
+    /// rolling, canary, blue-green.
+    #[prost(string, tag = "1")]
+    pub strategy: ::prost::alloc::string::String,
+    /// A new fleet.toml to roll out; empty = the same spec again (new binaries).
+    #[prost(string, tag = "2")]
+    pub spec_toml: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub file_name: ::prost::alloc::string::String,
+    /// Canary, blue-green: how long the new processes are watched before going on; 0 = 60.
+    #[prost(uint32, tag = "4")]
+    pub observe_s: u32,
+    /// Undo this rollout: back to the spec it replaced.
+    #[prost(string, tag = "5")]
+    pub undo: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReshardRequest {
+    #[prost(string, tag = "1")]
+    pub bot: ::prost::alloc::string::String,
+    /// 0 = what Discord recommends.
+    #[prost(uint32, tag = "2")]
+    pub shards: u32,
+    /// 0 = as now.
+    #[prost(uint32, tag = "3")]
+    pub shards_per_process: u32,
+    #[prost(uint32, tag = "4")]
+    pub observe_s: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct OperationId {
@@ -488,6 +547,11 @@ pub struct Operation {
     pub unchanged: bool,
     #[prost(string, tag = "19")]
     pub date: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "20")]
+    pub receipt_totals: ::core::option::Option<ReceiptTotals>,
+    /// rolling, canary, blue-green; empty for other operations.
+    #[prost(string, tag = "21")]
+    pub strategy: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct OperationStep {
@@ -509,7 +573,7 @@ pub struct OperationStep {
     #[prost(uint64, tag = "8")]
     pub total: u64,
 }
-/// What a restart cost one shard.
+/// What a restart, move or reshard cost one shard.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ShardReceipt {
     #[prost(string, tag = "1")]
@@ -519,7 +583,8 @@ pub struct ShardReceipt {
     /// resumed, identified, unknown.
     #[prost(string, tag = "3")]
     pub how: ::prost::alloc::string::String,
-    /// From the last report of the old process to readiness of the new one.
+    /// From the last event taken by the old process to the first taken by the new one, or to its
+    /// RESUMED or READY where that came first.
     #[prost(uint64, tag = "4")]
     pub gap_ms: u64,
     #[prost(uint64, tag = "5")]
@@ -527,6 +592,32 @@ pub struct ShardReceipt {
     #[prost(uint64, tag = "6")]
     pub lost: u64,
     #[prost(uint64, tag = "7")]
+    pub duplicated: u64,
+    #[prost(uint32, tag = "8")]
+    pub shard_count: u32,
+}
+/// Sums of an operation's receipt.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReceiptTotals {
+    #[prost(uint32, tag = "1")]
+    pub shards: u32,
+    #[prost(uint32, tag = "2")]
+    pub resumed: u32,
+    #[prost(uint32, tag = "3")]
+    pub identified: u32,
+    #[prost(uint32, tag = "4")]
+    pub unknown: u32,
+    #[prost(uint64, tag = "5")]
+    pub gap_p50_ms: u64,
+    #[prost(uint64, tag = "6")]
+    pub gap_p99_ms: u64,
+    #[prost(uint64, tag = "7")]
+    pub gap_max_ms: u64,
+    #[prost(uint64, tag = "8")]
+    pub replayed: u64,
+    #[prost(uint64, tag = "9")]
+    pub lost: u64,
+    #[prost(uint64, tag = "10")]
     pub duplicated: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -543,7 +634,7 @@ pub struct OperationList {
 pub struct ControlRequest {
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
-    /// pause, resume, abort.
+    /// pause, resume, abort (goes back where it can).
     #[prost(string, tag = "2")]
     pub action: ::prost::alloc::string::String,
 }

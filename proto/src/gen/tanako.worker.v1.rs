@@ -57,6 +57,17 @@ pub struct ProcessReport {
     #[prost(message, optional, tag = "5")]
     pub db: ::core::option::Option<DbReport>,
 }
+/// Shares the events of two overlapping sets of shards by the time in their ids, on Discord's clock,
+/// so that each is handled by exactly one set whatever the clocks of hosts say.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Cut {
+    /// Milliseconds since 1970.
+    #[prost(int64, tag = "1")]
+    pub at: i64,
+    /// Set: this process handles what is older. Unset: what is at or after.
+    #[prost(bool, tag = "2")]
+    pub before: bool,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ShardReport {
     #[prost(uint32, tag = "1")]
@@ -100,6 +111,38 @@ pub struct ShardReport {
     pub last_error: ::prost::alloc::string::String,
     #[prost(uint64, tag = "17")]
     pub replayed: u64,
+    /// Dispatches that never came: holes in the sequence numbers of a session.
+    #[prost(uint64, tag = "18")]
+    pub lost: u64,
+    /// Effects that turned out to have happened before, after they were tried: handled twice.
+    #[prost(uint64, tag = "19")]
+    pub duplicated: u64,
+    /// Replayed interactions that were recognised as handled and left alone.
+    #[prost(uint64, tag = "20")]
+    pub repeated: u64,
+    /// First and latest dispatch taken by this process; 0 = none.
+    #[prost(int64, tag = "21")]
+    pub first_event_at: i64,
+    #[prost(int64, tag = "22")]
+    pub last_event_at: i64,
+    /// From Discord's time in an event's id to its handling here; 0 = not known.
+    #[prost(double, tag = "23")]
+    pub event_lag_ms: f64,
+    /// Guilds received that the shard formula gives to another shard.
+    #[prost(uint64, tag = "24")]
+    pub misplaced_guilds: u64,
+    /// Time in the newest id that was handled, on Discord's clock; 0 = none.
+    #[prost(int64, tag = "25")]
+    pub newest_handled: i64,
+    /// Connections given up because a heartbeat was not acknowledged.
+    #[prost(uint64, tag = "26")]
+    pub zombies: u64,
+    /// When this process's READY or RESUMED came; 0 = not yet.
+    #[prost(int64, tag = "27")]
+    pub established_at: i64,
+    /// Events held because they are, for now, another process's (see Duty).
+    #[prost(uint32, tag = "28")]
+    pub held: u32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct DbReport {
@@ -159,6 +202,11 @@ pub struct SessionDeposit {
     /// When set, the agent answers DepositAck with this number once the deposit is safe.
     #[prost(uint64, tag = "11")]
     pub ack: u64,
+    /// Latest dispatch taken, and when the connection was given up; 0 = none, still open.
+    #[prost(int64, tag = "12")]
+    pub last_event_at: i64,
+    #[prost(int64, tag = "13")]
+    pub stopped_at: i64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GuildCounts {
@@ -243,22 +291,26 @@ pub struct Welcome {
     /// Set when this attempt has been replaced: exit now.
     #[prost(bool, tag = "5")]
     pub superseded: bool,
+    #[prost(enumeration = "Duty", tag = "6")]
+    pub duty: i32,
+    #[prost(message, optional, tag = "7")]
+    pub cut: ::core::option::Option<Cut>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DepositAck {
     #[prost(uint64, tag = "1")]
     pub ack: u64,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Command {
     #[prost(uint64, tag = "1")]
     pub id: u64,
-    #[prost(oneof = "command::Command", tags = "2, 3, 4, 5")]
+    #[prost(oneof = "command::Command", tags = "2, 3, 4, 5, 6, 7, 8, 9")]
     pub command: ::core::option::Option<command::Command>,
 }
 /// Nested message and enum types in `Command`.
 pub mod command {
-    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Command {
         #[prost(message, tag = "2")]
         Drain(super::Drain),
@@ -268,7 +320,50 @@ pub mod command {
         Verify(super::DbVerify),
         #[prost(message, tag = "5")]
         Restore(super::DbRestore),
+        #[prost(message, tag = "6")]
+        StandDown(super::StandDown),
+        #[prost(message, tag = "7")]
+        TakeOver(super::TakeOver),
+        #[prost(message, tag = "8")]
+        Share(super::Share),
+        #[prost(message, tag = "9")]
+        Reconnect(super::Reconnect),
     }
+}
+/// Finish what is in flight, deposit the sessions, close resumably, stay: DUTY_WARM from now on. The
+/// result comes once the deposits are acknowledged.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StandDown {
+    #[prost(uint32, tag = "1")]
+    pub deadline_ms: u32,
+}
+/// DUTY_ACTIVE from now on: resume these, identify what is missing. The result comes when every
+/// shard is established.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TakeOver {
+    #[prost(message, repeated, tag = "1")]
+    pub sessions: ::prost::alloc::vec::Vec<SessionDeposit>,
+}
+/// The duty and cut from now on. Held events that they give to this process are handled before the
+/// result comes. Its `json` is {"newest_handled": MS}.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Share {
+    #[prost(enumeration = "Duty", tag = "1")]
+    pub duty: i32,
+    #[prost(message, optional, tag = "2")]
+    pub cut: ::core::option::Option<Cut>,
+}
+/// Something is wrong with this shard's connection: replace it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Reconnect {
+    #[prost(uint32, tag = "1")]
+    pub shard_id: u32,
+    /// Give the session up and identify, with a permit.
+    #[prost(bool, tag = "2")]
+    pub identify: bool,
+    /// For people.
+    #[prost(string, tag = "3")]
+    pub why: ::prost::alloc::string::String,
 }
 /// Finish what is in flight, deposit the sessions, close resumably, exit 0.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -394,6 +489,8 @@ pub enum ShardStage {
     Disconnected = 6,
     /// A close code after which Discord forbids to reconnect (4004, 4010-4014).
     Fatal = 7,
+    /// Everything is prepared, no connection is open (DUTY_WARM).
+    Standby = 8,
 }
 impl ShardStage {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -410,6 +507,7 @@ impl ShardStage {
             Self::Ready => "SHARD_STAGE_READY",
             Self::Disconnected => "SHARD_STAGE_DISCONNECTED",
             Self::Fatal => "SHARD_STAGE_FATAL",
+            Self::Standby => "SHARD_STAGE_STANDBY",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -423,6 +521,43 @@ impl ShardStage {
             "SHARD_STAGE_READY" => Some(Self::Ready),
             "SHARD_STAGE_DISCONNECTED" => Some(Self::Disconnected),
             "SHARD_STAGE_FATAL" => Some(Self::Fatal),
+            "SHARD_STAGE_STANDBY" => Some(Self::Standby),
+            _ => None,
+        }
+    }
+}
+/// What a process does with its shards. A process that is not told is active.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Duty {
+    Unspecified = 0,
+    /// Resume or identify at once, handle what comes.
+    Active = 1,
+    /// Prepare everything, open no connection to the gateway until TakeOver.
+    Warm = 2,
+    /// Connect and keep state, hold every event until a Cut gives it away or over to this process.
+    Shadow = 3,
+}
+impl Duty {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "DUTY_UNSPECIFIED",
+            Self::Active => "DUTY_ACTIVE",
+            Self::Warm => "DUTY_WARM",
+            Self::Shadow => "DUTY_SHADOW",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "DUTY_UNSPECIFIED" => Some(Self::Unspecified),
+            "DUTY_ACTIVE" => Some(Self::Active),
+            "DUTY_WARM" => Some(Self::Warm),
+            "DUTY_SHADOW" => Some(Self::Shadow),
             _ => None,
         }
     }
