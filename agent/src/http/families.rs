@@ -2,7 +2,6 @@
 //! Cardinality is bounded: labels are names of the spec, shard numbers, and what `worker::clean`
 //! lets through.
 
-
 use super::{
     Sources,
     exposition::{
