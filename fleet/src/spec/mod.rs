@@ -13,7 +13,7 @@ mod value;
 use std::{collections::BTreeMap, time::Duration};
 
 pub use error::{SpecError, SpecProblem};
-pub use resolve::Places;
+pub use resolve::{Generation, Layout, Places};
 use serde::Serialize;
 pub use value::{format_bytes, format_duration, parse_bytes, parse_duration};
 
@@ -58,6 +58,10 @@ pub struct Bot {
     pub token_file: Option<String>,
     /// Shards in all.
     pub shards: u32,
+    /// `shards = "auto"`: the count is the fleet's to propose, and `shards` only where it begins.
+    pub auto_shards: bool,
+    /// Guilds that the spec reckons with.
+    pub guilds: Option<u64>,
     /// Shards each process holds; the last may hold fewer.
     pub shards_per_process: u32,
     /// Speaks the worker socket: asks for IDENTIFY permits and keeps its sessions with the agent.

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, path::Path};
 
+use serde::{Deserialize, Serialize};
+
 use super::{Bot, Database, Run, Spec};
 use crate::{
     process::{ProcessKind, ProcessName, ProcessSpec, Readiness, SecretEnv},
@@ -24,6 +26,58 @@ impl Places {
             .unwrap_or_else(|| in_dir(&self.data_dir, "backups"))
     }
 }
+
+/// One set of processes of a bot. The first is `tanako/0`, `tanako/1`, …; every later one has a number of
+/// its own that is never used again: `tanako/g2-0`, `tanako/g2-1`, …
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Generation {
+    /// 1, 2, …
+    pub number: u32,
+    /// Shards in all.
+    pub shards: u32,
+    /// Shards each process holds; the last may hold fewer.
+    pub shards_per_process: u32,
+}
+
+impl Generation {
+    /// How many processes it has.
+    pub fn instances(&self) -> u32 {
+        shard::instances(self.shards, self.shards_per_process)
+    }
+
+    /// Name of the process that holds the `instance`th part of the shards.
+    pub fn process(&self, bot: &str, instance: u32) -> ProcessName {
+        if self.number <= 1 {
+            name(bot, instance)
+        } else {
+            name(bot, format!("g{}-{instance}", self.number))
+        }
+    }
+
+    /// Name of the process that holds `shard`.
+    pub fn process_of(&self, bot: &str, shard: u32) -> ProcessName {
+        self.process(bot, shard / self.shards_per_process.max(1))
+    }
+
+    /// The names of its processes.
+    pub fn names(&self, bot: &str) -> Vec<ProcessName> {
+        (0..self.instances())
+            .map(|instance| self.process(bot, instance))
+            .collect()
+    }
+
+    /// The generation that a process name belongs to: 1, or what stands behind the `g`.
+    pub fn number_of(name: &ProcessName) -> u32 {
+        name.instance()
+            .strip_prefix('g')
+            .and_then(|rest| rest.split_once('-'))
+            .and_then(|(number, _)| number.parse().ok())
+            .unwrap_or(1)
+    }
+}
+
+/// The generations of each bot that have processes; a bot that is not in it has its first.
+pub type Layout = BTreeMap<String, Vec<Generation>>;
 
 fn in_dir(directory: &str, name: &str) -> String {
     Path::new(directory)
@@ -59,6 +113,11 @@ pub(super) fn check_template(template: &str) -> Result<(), String> {
 impl Spec {
     /// Every process of the fleet, database nodes first: bots need them.
     pub fn processes(&self, places: &Places) -> Vec<ProcessSpec> {
+        self.processes_in(places, &Layout::new())
+    }
+
+    /// The same where bots have other generations than their first.
+    pub fn processes_in(&self, places: &Places, layout: &Layout) -> Vec<ProcessSpec> {
         let mut processes = Vec::new();
         if let Some(database) = &self.database {
             let backup_dir = places.backup_dir(self);
@@ -67,8 +126,13 @@ impl Spec {
             }
         }
         for (name, bot) in &self.bots {
-            for instance in 0..shard::instances(bot.shards, bot.shards_per_process) {
-                processes.push(bot.process(name, instance, self.database.as_ref()));
+            let first = [bot.first()];
+            let generations = layout.get(name).map_or(&first[..], Vec::as_slice);
+            for generation in generations {
+                for instance in 0..generation.instances() {
+                    let database = self.database.as_ref();
+                    processes.push(bot.process(name, generation, instance, database));
+                }
             }
         }
         processes
@@ -121,12 +185,32 @@ impl Database {
 }
 
 impl Bot {
-    fn process(&self, bot: &str, instance: u32, database: Option<&Database>) -> ProcessSpec {
-        let shards = shard::shards_of_instance(instance, self.shards, self.shards_per_process);
+    /// Its first generation, laid out as the spec says.
+    pub fn first(&self) -> Generation {
+        Generation {
+            number: 1,
+            shards: self.shards,
+            shards_per_process: self.shards_per_process,
+        }
+    }
+
+    fn process(
+        &self,
+        bot: &str,
+        generation: &Generation,
+        instance: u32,
+        database: Option<&Database>,
+    ) -> ProcessSpec {
+        let Generation {
+            shards: total,
+            shards_per_process,
+            ..
+        } = *generation;
+        let shards = shard::shards_of_instance(instance, total, shards_per_process);
         let list: Vec<String> = shards.iter().map(ToString::to_string).collect();
         let first = list.first().cloned().unwrap_or_default();
-        let (list, count) = (list.join(","), self.shards.to_string());
-        let process = name(bot, instance);
+        let (list, count) = (list.join(","), total.to_string());
+        let process = generation.process(bot, instance);
         let mut own = vec![
             ("SHARD_IDS", list.clone()),
             ("SHARD_LIST", list.clone()),
@@ -184,7 +268,7 @@ impl Bot {
             spec.env.insert(variable.clone(), value);
         }
         spec.shard_ids = shards;
-        spec.shard_count = self.shards;
+        spec.shard_count = total;
         spec.gated = self.identifies;
         spec
     }

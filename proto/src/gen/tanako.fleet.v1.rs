@@ -391,6 +391,20 @@ pub struct PlanReply {
     pub cost: ::core::option::Option<Cost>,
     #[prost(string, repeated, tag = "4")]
     pub warnings: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// What was looked at before anything moves: room, budget, time.
+    #[prost(message, repeated, tag = "5")]
+    pub checks: ::prost::alloc::vec::Vec<PlanCheck>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PlanCheck {
+    /// readiness, count, budget, memory, time, gap.
+    #[prost(string, tag = "1")]
+    pub check: ::prost::alloc::string::String,
+    /// ok, warning.
+    #[prost(string, tag = "2")]
+    pub state: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub message: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PlanChange {
@@ -484,6 +498,9 @@ pub struct RolloutRequest {
     /// Undo this rollout: back to the spec it replaced.
     #[prost(string, tag = "5")]
     pub undo: ::prost::alloc::string::String,
+    /// Canary: the process that goes first; empty = the one with the fewest guilds.
+    #[prost(string, tag = "6")]
+    pub canary: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReshardRequest {

@@ -203,6 +203,7 @@ impl Checker {
             );
         }
         let refused_before = self.problems.len();
+        let auto_shards = *raw.shards.get_ref() == raw::Shards::Auto;
         let shards = match (*raw.shards.get_ref(), raw.guilds) {
             (raw::Shards::Count(0), _) => {
                 self.refuse(
@@ -300,6 +301,8 @@ impl Checker {
             run: self.run(run, worker),
             command,
             shards,
+            auto_shards,
+            guilds: raw.guilds,
             shards_per_process,
             worker,
             identifies,
