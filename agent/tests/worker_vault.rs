@@ -262,10 +262,16 @@ async fn latecomers_and_nonsense_are_refused() {
             "{refused:?}"
         );
     }
-    vault
-        .deposit(&new, 1, deposit(0, 9, 0))
-        .await
-        .expect("kept");
+    assert_eq!(
+        vault.deposit(&new, 1, deposit(0, 9, 0)).await,
+        Err(DepositError::Ended),
+        "a session that was given up came back"
+    );
+    let another = SessionDeposit {
+        session_id: "secret-session-another".to_owned(),
+        ..deposit(0, 9, 0)
+    };
+    vault.deposit(&new, 1, another).await.expect("kept");
     assert!(!format!("{vault:?}").contains("secret"));
     life.end().await;
 
@@ -276,5 +282,63 @@ async fn latecomers_and_nonsense_are_refused() {
         life.vault.deposit(&old, 5, deposit(0, 10, 0)).await,
         Err(DepositError::Superseded)
     );
+    life.end().await;
+}
+
+#[tokio::test]
+async fn a_shard_is_handed_over_with_its_session_and_not_taken_back() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let vault_dir = dir.path().join("vault");
+    let life = Life::begin(&vault_dir, &dir.path().join("history")).await;
+    let (old, new) = (spec("tanako/0"), spec("tanako/g2-0"));
+    life.vault.attach(&old, 3);
+    for shard in 0..SHARDS {
+        let last = SessionDeposit {
+            last_event_at: 1_000 + i64::from(shard),
+            stopped_at: 2_000,
+            ..deposit(shard, 5, 1)
+        };
+        life.vault.deposit(&old.name, 3, last).await.expect("kept");
+    }
+    let moved = life.vault.handover(&old, &new, 1);
+    assert_eq!(moved, (0..SHARDS).collect::<Vec<_>>());
+    assert_eq!(life.vault.handover(&old, &new, 1), moved, "asked twice");
+    let sessions = life.vault.sessions_for(&new, Some([7; 32]));
+    assert_eq!(sessions.len(), SHARDS as usize);
+    assert!(sessions.iter().all(|s| s.seq == 5 && s.guilds.is_some()));
+    assert_eq!(
+        life.vault.deposit(&old.name, 3, deposit(1, 6, 0)).await,
+        Err(DepositError::Superseded)
+    );
+    life.vault
+        .deposit(&new.name, 1, deposit(1, 7, 0))
+        .await
+        .expect("kept");
+    let gap = life.vault.last_deposit_before(1, SHARDS, &new.name, 1);
+    let gap = gap.expect("the old one's last deposit");
+    assert_eq!((gap.by.process, gap.by.attempt), (old.name.clone(), 3));
+    assert_eq!((gap.last_event_at, gap.stopped_at), (1_001, 2_000));
+    let last = life.vault.last_deposit("tanako", 1, SHARDS);
+    assert_eq!(last.map(|last| last.seq), Some(7));
+    life.end().await;
+
+    // The agent and the old process come back, in whatever order.
+    let life = Life::begin(&vault_dir, &dir.path().join("history")).await;
+    life.vault.attach(&old, 4);
+    assert_eq!(
+        life.vault.deposit(&old.name, 4, deposit(1, 8, 0)).await,
+        Err(DepositError::Superseded)
+    );
+    // Undone: back it goes.
+    assert_eq!(life.vault.handover(&new, &old, 4).len(), SHARDS as usize);
+    life.vault
+        .deposit(&old.name, 4, deposit(1, 9, 1))
+        .await
+        .expect("kept");
+    // A set that is no more leaves nothing behind.
+    life.vault.forget("tanako", SHARDS);
+    life.end().await;
+    let life = Life::begin(&vault_dir, &dir.path().join("history")).await;
+    assert!(life.vault.sessions_for(&old, None).is_empty());
     life.end().await;
 }

@@ -4,11 +4,14 @@
 pub mod identify;
 pub mod plan;
 pub mod process;
+pub mod reshard;
 pub mod ring;
+pub mod rollout;
 pub mod shard;
 pub mod sizing;
 pub mod spec;
 pub mod target;
+pub mod vault;
 
 pub use process::{ProcessKind, ProcessName, ProcessSpec};
 pub use spec::Spec;

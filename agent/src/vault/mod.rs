@@ -1,39 +1,51 @@
 //! The session vault: what a successor needs to RESUME, kept while nobody holds the shard.
 //!
-//! Sessions live in memory and, a moment later, in the page cache of `DIR/vault/`, which a kill -9
-//! of the agent does not touch. A deposit that asks for an acknowledgement (the last one of a
-//! process) is synced to disk first.
+//! The rules are [`tanako_fleet::vault`]'s: who holds a shard, which deposits count, who is offered
+//! what. Here they are kept alive:
 //!
-//! A shard has one **holder**, the latest attempt that attached. Only its deposits and discards
-//! count: what an earlier one still sends, late, must not replace a session that goes on.
+//! - Sessions live in memory and, a moment later, in the page cache of `DIR/vault/` (`slots`), which
+//!   a kill -9 of the agent does not touch. A deposit that asks for an acknowledgement (the last one
+//!   of a process) is synced to disk first. A RESUME needs nothing but this.
+//! - A compact form is copied to the fleet's store now and then (`copy`), so that another host can
+//!   RESUME. Nothing waits for the store.
 //!
 //! Session ids are secrets: nothing here prints them.
 
+mod copy;
 mod slots;
+mod stored;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
-use tanako_fleet::{ProcessName, ProcessSpec};
+use tanako_fleet::{
+    ProcessName, ProcessSpec,
+    vault::{Holder, Last, Refused, SessionId, ShardKey, Vault as Rules, Wanted},
+};
 use tanako_proto::worker::v1::{GuildCounts, SessionDeposit, SessionDiscard};
 use tokio::sync::{Notify, oneshot};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::slots::{HANDLED_MAX, Slots, Stored, Write};
-use crate::history::{History, Severity};
+pub use self::copy::Pace;
+use self::slots::{HANDLED_MAX, Slots, Write};
+use crate::{
+    clock::now_ms,
+    history::{History, Severity},
+};
 
 /// Deposits that come within this time are written together.
 const GATHER: Duration = Duration::from_millis(50);
 /// After a failed write the next waits this long.
 const RETRY: Duration = Duration::from_secs(2);
-/// A session older than this is not worth a RESUME: Discord keeps one "for a few minutes"
-/// (discord-rules), and how many is not published.
-const OFFER_MS_MAX: i64 = 60 * 60 * 1000;
+/// A sign of life of a session that does not move is written down this often.
+const SEEN_EVERY_MS: i64 = 10 * 60 * 1000;
+/// Between two looks for sessions that are of no use any more.
+const EXPIRE_EVERY_MS: i64 = 10 * 60 * 1000;
 /// Bounds of the fields; far above what Discord sends.
 const TEXT_MAX: usize = 512;
 const GUILDS_MAX: usize = 100_000;
@@ -48,7 +60,7 @@ pub struct Vault {
 impl fmt::Debug for Vault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Vault")
-            .field("sessions", &self.lock().sessions.len())
+            .field("shards", &self.lock().rules.slots().count())
             .finish_non_exhaustive()
     }
 }
@@ -56,29 +68,52 @@ impl fmt::Debug for Vault {
 struct Shared {
     state: Mutex<State>,
     wake: Notify,
+    /// Wakes the copier before its time.
+    hurry: Notify,
+    store: OnceLock<Arc<dyn tanako_store::Store>>,
+    history: History,
 }
 
 #[derive(Default)]
 struct State {
-    sessions: HashMap<Key, Session>,
-    holders: HashMap<Key, (ProcessName, u64)>,
+    rules: Rules,
+    guilds: HashMap<ShardKey, GuildList>,
     /// Keys to write; those in the map, with their new guild list.
-    dirty: HashMap<Key, Option<Arc<GuildCounts>>>,
+    dirty: HashMap<ShardKey, Option<Arc<GuildCounts>>>,
+    /// Keys of which nothing shall be kept.
+    gone: HashSet<ShardKey>,
     acks: Vec<oneshot::Sender<bool>>,
+    /// Keys to copy to the store, with a number that rises with each change.
+    uncopied: HashMap<ShardKey, u64>,
+    changes: u64,
+    /// When a sign of life was last written down.
+    seen: HashMap<ShardKey, i64>,
+    status: VaultStatus,
 }
 
-/// A shard of a bot.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Key {
-    bot: String,
-    shard: u32,
-    count: u32,
+/// The guild list of a session.
+struct GuildList {
+    session: SessionId,
+    list: Arc<GuildCounts>,
 }
 
-struct Session {
-    stored: Stored,
-    guilds: Option<Arc<GuildCounts>>,
+/// How the vault is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct VaultStatus {
+    /// Sessions that could be offered.
+    pub sessions: usize,
+    /// Its files cannot be written: sessions are in memory only.
+    pub unwritable: bool,
+    /// The store does not take the copy.
+    pub copy_failing: bool,
+    /// Sessions that wait to be copied.
+    pub uncopied: usize,
+    /// Transactions that copied sessions.
+    pub copies: u64,
 }
+
+/// Where the work of a holder on a shard ended, for the gap in a receipt.
+pub type LastDeposit = Last;
 
 /// The vault cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -96,15 +131,27 @@ pub enum StartError {
 /// Why a deposit was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum DepositError {
-    /// Another attempt holds the shard.
-    #[error("a newer attempt holds the shard")]
+    /// Another attempt or process holds the shard.
+    #[error("another process or a newer attempt holds the shard")]
     Superseded,
+    /// The session was given up before.
+    #[error("the session has ended")]
+    Ended,
     /// A field is missing or too large.
     #[error("the deposit is malformed: {0}")]
     Malformed(&'static str),
     /// It could not be made safe on disk.
     #[error("the deposit could not be written to disk")]
     NotSafe,
+}
+
+impl From<Refused> for DepositError {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::NotHolder => Self::Superseded,
+            Refused::Ended => Self::Ended,
+        }
+    }
 }
 
 impl Vault {
@@ -135,47 +182,97 @@ impl Vault {
         }
         let mut state = State::default();
         for (bot, stored, guilds) in found.sessions {
-            let key = Key {
+            let key = ShardKey {
                 bot,
                 shard: stored.shard_id,
                 count: stored.shard_count,
             };
-            if let Ok(process) = stored.process.parse() {
-                state.holders.insert(key.clone(), (process, stored.attempt));
+            let slot = stored::slot(stored);
+            if let (Some(session), Some(list)) = (&slot.session, guilds) {
+                let session = session.id.clone();
+                let list = Arc::new(list);
+                state
+                    .guilds
+                    .insert(key.clone(), GuildList { session, list });
             }
-            if stored.deposit.is_some() {
-                let guilds = guilds.map(Arc::new);
-                state.sessions.insert(key, Session { stored, guilds });
-            }
+            state.touch(&key);
+            state.rules.load(key, slot);
         }
         let vault = Self {
             shared: Arc::new(Shared {
                 state: Mutex::new(state),
                 wake: Notify::new(),
+                hurry: Notify::new(),
+                store: OnceLock::new(),
+                history,
             }),
         };
-        tracker.spawn(vault.clone().write_loop(slots, history, cancel));
+        tracker.spawn(vault.clone().write_loop(slots, cancel));
         Ok(vault)
     }
 
+    /// Copies sessions to the store from now on, and takes in those that another host left there.
+    /// Once at most.
+    pub fn copy_to(
+        &self,
+        store: Arc<dyn tanako_store::Store>,
+        pace: Pace,
+        cancel: CancellationToken,
+        tracker: &TaskTracker,
+    ) {
+        if self.shared.store.set(store.clone()).is_ok() {
+            tracker.spawn(copy::run(self.clone(), store, pace, cancel));
+        }
+    }
+
+    /// Takes in what other hosts have copied to the store, before a process is started here that ran
+    /// there. False when the store did not answer in time: then the process may have to identify.
+    pub async fn refresh(&self, within: Duration) -> bool {
+        let Some(store) = self.shared.store.get() else {
+            return true; // One machine: there is nobody else.
+        };
+        match tokio::time::timeout(within, copy::take_in(self, &**store)).await {
+            Ok(Ok(_)) => true,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "copied sessions could not be read");
+                false
+            }
+            Err(_) => false,
+        }
+    }
+
     /// This attempt now holds the shards of `spec`: what earlier ones deposit is refused from now
-    /// on. An attempt older than the holder changes nothing.
+    /// on. An attempt older than the holder changes nothing, nor does a process that has handed
+    /// the shards over. Not for a process that is warm or a shadow: it holds nothing until
+    /// [`Self::handover`].
     pub fn attach(&self, spec: &ProcessSpec, attempt: u64) {
+        let who = holder(&spec.name, attempt);
         let mut state = self.lock();
-        for shard in &spec.shard_ids {
-            let key = Key {
-                bot: spec.name.group().to_owned(),
-                shard: *shard,
-                count: spec.shard_count,
-            };
-            let older = state
-                .holders
-                .get(&key)
-                .is_some_and(|(process, held)| *process == spec.name && *held > attempt);
-            if !older {
-                state.holders.insert(key, (spec.name.clone(), attempt));
+        for key in keys(spec) {
+            state.rules.attach(&key, &who);
+        }
+    }
+
+    /// Moves the shards that both processes have from one to the other, with their sessions: the
+    /// deposits of `from` are refused from now on, until they are handed back. `attempt` is that of
+    /// `to`. Asking twice is the same as once. The shards that `to` holds now; one that a third
+    /// process holds is left alone.
+    pub fn handover(&self, from: &ProcessSpec, to: &ProcessSpec, attempt: u64) -> Vec<u32> {
+        let who = holder(&to.name, attempt);
+        let mut moved = Vec::new();
+        let mut state = self.lock();
+        if from.shard_count == to.shard_count && from.name.group() == to.name.group() {
+            for key in keys(to).filter(|key| from.shard_ids.contains(&key.shard)) {
+                if state.rules.handover(&key, &from.name, &who) {
+                    moved.push(key.shard);
+                    state.change(key, None);
+                }
             }
         }
+        drop(state);
+        self.shared.wake.notify_one();
+        self.shared.hurry.notify_one();
+        moved
     }
 
     /// Keeps a session. Returns once it is in memory, or, when `deposit.ack` is set, on disk.
@@ -186,47 +283,28 @@ impl Vault {
         mut deposit: SessionDeposit,
     ) -> Result<(), DepositError> {
         check(&deposit)?;
-        let key = Key {
+        let key = ShardKey {
             bot: process.group().to_owned(),
             shard: deposit.shard_id,
             count: deposit.shard_count,
         };
-        let wants_ack = std::mem::take(&mut deposit.ack) != 0;
-        // A slice of the network buffer would keep all of it.
-        deposit.token_sha256 = bytes::Bytes::copy_from_slice(&deposit.token_sha256);
+        let wants_ack = deposit.ack != 0;
+        let is_final = wants_ack || deposit.stopped_at != 0;
         let new_guilds = deposit.guilds.take().map(Arc::new);
+        let now = now_ms();
+        let mut session = stored::session(deposit, now, now)
+            .ok_or(DepositError::Malformed("token_sha256 is not 32 bytes"))?;
+        if let Some(list) = &new_guilds {
+            session.guilds = u32::try_from(list.ids.len()).unwrap_or(u32::MAX);
+        }
+        let id = session.id.clone();
         let answered = {
             let mut state = self.lock();
-            state.may_write(&key, process, attempt)?;
-            let before = state.sessions.get(&key);
-            let known = before.filter(|session| {
-                session
-                    .stored
-                    .deposit
-                    .as_ref()
-                    .is_some_and(|old| old.session_id == deposit.session_id)
-            });
-            let known_guilds = known.and_then(|session| session.guilds.clone());
-            let changed = new_guilds
-                .as_ref()
-                .is_some_and(|new| known_guilds.as_ref() != Some(new));
-            let guilds = new_guilds.or(known_guilds);
-            let list_to_write = guilds.clone().filter(|_| changed);
-            let stored = Stored {
-                process: process.to_string(),
-                attempt,
-                deposited_at: jiff::Timestamp::now().as_millisecond(),
-                shard_id: deposit.shard_id,
-                shard_count: deposit.shard_count,
-                deposit: Some(deposit),
-            };
             state
-                .sessions
-                .insert(key.clone(), Session { stored, guilds });
-            let entry = state.dirty.entry(key).or_default();
-            if list_to_write.is_some() {
-                *entry = list_to_write;
-            }
+                .rules
+                .deposit(&key, &holder(process, attempt), session)?;
+            let list_to_write = state.keep_list(&key, id, new_guilds);
+            state.change(key, list_to_write);
             wants_ack.then(|| {
                 let (ack, answered) = oneshot::channel();
                 state.acks.push(ack);
@@ -234,6 +312,9 @@ impl Vault {
             })
         };
         self.shared.wake.notify_one();
+        if is_final {
+            self.shared.hurry.notify_one();
+        }
         match answered {
             None => Ok(()),
             Some(answered) => match answered.await {
@@ -243,22 +324,52 @@ impl Vault {
         }
     }
 
+    /// The attempt is connected with its sessions of `shards`: they are fresh, also where no event
+    /// moves them.
+    pub fn alive(&self, spec: &ProcessSpec, attempt: u64, shards: impl IntoIterator<Item = u32>) {
+        let who = holder(&spec.name, attempt);
+        let now = now_ms();
+        let mut state = self.lock();
+        let mut written = false;
+        for shard in shards {
+            let key = ShardKey {
+                bot: spec.name.group().to_owned(),
+                shard,
+                count: spec.shard_count,
+            };
+            state.rules.seen(now, &key, &who);
+            let idle = state
+                .seen
+                .get(&key)
+                .is_none_or(|at| now.saturating_sub(*at) >= SEEN_EVERY_MS);
+            if idle
+                && state
+                    .rules
+                    .slot(&key)
+                    .is_some_and(|slot| slot.session.is_some())
+            {
+                state.change(key, None);
+                written = true;
+            }
+        }
+        drop(state);
+        if written {
+            self.shared.wake.notify_one();
+        }
+    }
+
     /// Forgets a session that is void. One that has been replaced by another is left alone.
     pub fn discard(&self, process: &ProcessName, attempt: u64, discard: &SessionDiscard) {
-        let key = Key {
+        let key = ShardKey {
             bot: process.group().to_owned(),
             shard: discard.shard_id,
             count: discard.shard_count,
         };
+        let id = SessionId(discard.session_id.clone());
         let mut state = self.lock();
-        let same = state
-            .sessions
-            .get(&key)
-            .and_then(|session| session.stored.deposit.as_ref())
-            .is_some_and(|known| known.session_id == discard.session_id);
-        if same && state.may_write(&key, process, attempt).is_ok() {
-            state.sessions.remove(&key);
-            state.dirty.insert(key, None);
+        if state.rules.discard(&key, &holder(process, attempt), &id) {
+            state.guilds.remove(&key);
+            state.change(key, None);
             drop(state);
             self.shared.wake.notify_one();
         }
@@ -270,35 +381,96 @@ impl Vault {
         spec: &ProcessSpec,
         token_sha256: Option<[u8; 32]>,
     ) -> Vec<SessionDeposit> {
-        let now = jiff::Timestamp::now().as_millisecond();
+        let now = now_ms();
+        let wanted = Wanted {
+            token_sha256,
+            ..Wanted::default()
+        };
         let state = self.lock();
-        spec.shard_ids
-            .iter()
-            .filter_map(|shard| {
-                let session = state.sessions.get(&Key {
-                    bot: spec.name.group().to_owned(),
-                    shard: *shard,
-                    count: spec.shard_count,
-                })?;
-                let mut deposit = session.stored.deposit.clone()?;
-                let fits = now.saturating_sub(session.stored.deposited_at) <= OFFER_MS_MAX
-                    && token_sha256.is_none_or(|sha| *deposit.token_sha256 == sha);
-                deposit.guilds = session.guilds.as_deref().cloned();
-                fits.then_some(deposit)
+        keys(spec)
+            .filter_map(|key| {
+                let session = state.rules.offer(now, &key, &wanted)?;
+                let mut deposit = stored::deposit(&key, session, INTERACTIONS_MAX);
+                deposit.guilds = state
+                    .guilds
+                    .get(&key)
+                    .filter(|known| known.session == session.id)
+                    .map(|known| known.list.as_ref().clone());
+                Some(deposit)
             })
             .collect()
+    }
+
+    /// The latest deposit of a shard, also of a session that is void by now.
+    pub fn last_deposit(&self, bot: &str, shard: u32, count: u32) -> Option<LastDeposit> {
+        let key = ShardKey {
+            bot: bot.to_owned(),
+            shard,
+            count,
+        };
+        self.lock().rules.slot(&key)?.last.clone()
+    }
+
+    /// The latest deposit of whoever held the shard before this attempt, also when it has deposited
+    /// itself by now.
+    pub fn last_deposit_before(
+        &self,
+        shard: u32,
+        count: u32,
+        process: &ProcessName,
+        attempt: u64,
+    ) -> Option<LastDeposit> {
+        let key = ShardKey {
+            bot: process.group().to_owned(),
+            shard,
+            count,
+        };
+        let state = self.lock();
+        state
+            .rules
+            .last_before(&key, &holder(process, attempt))
+            .cloned()
+    }
+
+    /// A set of shards is no more (a reshard has ended, and with it the way back): drops its
+    /// sessions.
+    pub fn forget(&self, bot: &str, count: u32) {
+        let mut state = self.lock();
+        let keys = state.rules.forget(bot, count);
+        state.drop_keys(keys);
+        drop(state);
+        self.shared.wake.notify_one();
+        self.shared.hurry.notify_one();
     }
 
     /// How many guilds the latest deposit of a shard lists, and whether `guild` is among them.
     /// `None` when no list is known.
     pub fn has_guild(&self, bot: &str, shard: u32, count: u32, guild: u64) -> Option<bool> {
-        let state = self.lock();
-        let session = state.sessions.get(&Key {
+        let key = ShardKey {
             bot: bot.to_owned(),
             shard,
             count,
-        })?;
-        Some(session.guilds.as_ref()?.ids.contains(&guild))
+        };
+        let state = self.lock();
+        Some(state.guilds.get(&key)?.list.ids.contains(&guild))
+    }
+
+    /// How it is.
+    pub fn status(&self) -> VaultStatus {
+        let state = self.lock();
+        VaultStatus {
+            sessions: state
+                .rules
+                .slots()
+                .filter(|(_, slot)| slot.session.is_some())
+                .count(),
+            uncopied: if self.shared.store.get().is_some() {
+                state.uncopied.len()
+            } else {
+                0
+            },
+            ..state.status
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -309,8 +481,8 @@ impl Vault {
     }
 
     /// Writes what is dirty until cancelled, and then once more.
-    async fn write_loop(self, mut slots: Slots, history: History, cancel: CancellationToken) {
-        let mut told = false;
+    async fn write_loop(self, mut slots: Slots, cancel: CancellationToken) {
+        let mut expired_at = 0;
         loop {
             let stopping = tokio::select! {
                 () = self.shared.wake.notified() => false,
@@ -323,11 +495,22 @@ impl Vault {
                     () = cancel.cancelled() => {}
                 }
             }
-            let (batch, acks) = self.lock().take_batch();
-            if !batch.is_empty() || !acks.is_empty() {
-                let sync = !acks.is_empty() || stopping;
+            let now = now_ms();
+            if now.saturating_sub(expired_at) >= EXPIRE_EVERY_MS {
+                expired_at = now;
+                let mut state = self.lock();
+                let keys = state.rules.expire(now);
+                state.drop_keys(keys);
+            }
+            let batch = self.lock().take_batch();
+            if !batch.is_empty() {
+                let sync = !batch.acks.is_empty() || stopping;
                 let outcome = tokio::task::spawn_blocking(move || {
-                    let result = slots.write(&batch, sync);
+                    let result = batch
+                        .gone
+                        .iter()
+                        .try_for_each(|key| slots.drop_slot(&key.bot, (key.shard, key.count)))
+                        .and_then(|()| slots.write(&batch.writes, sync));
                     (slots, batch, result)
                 })
                 .await;
@@ -335,31 +518,11 @@ impl Vault {
                     return; // The runtime is shutting down.
                 };
                 slots = back;
-                let safe = result.is_ok();
-                for ack in acks {
-                    // The worker may be gone.
-                    let _ = ack.send(safe);
-                }
-                if let Err(error) = result {
-                    self.lock().put_back(batch);
-                    if !std::mem::replace(&mut told, true) {
-                        tracing::warn!(error = %error, "session vault cannot be written");
-                        history.event(
-                            Severity::Warning,
-                            "vault-unwritable",
-                            "vault",
-                            format!(
-                                "sessions are kept in memory only: {error}; free some space or \
-                                 mend the data directory, the agent tries again"
-                            ),
-                        );
-                    }
+                if !self.written(batch, result) {
                     tokio::select! {
                         () = tokio::time::sleep(RETRY) => self.shared.wake.notify_one(),
                         () = cancel.cancelled() => {}
                     }
-                } else {
-                    told = false;
                 }
             }
             if stopping {
@@ -367,77 +530,172 @@ impl Vault {
             }
         }
     }
+
+    /// Answers for a batch. Whether it was written.
+    fn written(&self, batch: Batch, result: std::io::Result<()>) -> bool {
+        for ack in batch.acks {
+            // The worker may be gone.
+            let _ = ack.send(result.is_ok());
+        }
+        let mut state = self.lock();
+        let was = std::mem::replace(&mut state.status.unwritable, result.is_err());
+        if let Err(error) = result {
+            state.put_back(batch.writes, batch.gone);
+            drop(state);
+            if !was {
+                tracing::warn!(error = %error, "session vault cannot be written");
+                self.shared.history.event(
+                    Severity::Warning,
+                    "vault-unwritable",
+                    "vault",
+                    format!(
+                        "sessions are kept in memory only: {error}; free some space or mend the \
+                         data directory, the agent tries again"
+                    ),
+                );
+            }
+            return false;
+        }
+        drop(state);
+        if was {
+            self.shared.history.event(
+                Severity::Info,
+                "vault-writable",
+                "vault",
+                "sessions are kept on disk again",
+            );
+        }
+        true
+    }
+}
+
+/// What is to be written together.
+struct Batch {
+    writes: Vec<Write>,
+    gone: Vec<ShardKey>,
+    acks: Vec<oneshot::Sender<bool>>,
+}
+
+impl Batch {
+    fn is_empty(&self) -> bool {
+        self.writes.is_empty() && self.gone.is_empty() && self.acks.is_empty()
+    }
 }
 
 impl State {
-    fn may_write(
+    /// Keeps the guild list of a session; returns it when it is to be written.
+    fn keep_list(
         &mut self,
-        key: &Key,
-        process: &ProcessName,
-        attempt: u64,
-    ) -> Result<(), DepositError> {
-        if let Some((holder, held)) = self.holders.get(key)
-            && (holder != process || *held > attempt)
-        {
-            return Err(DepositError::Superseded);
+        key: &ShardKey,
+        session: SessionId,
+        new: Option<Arc<GuildCounts>>,
+    ) -> Option<Arc<GuildCounts>> {
+        let known = self.guilds.get(key).filter(|list| list.session == session);
+        match new {
+            Some(list) if known.is_none_or(|known| known.list != list) => {
+                let kept = Arc::clone(&list);
+                self.guilds.insert(
+                    key.clone(),
+                    GuildList {
+                        session,
+                        list: kept,
+                    },
+                );
+                Some(list)
+            }
+            Some(_) => None,
+            None => {
+                if known.is_none() {
+                    self.guilds.remove(key);
+                }
+                None
+            }
         }
-        self.holders.insert(key.clone(), (process.clone(), attempt));
-        Ok(())
     }
 
-    fn take_batch(&mut self) -> (Vec<Write>, Vec<oneshot::Sender<bool>>) {
+    /// Something about a shard has changed.
+    fn change(&mut self, key: ShardKey, list: Option<Arc<GuildCounts>>) {
+        self.gone.remove(&key);
+        self.seen.insert(key.clone(), now_ms());
+        self.touch(&key);
+        let entry = self.dirty.entry(key).or_default();
+        if list.is_some() {
+            *entry = list;
+        }
+    }
+
+    /// The copy in the store is older than what is here.
+    fn touch(&mut self, key: &ShardKey) {
+        self.changes += 1;
+        self.uncopied.insert(key.clone(), self.changes);
+    }
+
+    fn drop_keys(&mut self, keys: Vec<ShardKey>) {
+        for key in keys {
+            self.guilds.remove(&key);
+            self.seen.remove(&key);
+            self.dirty.remove(&key);
+            self.touch(&key);
+            self.gone.insert(key);
+        }
+    }
+
+    fn take_batch(&mut self) -> Batch {
         let dirty = std::mem::take(&mut self.dirty);
-        let batch = dirty
+        let writes = dirty
             .into_iter()
-            .map(|(key, guilds)| {
-                let stored = if let Some(session) = self.sessions.get(&key) {
-                    let mut stored = session.stored.clone();
-                    if let Some(deposit) = &mut stored.deposit {
-                        let handled = &mut deposit.handled_interactions;
-                        let over = handled.len().saturating_sub(HANDLED_MAX);
-                        handled.drain(..over);
-                    }
-                    stored
-                } else {
-                    let (process, attempt) = self.holders.get(&key).map_or_else(
-                        || (String::new(), 0),
-                        |(process, attempt)| (process.to_string(), *attempt),
-                    );
-                    Stored {
-                        process,
-                        attempt,
-                        deposited_at: jiff::Timestamp::now().as_millisecond(),
-                        deposit: None,
-                        shard_id: key.shard,
-                        shard_count: key.count,
-                    }
-                };
-                Write {
+            .filter_map(|(key, guilds)| {
+                let stored = stored::stored(&key, self.rules.slot(&key)?, HANDLED_MAX);
+                Some(Write {
                     bot: key.bot,
                     stored,
                     guilds: guilds.map(|list| list.as_ref().clone()),
-                }
+                })
             })
             .collect();
-        (batch, std::mem::take(&mut self.acks))
+        Batch {
+            writes,
+            gone: self.gone.drain().collect(),
+            acks: std::mem::take(&mut self.acks),
+        }
     }
 
     /// A batch was not written: it is dirty still, unless something newer is.
-    fn put_back(&mut self, batch: Vec<Write>) {
-        for write in batch {
-            let key = Key {
+    fn put_back(&mut self, writes: Vec<Write>, gone: Vec<ShardKey>) {
+        for write in writes {
+            let key = ShardKey {
                 bot: write.bot,
                 shard: write.stored.shard_id,
                 count: write.stored.shard_count,
             };
+            if self.gone.contains(&key) {
+                continue;
+            }
             // The newest list is the one in memory.
-            let guilds = self
-                .sessions
-                .get(&key)
-                .and_then(|session| session.guilds.clone());
+            let guilds = self.guilds.get(&key).map(|known| Arc::clone(&known.list));
             self.dirty.insert(key, guilds);
         }
+        for key in gone {
+            if !self.dirty.contains_key(&key) {
+                self.gone.insert(key);
+            }
+        }
     }
+}
+
+fn holder(process: &ProcessName, attempt: u64) -> Holder {
+    Holder {
+        process: process.clone(),
+        attempt,
+    }
+}
+
+fn keys(spec: &ProcessSpec) -> impl Iterator<Item = ShardKey> + '_ {
+    spec.shard_ids.iter().map(|shard| ShardKey {
+        bot: spec.name.group().to_owned(),
+        shard: *shard,
+        count: spec.shard_count,
+    })
 }
 
 fn check(deposit: &SessionDeposit) -> Result<(), DepositError> {

@@ -14,6 +14,7 @@ use std::{
 };
 
 use prost::Message as _;
+use tanako_fleet::vault::KEEP_MS;
 use tanako_proto::worker::v1::{GuildCounts, SessionDeposit};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -26,8 +27,6 @@ const MAGIC: [u8; 4] = *b"TKS1";
 const GUILDS_MAGIC: [u8; 4] = *b"TKG1";
 /// Slots of a bot at most; more shards than Discord gives anyone.
 const SLOTS_MAX: usize = 65_536;
-/// The slot of a session older than this is used again.
-const KEEP_MS: i64 = 24 * 60 * 60 * 1000;
 /// A guild list at most: far above 2,500 guilds a shard.
 const GUILDS_BYTES_MAX: u64 = 8 << 20;
 /// Handled interactions that fit into half a slot with room for all else; older ones are dropped
@@ -54,6 +53,44 @@ pub(super) struct Stored {
     pub(super) shard_id: u32,
     #[prost(uint32, tag = "6")]
     pub(super) shard_count: u32,
+    /// How often the hold has passed on.
+    #[prost(uint64, tag = "7")]
+    pub(super) term: u64,
+    /// Processes that handed the shard over.
+    #[prost(string, repeated, tag = "8")]
+    pub(super) given: Vec<String>,
+    /// Marks of sessions that ended.
+    #[prost(fixed64, repeated, tag = "9")]
+    pub(super) ended: Vec<u64>,
+    /// When the session was last known to be connected.
+    #[prost(int64, tag = "10")]
+    pub(super) seen_at: i64,
+    /// The latest deposit.
+    #[prost(message, optional, tag = "11")]
+    pub(super) last: Option<StoredLast>,
+    /// The latest deposit of the holder before.
+    #[prost(message, optional, tag = "12")]
+    pub(super) before: Option<StoredLast>,
+    /// Guilds on the shard, where the list is not kept beside.
+    #[prost(uint32, tag = "13")]
+    pub(super) guild_count: u32,
+}
+
+/// A holder's latest deposit as stored.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct StoredLast {
+    #[prost(string, tag = "1")]
+    pub(super) process: String,
+    #[prost(uint64, tag = "2")]
+    pub(super) attempt: u64,
+    #[prost(int64, tag = "3")]
+    pub(super) deposited_at: i64,
+    #[prost(uint64, tag = "4")]
+    pub(super) seq: u64,
+    #[prost(int64, tag = "5")]
+    pub(super) last_event_at: i64,
+    #[prost(int64, tag = "6")]
+    pub(super) stopped_at: i64,
 }
 
 /// A guild list as stored.
@@ -164,7 +201,7 @@ impl Slots {
                 continue;
             };
             let key = (stored.shard_id, stored.shard_count);
-            if now - stored.deposited_at > KEEP_MS {
+            if now.saturating_sub(stored.deposited_at.max(stored.seen_at)) > KEEP_MS {
                 bot_file.free.push(index);
                 continue;
             }
@@ -269,6 +306,26 @@ impl Slots {
         bot.file.write_all_at(&bytes, offset as u64)?;
         bot.slots.insert(key, slot);
         bot.dirty = true;
+        Ok(())
+    }
+
+    /// Empties the slot of a shard of which nothing shall be kept.
+    pub(super) fn drop_slot(&mut self, bot: &str, key: (u32, u32)) -> io::Result<()> {
+        let path = self.guilds_path(bot, key);
+        if let Err(error) = std::fs::remove_file(&path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            return Err(error);
+        }
+        if let Some(file) = self.bots.get_mut(bot)
+            && let Some(slot) = file.slots.get(&key).copied()
+        {
+            let offset = (slot.index * SLOT_BYTES) as u64;
+            file.file.write_all_at(&[0; SLOT_BYTES], offset)?;
+            file.slots.remove(&key);
+            file.free.push(slot.index);
+            file.dirty = true;
+        }
         Ok(())
     }
 

@@ -388,6 +388,15 @@ impl Stream<'_> {
                     .await;
             }
         }
+        let connected = report.shards.iter().filter(|shard| {
+            // Disconnected ones are not seen alive: their sessions age.
+            shard.stage() == wire::ShardStage::Ready
+        });
+        self.service.vault.alive(
+            &self.current.spec,
+            self.current.attempt,
+            connected.map(|shard| shard.shard_id),
+        );
         let now_ms = jiff::Timestamp::now().as_millisecond();
         self.service
             .registry()

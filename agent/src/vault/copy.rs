@@ -1,0 +1,308 @@
+//! The copy of the sessions in the fleet's store, for other hosts.
+//!
+//! A key for each shard, `vault/BOT/COUNT/SHARD`, its value at most a few kB: no guild list, and
+//! only the newest handled interactions (a successor looks up the others, see the bot). Changes of a
+//! few seconds are written together, in transactions well within the store's limits, each key only
+//! if it is as this host last saw it; otherwise everything is read and merged by the vault's rules,
+//! and written anew. While the store is out, changes gather (one a shard) and nothing else waits.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use prost::Message as _;
+use tanako_fleet::vault::ShardKey;
+use tanako_store::{Outcome, Revision, Store, StoreError, Txn};
+use tokio_util::sync::CancellationToken;
+
+use super::{Vault, slots::Stored, stored};
+use crate::history::Severity;
+
+const PREFIX: &str = "vault/";
+/// Keys of one transaction; each has a comparison and a change.
+const KEYS_MAX: usize = 64;
+/// Bytes of one transaction.
+const BYTES_MAX: usize = 512 * 1024;
+/// A session larger than this is not copied; ten times what a bot of ours has.
+const VALUE_MAX: usize = 64 * 1024;
+/// Interactions copied with a session.
+const HANDLED_MAX: usize = 200;
+/// Deposits that end within this time (a whole fleet drains at once) are copied together.
+const GATHER: Duration = Duration::from_millis(100);
+/// One pass over all changes takes no longer.
+const PASS_MAX: Duration = Duration::from_secs(30);
+/// What the last pass, at the agent's end, may take.
+const LAST_PASS_MAX: Duration = Duration::from_secs(2);
+/// Waits after failures double from the first to the second.
+const RETRY: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(60);
+
+/// How often sessions are copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pace {
+    /// Between two passes.
+    pub every: Duration,
+    /// Whether last deposits, handovers and ended sets are copied without that wait.
+    pub at_once: bool,
+}
+
+impl Pace {
+    /// For a store that other hosts read.
+    pub fn fleet() -> Self {
+        Self {
+            every: Duration::from_secs(3),
+            at_once: true,
+        }
+    }
+
+    /// For the store of a lone machine. Nobody else reads it, and it lies on the same disk as the
+    /// vault's own files, which are newer; all that the copy is good for is a vault directory that
+    /// was lost or damaged. So it costs one commit now and then.
+    pub fn lone() -> Self {
+        Self {
+            every: Duration::from_secs(5 * 60),
+            at_once: false,
+        }
+    }
+}
+
+/// Copies until cancelled, and then once more.
+pub(super) async fn run(
+    vault: Vault,
+    store: Arc<dyn Store>,
+    pace: Pace,
+    cancel: CancellationToken,
+) {
+    let mut copier = Copier {
+        vault,
+        store,
+        known: None,
+        failures: 0,
+    };
+    // The first pass takes in what other hosts left.
+    let mut next = Instant::now();
+    loop {
+        let stopping = tokio::select! {
+            () = cancel.cancelled() => true,
+            () = tokio::time::sleep_until(next.into()) => false,
+            () = copier.vault.shared.hurry.notified(), if pace.at_once && copier.failures == 0 => {
+                tokio::select! {
+                    () = cancel.cancelled() => true,
+                    () = tokio::time::sleep(GATHER) => false,
+                }
+            }
+        };
+        let within = if stopping { LAST_PASS_MAX } else { PASS_MAX };
+        let outcome = tokio::time::timeout(within, copier.pass())
+            .await
+            .unwrap_or_else(|_| {
+                Err(StoreError::Unavailable(format!(
+                    "no answer within {within:?}"
+                )))
+            });
+        let wait = copier.judge(outcome);
+        if stopping {
+            return;
+        }
+        next = Instant::now() + wait.unwrap_or(pace.every);
+    }
+}
+
+struct Copier {
+    vault: Vault,
+    store: Arc<dyn Store>,
+    /// The revisions of the keys as last seen; `None` = not read yet, or no longer known.
+    known: Option<HashMap<String, Revision>>,
+    failures: u32,
+}
+
+impl Copier {
+    /// Brings the copy up to date. What fails stays to be done.
+    async fn pass(&mut self) -> Result<(), StoreError> {
+        let mut conflicts = 0;
+        loop {
+            let known = match self.known.take() {
+                Some(known) => known,
+                None => take_in(&self.vault, &*self.store).await?,
+            };
+            let Some(batch) = self.batch(&known) else {
+                self.known = Some(known);
+                return Ok(());
+            };
+            // Until the outcome is certain, `known` is not: an error or a timeout here makes the
+            // next pass read again.
+            match self.store.commit(batch.txn).await? {
+                Outcome::Committed { revision } => {
+                    let mut known = known;
+                    let mut state = self.vault.lock();
+                    for (key, name, change, exists) in batch.keys {
+                        if state.uncopied.get(&key) == Some(&change) {
+                            state.uncopied.remove(&key);
+                        }
+                        if exists {
+                            known.insert(name, revision);
+                        } else {
+                            known.remove(&name);
+                        }
+                    }
+                    state.status.copies += 1;
+                    drop(state);
+                    self.known = Some(known);
+                }
+                Outcome::Conflict { .. } => {
+                    conflicts += 1;
+                    if conflicts > 3 {
+                        // Two hosts that both mean to hold a shard: not faster than the backoff.
+                        return Err(StoreError::Unavailable(
+                            "another host writes the same sessions".to_owned(),
+                        ));
+                    }
+                }
+            }
+        }
+    }
+
+    /// The next transaction; `None` = there is nothing to do.
+    fn batch(&self, known: &HashMap<String, Revision>) -> Option<Batch> {
+        let mut state = self.vault.lock();
+        let mut batch = Batch {
+            txn: Txn::new(),
+            keys: Vec::new(),
+        };
+        let mut bytes = 0;
+        let mut useless = Vec::new();
+        for (key, change) in &state.uncopied {
+            let name = name(key);
+            let revision = known.get(&name).copied();
+            let value = state
+                .rules
+                .slot(key)
+                .map(|slot| stored::stored(key, slot, HANDLED_MAX).encode_to_vec())
+                .filter(|value| value.len() <= VALUE_MAX);
+            let txn = std::mem::take(&mut batch.txn);
+            let (txn, exists) = match (value, revision) {
+                (Some(value), revision) => {
+                    bytes += value.len();
+                    let txn = txn.if_unchanged(&name, revision.unwrap_or(0));
+                    (txn.put(&name, value), true)
+                }
+                (None, Some(revision)) => (txn.if_unchanged(&name, revision).delete(&name), false),
+                (None, None) => {
+                    useless.push(key.clone());
+                    (txn, false)
+                }
+            };
+            batch.txn = txn;
+            if !batch.txn.ops.last().is_some_and(|op| op.key() == name) {
+                continue;
+            }
+            batch.keys.push((key.clone(), name, *change, exists));
+            if batch.keys.len() >= KEYS_MAX || bytes + VALUE_MAX > BYTES_MAX {
+                break;
+            }
+        }
+        for key in useless {
+            state.uncopied.remove(&key);
+        }
+        (!batch.keys.is_empty()).then_some(batch)
+    }
+
+    /// How long to wait after a failure; `None` = all is well.
+    fn judge(&mut self, outcome: Result<(), StoreError>) -> Option<Duration> {
+        let failing = outcome.is_err();
+        let was = std::mem::replace(&mut self.vault.lock().status.copy_failing, failing);
+        let history = &self.vault.shared.history;
+        let Err(error) = outcome else {
+            self.failures = 0;
+            if was {
+                history.event(
+                    Severity::Info,
+                    "vault-copied",
+                    "vault",
+                    "sessions are copied to the store again",
+                );
+            }
+            return None;
+        };
+        if !was {
+            tracing::warn!(%error, "sessions cannot be copied to the store");
+            history.event(
+                Severity::Warning,
+                "vault-not-copied",
+                "vault",
+                format!(
+                    "sessions are kept on this host only: {error}; {}. A restart here still \
+                     resumes, another host could not",
+                    error.hint()
+                ),
+            );
+        }
+        let wait = RETRY
+            .saturating_mul(1 << self.failures.min(6))
+            .min(RETRY_MAX);
+        self.failures = self.failures.saturating_add(1);
+        Some(wait.mul_f64(0.75 + fastrand::f64() / 2.0))
+    }
+}
+
+struct Batch {
+    txn: Txn,
+    /// Key, its name, its change, whether it exists afterwards.
+    keys: Vec<(ShardKey, String, u64, bool)>,
+}
+
+/// Reads the whole copy and merges it into the vault; the revisions of its keys.
+pub(super) async fn take_in(
+    vault: &Vault,
+    store: &dyn Store,
+) -> Result<HashMap<String, Revision>, StoreError> {
+    let listing = store.list(PREFIX).await?;
+    let mut known = HashMap::with_capacity(listing.items.len());
+    let mut state = vault.lock();
+    let mut changed = false;
+    for item in listing.items {
+        known.insert(item.key.clone(), item.mod_revision);
+        let Some(key) = parse(&item.key) else {
+            continue;
+        };
+        // What cannot be read is replaced by what is known here.
+        let Ok(stored) = Stored::decode(item.value.clone()) else {
+            continue;
+        };
+        if state.rules.slot(&key).is_none() && state.uncopied.contains_key(&key) {
+            continue; // Dropped here, and soon there.
+        }
+        if state.rules.merge(&key, &stored::slot(stored)) {
+            changed = true;
+            state.change(key.clone(), None);
+        }
+        let same = state.rules.slot(&key).is_some_and(|slot| {
+            stored::stored(&key, slot, HANDLED_MAX).encode_to_vec() == item.value
+        });
+        if same {
+            state.uncopied.remove(&key);
+        }
+    }
+    drop(state);
+    if changed {
+        vault.shared.wake.notify_one();
+    }
+    Ok(known)
+}
+
+fn name(key: &ShardKey) -> String {
+    format!("{PREFIX}{}/{}/{}", key.bot, key.count, key.shard)
+}
+
+fn parse(name: &str) -> Option<ShardKey> {
+    let mut parts = name.strip_prefix(PREFIX)?.split('/');
+    let (bot, count, shard) = (parts.next()?, parts.next()?, parts.next()?);
+    let key = ShardKey {
+        bot: bot.to_owned(),
+        shard: shard.parse().ok()?,
+        count: count.parse().ok()?,
+    };
+    parts.next().is_none().then_some(key)
+}
