@@ -40,6 +40,8 @@ need() {
 step "what the tests need"
 need cc build-essential
 need tmux tmux
+need etcd etcd-server
+need openssl openssl
 need shellcheck shellcheck
 need node nodejs npm
 need npm npm

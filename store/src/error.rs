@@ -63,6 +63,21 @@ pub enum StoreError {
     /// The medium failed. A commit may or may not have happened.
     #[error("the store does not answer: {0}")]
     Unavailable(String),
+    /// The server's quota is used up: nothing was changed, reading goes on.
+    #[error("{server} has used up its space quota")]
+    Full {
+        /// Which.
+        server: String,
+    },
+    /// The server knows the caller not, or not for this.
+    #[error("{0}")]
+    Denied(String),
+    /// The office that the commit was made in has passed on; nothing was changed.
+    #[error("the office {key:?} is no longer held")]
+    Fenced {
+        /// Key of the office.
+        key: String,
+    },
     /// The store has been closed.
     #[error("the store is closed")]
     Closed,
@@ -82,7 +97,19 @@ impl StoreError {
             Self::TooLarge { .. } | Self::Invalid(_) => "this is a fault in the caller",
             Self::Compacted { .. } => "list again and watch from the listing's revision",
             Self::NoLease(_) => "grant a new lease",
-            Self::Unavailable(_) => "check the disk and the log; reading goes on where it can",
+            Self::Unavailable(_) => {
+                "check the disk, or the etcd servers (etcdctl endpoint health); what was asked may or \
+                 may not have happened: look before asking again"
+            }
+            Self::Full { .. } => {
+                "compact and defragment etcd or raise its --quota-backend-bytes, then: etcdctl alarm \
+                 disarm; set --auto-compaction-retention so that it does not fill again"
+            }
+            Self::Denied(_) => {
+                "check the etcd user, its password file and client certificate, and that its role may \
+                 read and write the fleet's prefix"
+            }
+            Self::Fenced { .. } => "another agent decides now; ask that one",
             Self::Closed => "the agent is stopping",
         }
     }
@@ -91,7 +118,7 @@ impl StoreError {
     pub fn is_retryable(&self) -> bool {
         matches!(
             self,
-            Self::NoSpace { .. } | Self::Unavailable(_) | Self::Locked { .. }
+            Self::NoSpace { .. } | Self::Full { .. } | Self::Unavailable(_) | Self::Locked { .. }
         )
     }
 }

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use crate::error::StoreError;
 
-/// Number of a committed change; rises over the whole store.
+/// Number of a committed change, from 1; rises over the whole store, in steps of any size.
 pub type Revision = u64;
 
 /// Names a lease. Never reused while anything refers to it.
@@ -66,9 +66,9 @@ pub struct Compare {
 pub enum Condition {
     /// It does not exist.
     Absent,
-    /// It exists and was last changed at this revision.
+    /// It exists and was last changed at this revision, which is not 0.
     ModRevision(Revision),
-    /// It exists and came into being at this revision: how a leader fences its writes.
+    /// It exists and came into being at this revision, which is not 0: how a leader fences its writes.
     CreateRevision(Revision),
 }
 
@@ -190,6 +190,14 @@ impl Txn {
         }
         for compare in &self.compares {
             valid_key(&compare.key)?;
+            if matches!(
+                compare.condition,
+                Condition::ModRevision(0) | Condition::CreateRevision(0)
+            ) {
+                return Err(StoreError::Invalid(
+                    "no key has revision 0; compare with absent instead",
+                ));
+            }
         }
         if bytes > value_bytes_max() {
             return Err(StoreError::TooLarge {

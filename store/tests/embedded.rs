@@ -61,8 +61,14 @@ impl contract::Fixture for Embedded {
         })
     }
 
-    fn history_max(&self) -> u64 {
-        HISTORY * 2
+    fn forget(&mut self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            let store = self.store.clone().expect("open");
+            for n in 0..HISTORY * 2 {
+                let txn = Txn::new().put("elsewhere", n.to_string());
+                store.commit(txn).await.expect("commits");
+            }
+        })
     }
 }
 
