@@ -2,49 +2,48 @@
 //!
 //! | task | gets | gives |
 //! |---|---|---|
-//! | shard (one each) | gate events, finished handlers, `drain`, `close` | `status` (watch), `nudge` |
-//! | handlers (many) | an interaction | an outcome to their shard |
-//! | link (with an agent) | shard statuses, limits, `nudge`, `farewell` | orders, `superseded` |
+//! | shard (one each) | gate events, finished handlers, orders | `status` (watch), `nudge` |
+//! | handlers and look-ups (many) | an interaction | what became of it, to their shard |
+//! | link (with an agent) | shard statuses, limits, `nudge`, `farewell`, `answers` | orders, `superseded` |
+//! | answers that come later (few) | shard statuses | `answers` |
 //! | limits | - | `limits` (watch) |
 //! | database (one a node) | jobs | replies |
 //! | activity, guild rows, registrar | `stop` | - |
 //!
-//! Stop order: shards take no more events, handlers finish, final deposit, gateway closed resumably,
-//! background tasks, flush.
+//! A start resumes first: the way to the gateway needs the agent's Welcome and nothing else. A stop takes no
+//! more events, then lets handlers finish, deposits, closes resumably and flushes side by side.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
 
 use tanako_proto::worker::v1::Welcome;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
-use twilight_gateway::ConfigBuilder;
 
-use crate::agent::link::{self, Farewell, LinkSetup, Order, ProcessView};
+use crate::agent::link::{self, LinkSetup, Order, ProcessView};
 use crate::agent::report::{self, Binding};
 use crate::agent::{Permits, channel};
 use crate::backoff::Backoff;
 use crate::commands::registrar;
 use crate::config::Config;
 use crate::database::Database;
-use crate::identify::{Alone, Gate, ShardQueue};
+use crate::identify::{Alone, Gate};
+use crate::process::{Process, ProcessSetup};
 use crate::rest::{Limits, Rest};
 use crate::services::Services;
-use crate::shard::task::{self, ShardSetup, StoredSession};
+use crate::shard::duty::{Duty, Terms};
+use crate::shard::set::{SetSetup, ShardSet, until_all};
+use crate::shard::task::{GatewayUrl, StoredSession};
 use crate::shard::{ShardStatus, Stage};
 
 /// Discord refuses this configuration; restarting does not help (sysexits' EX_CONFIG).
 pub const EXIT_CONFIG: u8 = 78;
-/// The agent's acknowledgement of the final deposits.
-const FAREWELL_WITHIN: Duration = Duration::from_secs(3);
-/// The gateway's close handshake, all shards at once.
-const CLOSE_WITHIN: Duration = Duration::from_secs(3);
 /// The last flush.
 const FLUSH_WITHIN: Duration = Duration::from_secs(3);
 /// `/gateway/bot` is asked again this often, so that the agent knows what is left.
@@ -64,8 +63,17 @@ enum Leave {
     Fatal,
 }
 
+/// What to begin with.
+struct Assignment {
+    ids: Vec<u32>,
+    count: u32,
+    sessions: BTreeMap<u32, StoredSession>,
+    terms: Terms,
+}
+
 /// Runs the bot until it is told to stop.
 pub async fn run(config: Config) -> anyhow::Result<ExitCode> {
+    let started = Instant::now();
     let mut signals = Signals::new()?;
     let tasks = TaskTracker::new();
     let stop = CancellationToken::new();
@@ -75,13 +83,13 @@ pub async fn run(config: Config) -> anyhow::Result<ExitCode> {
     let (limits_tx, limits_rx) = watch::channel(None);
     let draining = Arc::new(AtomicBool::new(false));
 
+    let rest = Rest::new(&config.token, config.api_url.as_deref())?;
     let database = Arc::new(Database::start(
         &config.db_nodes,
         config.db_token.as_ref(),
         &tasks,
         &stop,
     ));
-    let rest = Rest::new(&config.token, config.api_url.as_deref())?;
     let (services, ensure) = Services::new(rest, database, shards_rx.clone());
     let services = Arc::new(services);
     let binding = Binding {
@@ -90,29 +98,90 @@ pub async fn run(config: Config) -> anyhow::Result<ExitCode> {
     };
 
     let (orders_tx, mut orders) = mpsc::channel(16);
+    let (answers, answers_rx) = mpsc::channel(64);
     let (farewell_tx, farewell) = mpsc::channel(1);
-    let (gate, attached) = match &config.agent {
-        None => (Gate::Alone(Arc::new(Alone::new(limits_rx.clone()))), false),
+    let attached = config.agent.is_some();
+    let gate = match &config.agent {
+        None => Gate::Alone(Arc::new(Alone::new(limits_rx.clone()))),
         Some((socket, identity)) => {
             let channel = channel(socket.clone());
             tasks.spawn(link::run(LinkSetup {
                 channel: channel.clone(),
                 identity: identity.clone(),
                 binding: binding.clone(),
-                shards: shards_rx.clone(),
-                process: process_view(Arc::clone(&services), Arc::clone(&draining)),
+                shards: shards_rx,
+                process: process_view(
+                    Arc::clone(&services),
+                    limits_rx.clone(),
+                    Arc::clone(&draining),
+                ),
                 limits: limits_rx.clone(),
                 nudge: Arc::clone(&nudge),
                 orders: orders_tx,
                 farewell,
+                answers: answers_rx,
                 superseded: superseded.clone(),
             }));
-            (
-                Gate::Agent(Permits::new(channel, identity.clone(), superseded.clone())),
-                true,
-            )
+            Gate::Agent(Permits::new(channel, identity.clone(), superseded.clone()))
         }
     };
+    let begin = if attached {
+        tokio::select! {
+            Some(Order::Welcome(welcome)) = orders.recv() => assignment(&config, *welcome, &binding),
+            () = superseded.cancelled() => return Ok(ExitCode::SUCCESS),
+            () = signals.recv() => return Ok(ExitCode::SUCCESS),
+        }
+    } else {
+        Assignment {
+            ids: config.shard_ids.clone(),
+            count: config.shard_count,
+            sessions: BTreeMap::new(),
+            terms: Terms::default(),
+        }
+    };
+    services.phase("start_welcome_ms", started);
+    if begin.ids.is_empty() {
+        error!("neither SHARD_IDS nor the agent names a shard for this process");
+        return Ok(ExitCode::from(EXIT_CONFIG));
+    }
+
+    let works = begin.terms.duty != Duty::Warm;
+    let stage = if works {
+        Stage::Connecting
+    } else {
+        Stage::Standby
+    };
+    let set = SetSetup {
+        ids: &begin.ids,
+        count: begin.count,
+        token: &config.token,
+        intents: config.intents,
+        url: GatewayUrl {
+            fixed: fixed_url(&config),
+            limits: limits_rx,
+        },
+        gate,
+        services: &services,
+        nudge: &nudge,
+        tasks: &tasks,
+    };
+    let set = ShardSet::start(&set, stage);
+    let statuses = set.statuses();
+    shards_tx.send_replace(statuses.clone());
+    let mut process = Process::new(ProcessSetup {
+        set,
+        ids: begin.ids,
+        count: begin.count,
+        binding,
+        services: Arc::clone(&services),
+        farewell: attached.then_some(farewell_tx),
+        answers,
+        tasks: tasks.clone(),
+    });
+    if works {
+        process.work(begin.sessions, begin.terms).await;
+    }
+    nudge.notify_one();
 
     let refused = CancellationToken::new();
     tasks.spawn(keep_limits(
@@ -122,76 +191,19 @@ pub async fn run(config: Config) -> anyhow::Result<ExitCode> {
         refused.clone(),
         stop.clone(),
     ));
-    let (shard_ids, shard_count, mut sessions) = if attached {
-        tokio::select! {
-            Some(Order::Welcome(welcome)) = orders.recv() => assignment(&config, *welcome, &binding),
-            () = superseded.cancelled() => return Ok(ExitCode::SUCCESS),
-            () = signals.recv() => return Ok(ExitCode::SUCCESS),
-        }
-    } else {
-        (
-            config.shard_ids.clone(),
-            config.shard_count,
-            BTreeMap::new(),
-        )
-    };
-    if shard_ids.is_empty() {
-        error!("neither SHARD_IDS nor the agent names a shard for this process");
-        return Ok(ExitCode::from(EXIT_CONFIG));
-    }
-    let gateway_url = tokio::select! {
-        url = gateway_url(&config, limits_rx) => url,
-        () = refused.cancelled() => return Ok(ExitCode::from(EXIT_CONFIG)),
-        () = superseded.cancelled() => return Ok(ExitCode::SUCCESS),
-        () = signals.recv() => return Ok(ExitCode::SUCCESS),
-    };
-
-    let drain = CancellationToken::new();
-    let close = CancellationToken::new();
-    let (drain_within_tx, drain_within) = watch::channel(config.drain_within);
-    let shard_tasks = TaskTracker::new();
-    // One TLS configuration for all shards and all their connections.
-    let base = ConfigBuilder::new(config.token.expose().to_owned(), config.intents)
-        .proxy_url(gateway_url)
-        .queue(())
-        .build();
-    let mut statuses = Statuses::new();
-    for id in &shard_ids {
-        let (events, gate_events) = mpsc::channel(16);
-        let queue = ShardQueue {
-            gate: gate.clone(),
-            shard_count,
-            events,
-            armed: Arc::default(),
-            tasks: tasks.clone(),
-        };
-        let (status, status_rx) = watch::channel(ShardStatus {
-            id: *id,
-            count: shard_count,
-            ..ShardStatus::default()
-        });
-        statuses.push(status_rx);
-        shard_tasks.spawn(task::run(ShardSetup {
-            id: *id,
-            count: shard_count,
-            gateway: ConfigBuilder::from(base.clone()).queue(queue).build(),
-            gate: gate_events,
-            stored: sessions.remove(id),
-            services: Arc::clone(&services),
-            status,
-            nudge: Arc::clone(&nudge),
-            drain: drain.clone(),
-            drain_within: drain_within.clone(),
-            close: close.clone(),
-        }));
-    }
-    shard_tasks.close();
-    shards_tx.send_replace(statuses.clone());
-    nudge.notify_one();
-
-    if let Some(first) = statuses.first().filter(|_| shard_ids.contains(&0)) {
-        let (services, stop, first) = (Arc::clone(&services), stop.clone(), first.clone());
-        tasks.spawn(async move { registrar::run(&services, first, stop).await });
+    tasks.spawn(note_start(
+        Arc::clone(&services),
+        statuses.clone(),
+        started,
+        stop.clone(),
+    ));
+    if let Some(first) = statuses
+        .iter()
+        .find(|status| status.borrow().id == 0)
+        .cloned()
+    {
+        let (services, stop, terms) = (Arc::clone(&services), stop.clone(), process.terms());
+        tasks.spawn(async move { registrar::run(&services, first, terms, stop).await });
     }
     if services.database.is_configured() {
         let (activity, rows, stop_activity, stop_rows) = (
@@ -204,12 +216,24 @@ pub async fn run(config: Config) -> anyhow::Result<ExitCode> {
         tasks.spawn(async move { rows.ensure_rows(ensure, stop_rows).await });
     }
 
-    let leave = tokio::select! {
-        () = signals.recv() => Leave::Drain(config.drain_within),
-        within = drain_order(&mut orders) => Leave::Drain(within.min(config.drain_within.max(within))),
-        () = superseded.cancelled() => Leave::Superseded,
-        () = all_fatal(statuses.clone()) => Leave::Fatal,
-        () = refused.cancelled() => Leave::Fatal,
+    let leave = loop {
+        let order = tokio::select! {
+            () = signals.recv() => break Leave::Drain(config.drain_within),
+            () = superseded.cancelled() => break Leave::Superseded,
+            () = process.set().all_fatal() => break Leave::Fatal,
+            () = refused.cancelled() => break Leave::Fatal,
+            Some(order) = orders.recv() => order,
+        };
+        let Order::Command(id, command) = order else {
+            continue;
+        };
+        tokio::select! {
+            within = process.command(id, *command) => if let Some(within) = within {
+                break Leave::Drain(within);
+            },
+            () = signals.recv() => break Leave::Drain(config.drain_within),
+            () = superseded.cancelled() => break Leave::Superseded,
+        }
     };
     let (within, code) = match leave {
         // Without a word to the gateway: the session belongs to the successor now.
@@ -224,21 +248,13 @@ pub async fn run(config: Config) -> anyhow::Result<ExitCode> {
     };
     info!(within_ms = within.as_millis() as u64, "stopping");
     draining.store(true, Ordering::Relaxed);
-    drain_within_tx.send_replace(within);
-    drain.cancel();
+    nudge.notify_one();
     let orderly = async {
-        quiesced(statuses).await;
+        let handed = process.hand_over(within, true);
         let flush = tokio::time::timeout(FLUSH_WITHIN, services.activity.flush());
-        let ((), flushed) = tokio::join!(say_farewell(attached, &farewell_tx), flush);
+        let (_, flushed) = tokio::join!(handed, flush);
         if !matches!(flushed, Ok(Ok(()) | Err(crate::database::DbError::Absent))) {
             warn!("the latest message counts could not be stored");
-        }
-        close.cancel();
-        if tokio::time::timeout(CLOSE_WITHIN, shard_tasks.wait())
-            .await
-            .is_err()
-        {
-            warn!("a shard did not close in time");
         }
     };
     tokio::select! {
@@ -274,44 +290,49 @@ impl Signals {
 }
 
 /// Shards and sessions as the agent says; the environment where it says nothing.
-fn assignment(
-    config: &Config,
-    welcome: Welcome,
-    binding: &Binding,
-) -> (Vec<u32>, u32, BTreeMap<u32, StoredSession>) {
+fn assignment(config: &Config, welcome: Welcome, binding: &Binding) -> Assignment {
+    let terms = report::terms(welcome.duty(), welcome.cut);
     let (ids, count) = if welcome.shard_ids.is_empty() {
         (config.shard_ids.clone(), config.shard_count)
     } else {
         (welcome.shard_ids, welcome.shard_count.max(1))
     };
-    let mut sessions = BTreeMap::new();
-    for stored in welcome.sessions {
-        let id = stored.shard_id;
-        if !ids.contains(&id) {
-            continue;
-        }
-        match report::usable(stored, id, count, binding) {
-            Ok(session) => {
-                sessions.insert(id, session);
-            }
-            Err(reason) => info!(shard = id, reason, "not resuming the stored session"),
-        }
+    let sessions = report::usable_sessions(welcome.sessions, &ids, count, binding);
+    Assignment {
+        ids,
+        count,
+        sessions,
+        terms,
     }
-    (ids, count, sessions)
 }
 
-/// The configured gateway; Discord's own; or what a REST base of another kind says.
-async fn gateway_url(config: &Config, mut limits: watch::Receiver<Option<Limits>>) -> String {
-    if let Some(url) = &config.gateway_url {
-        return url.clone();
+/// The configured gateway, or Discord's own. None: what a REST base of another kind says.
+fn fixed_url(config: &Config) -> Option<String> {
+    config.gateway_url.clone().or_else(|| {
+        config
+            .api_url
+            .is_none()
+            .then(|| "wss://gateway.discord.gg".to_owned())
+    })
+}
+
+/// Notes when every shard was established for the first time.
+async fn note_start(
+    services: Arc<Services>,
+    statuses: Statuses,
+    started: Instant,
+    stop: CancellationToken,
+) {
+    tokio::select! {
+        () = stop.cancelled() => return,
+        () = until_all(statuses, |status| status.established_at != 0) => {}
     }
-    if config.api_url.is_some()
-        && let Ok(limits) = limits.wait_for(Option::is_some).await
-        && let Some(limits) = limits.as_ref()
-    {
-        return limits.url.trim_end_matches('/').to_owned();
-    }
-    "wss://gateway.discord.gg".to_owned()
+    services.phase("start_established_ms", started);
+    info!(
+        welcome_ms = services.phase_ms("start_welcome_ms"),
+        established_ms = services.phase_ms("start_established_ms"),
+        "all shards are established"
+    );
 }
 
 /// Asks `/gateway/bot` at the start and now and then, until told to stop.
@@ -323,6 +344,10 @@ async fn keep_limits(
     stop: CancellationToken,
 ) {
     let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
+    let missing = || {
+        let missing = &services.limits_missing;
+        missing.lock().unwrap_or_else(PoisonError::into_inner)
+    };
     loop {
         let asked = tokio::select! {
             () = stop.cancelled() => return,
@@ -331,6 +356,7 @@ async fn keep_limits(
         let pause = match asked {
             Ok(now) => {
                 backoff.reset();
+                *missing() = None;
                 limits.send_replace(Some(now));
                 nudge.notify_one();
                 LIMITS_EVERY
@@ -352,6 +378,9 @@ async fn keep_limits(
                 } else if backoff.failures() == 0 {
                     warn!(%error, "cannot ask /gateway/bot, trying on");
                 }
+                if limits.borrow().is_none() {
+                    *missing() = Some(error);
+                }
                 backoff.delay()
             }
         };
@@ -362,61 +391,15 @@ async fn keep_limits(
     }
 }
 
-async fn drain_order(orders: &mut mpsc::Receiver<Order>) -> Duration {
-    loop {
-        match orders.recv().await {
-            Some(Order::Drain(within)) => return within,
-            Some(Order::Welcome(_)) => {}
-            None => std::future::pending().await,
-        }
-    }
-}
-
-/// Returns once every shard is fatal.
-async fn all_fatal(statuses: Statuses) {
-    for mut status in statuses {
-        if status
-            .wait_for(|status| status.stage == Stage::Fatal)
-            .await
-            .is_err()
-        {
-            std::future::pending::<()>().await;
-        }
-    }
-}
-
-/// Returns once every shard has published its final deposit.
-async fn quiesced(statuses: Statuses) {
-    for mut status in statuses {
-        // A task that is gone has nothing more to say.
-        let _ = status.wait_for(|status| status.quiesced).await;
-    }
-}
-
-async fn say_farewell(attached: bool, farewell: &mpsc::Sender<Farewell>) {
-    if !attached {
-        return;
-    }
-    let (done, answer) = oneshot::channel();
-    let said = async {
-        farewell.send(Farewell { done }).await.ok()?;
-        answer.await.ok()
-    };
-    match tokio::time::timeout(FAREWELL_WITHIN, said).await {
-        Ok(Some((acknowledged, _))) => info!(acknowledged, "the agent has the final deposits"),
-        _ => {
-            warn!("the agent did not acknowledge the final deposits; it has those of a moment ago");
-        }
-    }
-}
-
 fn process_view(
     services: Arc<Services>,
+    limits: watch::Receiver<Option<Limits>>,
     draining: Arc<AtomicBool>,
 ) -> Box<dyn Fn() -> ProcessView + Send + Sync> {
     Box::new(move || ProcessView {
         draining: draining.load(Ordering::Relaxed),
         metrics: services.figures(),
         detail: services.trouble(),
+        prepared: limits.borrow().is_some() && services.database_is_there(),
     })
 }

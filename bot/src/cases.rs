@@ -41,22 +41,61 @@ pub struct NewWarning<'a> {
     pub reason: &'a str,
 }
 
+/// Tries for the next number when others take numbers of the same guild.
+const NUMBER_TRIES: u32 = 12;
+
 /// Writes a warning and gives back its number. Asked again for the same interaction, the number of the first.
+///
+/// Number and case are written in one transaction, so that a crash in between leaves no gap.
 pub async fn warn(database: &Database, new: NewWarning<'_>) -> Result<i64, DbError> {
-    let id = format!("{}:{}", new.guild, new.interaction);
-    let conditions = json!({ "id": id, "guild_id": new.guild });
-    if let Some(row) = database
-        .find_one("moderation_cases", conditions.clone())
-        .await?
-    {
-        return row
-            .get("case_id")
-            .and_then(Value::as_i64)
-            .ok_or(DbError::Incomplete("case_id"));
+    for attempt in 0..NUMBER_TRIES {
+        // Also finds what the last try wrote, when its answer got lost.
+        if let Some(number) = written(database, &new).await? {
+            return Ok(number);
+        }
+        let Some(counter) = counter(database, new.guild).await? else {
+            let data = json!({ "table": "guilds", "row": { "guild_id": new.guild } });
+            match database.call("insert", data, Repeat::Harmless).await {
+                Err(error) if !error.is_duplicate() => return Err(error),
+                _ => continue,
+            }
+        };
+        let number = counter + 1;
+        let take = json!({
+            "table": "guilds",
+            "conditions": { "guild_id": new.guild },
+            "expected": { "case_counter": counter },
+            "data": { "case_counter": number },
+        });
+        let insert = json!({ "table": "moderation_cases", "row": row(&new, number) });
+        let data = json!({
+            "guild_id": new.guild,
+            "ops": [
+                { "action": "compare_and_set", "data": take },
+                { "action": "insert", "data": insert },
+            ],
+        });
+        match database.call("transaction", data, Repeat::Harmless).await {
+            Ok(_) => return Ok(number),
+            // Another moderator was faster, or our own first try.
+            Err(error) if error.is_conflict() || error.is_duplicate() => {}
+            Err(error) if error.is_unknown_action() => return warn_original(database, &new).await,
+            Err(error) => return Err(error),
+        }
+        let pause = std::time::Duration::from_millis(5 << attempt.min(5));
+        tokio::time::sleep(pause.mul_f64(fastrand::f64())).await;
     }
-    let number = next_number(database, new.guild).await?;
-    let row = json!({
-        "id": id,
+    Err(DbError::Unavailable)
+}
+
+/// The case's key: that of the interaction that asked for it.
+fn key(new: &NewWarning<'_>) -> String {
+    format!("{}:{}", new.guild, new.interaction)
+}
+
+fn row(new: &NewWarning<'_>, number: i64) -> Value {
+    json!({
+        "id": key(new),
         "case_id": number,
         "guild_id": new.guild,
         "target_id": new.target,
@@ -65,55 +104,34 @@ pub async fn warn(database: &Database, new: NewWarning<'_>) -> Result<i64, DbErr
         "reason": new.reason,
         "created_at": jiff::Timestamp::now().to_string(),
         "is_active": true,
-    });
-    let data = json!({ "table": "moderation_cases", "row": row });
-    match database.call("insert", data, Repeat::Harmless).await {
-        Ok(_) => Ok(number),
-        // The first try was carried out although its answer got lost, or a replay ran at the same time.
-        Err(error) if error.is_duplicate() => {
-            let row = database
-                .find_one("moderation_cases", conditions)
-                .await?
-                .ok_or(error)?;
-            row.get("case_id")
-                .and_then(Value::as_i64)
-                .ok_or(DbError::Incomplete("case_id"))
-        }
-        Err(error) => Err(error),
-    }
+    })
 }
 
-/// Takes the guild's next case number.
-async fn next_number(database: &Database, guild: u64) -> Result<i64, DbError> {
-    let data = json!({
-        "table": "guilds",
-        "conditions": { "guild_id": guild },
-        "column": "case_counter",
-        "by": 1,
-        "create": true,
-    });
-    match database.call("increment", data, Repeat::Never).await {
-        Ok(reply) => reply
-            .get("value")
-            .and_then(Value::as_i64)
-            .ok_or(DbError::Incomplete("value")),
-        Err(error) if error.is_unknown_action() => next_number_original(database, guild).await,
-        Err(error) => Err(error),
-    }
+/// The number of the case that this interaction has written already.
+async fn written(database: &Database, new: &NewWarning<'_>) -> Result<Option<i64>, DbError> {
+    let conditions = json!({ "id": key(new), "guild_id": new.guild });
+    let Some(row) = database.find_one("moderation_cases", conditions).await? else {
+        return Ok(None);
+    };
+    let number = row.get("case_id").and_then(Value::as_i64);
+    number.map(Some).ok_or(DbError::Incomplete("case_id"))
 }
 
-/// On a node of the original protocol, which has no increment: two moderators who warn in the same moment may
+/// The guild's latest case number; none when the guild has no row.
+async fn counter(database: &Database, guild: u64) -> Result<Option<i64>, DbError> {
+    let row = database
+        .find_one("guilds", json!({ "guild_id": guild }))
+        .await?;
+    Ok(row.map(|row| row.get("case_counter").and_then(Value::as_i64).unwrap_or(0)))
+}
+
+/// On a node of the original protocol, which has no transaction: two moderators who warn in the same moment may
 /// get the same number. The case itself is safe, its id comes from the interaction.
-async fn next_number_original(database: &Database, guild: u64) -> Result<i64, DbError> {
-    let conditions = json!({ "guild_id": guild });
-    let row = database.find_one("guilds", conditions.clone()).await?;
-    let number = row
-        .as_ref()
-        .and_then(|row| row.get("case_counter"))
-        .and_then(Value::as_i64)
-        .unwrap_or(0)
-        + 1;
-    let (action, data) = if row.is_some() {
+async fn warn_original(database: &Database, new: &NewWarning<'_>) -> Result<i64, DbError> {
+    let conditions = json!({ "guild_id": new.guild });
+    let counter = counter(database, new.guild).await?;
+    let number = counter.unwrap_or(0) + 1;
+    let (action, data) = if counter.is_some() {
         (
             "update",
             json!({ "table": "guilds", "conditions": conditions, "data": { "case_counter": number } }),
@@ -121,11 +139,17 @@ async fn next_number_original(database: &Database, guild: u64) -> Result<i64, Db
     } else {
         (
             "insert",
-            json!({ "table": "guilds", "row": { "guild_id": guild, "case_counter": number } }),
+            json!({ "table": "guilds", "row": { "guild_id": new.guild, "case_counter": number } }),
         )
     };
     database.call(action, data, Repeat::Harmless).await?;
-    Ok(number)
+    // That protocol takes the same key twice: look again before a repeat. See `written` for the first look.
+    let data = json!({ "table": "moderation_cases", "row": row(new, number) });
+    match database.call("insert", data, Repeat::Never).await {
+        Err(DbError::Unanswered) => written(database, new).await?.ok_or(DbError::Unanswered),
+        Err(error) if error.is_duplicate() => written(database, new).await?.ok_or(error),
+        result => result.map(|_| number),
+    }
 }
 
 /// Active warnings of a member.

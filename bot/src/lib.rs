@@ -13,8 +13,8 @@
 //!    └──► activity (flush), registrar (once)
 //! ```
 //!
-//! Pure decisions live in [`shard::resume`], [`shard::seq`], [`shard::guilds`], [`database::cache`] and
-//! [`settings`]; everything else carries them out. [`app`] lists every task and its channels.
+//! Pure decisions live in [`shard::resume`], [`shard::duty`], [`shard::seq`], [`shard::guilds`],
+//! [`database::cache`] and [`settings`]; everything else carries them out. [`app`] lists every task and its channels.
 
 pub mod activity;
 pub mod agent;
@@ -28,6 +28,7 @@ pub mod database;
 pub mod identify;
 pub mod interactions;
 pub mod metrics;
+pub mod process;
 pub mod rest;
 pub mod services;
 pub mod settings;

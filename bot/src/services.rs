@@ -1,11 +1,11 @@
 //! What handlers work with. One for the process, shared by its shards.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
@@ -13,7 +13,7 @@ use tracing::{debug, warn};
 use crate::activity::Activity;
 use crate::database::Database;
 use crate::metrics::rss_bytes;
-use crate::rest::Rest;
+use crate::rest::{Rest, RestError};
 use crate::settings::store::SettingsStore;
 use crate::shard::ShardStatus;
 
@@ -21,6 +21,9 @@ use crate::shard::ShardStatus;
 const ENSURE_MAX: usize = 16_384;
 /// Pause between two rows: a start with 2,500 guilds is 25 s of a light load instead of one burst.
 const ENSURE_EVERY: std::time::Duration = std::time::Duration::from_millis(10);
+
+/// Replayed interactions that Discord is asked about at once.
+const LOOK_UPS_AT_ONCE: usize = 32;
 
 /// Shared by all handlers.
 pub struct Services {
@@ -36,10 +39,16 @@ pub struct Services {
     pub handlers: TaskTracker,
     /// The shards of this process.
     pub shards: watch::Receiver<Vec<watch::Receiver<ShardStatus>>>,
+    /// Turns for looking replayed interactions up.
+    pub look_ups: Semaphore,
     /// When the process started.
     pub started: Instant,
     /// REST calls are refused with 401.
     pub token_refused: AtomicBool,
+    /// Why `/gateway/bot` has not answered yet.
+    pub limits_missing: Mutex<Option<RestError>>,
+    /// How long the parts of starting and of standing down took, milliseconds.
+    pub phases: Mutex<BTreeMap<&'static str, f64>>,
     ensure: mpsc::Sender<u64>,
 }
 
@@ -58,8 +67,11 @@ impl Services {
             database,
             handlers: TaskTracker::new(),
             shards,
+            look_ups: Semaphore::new(LOOK_UPS_AT_ONCE),
             started: Instant::now(),
             token_refused: AtomicBool::new(false),
+            limits_missing: Mutex::default(),
+            phases: Mutex::default(),
             ensure,
         };
         (services, queue)
@@ -91,10 +103,8 @@ impl Services {
         let sum = |of: fn(&ShardStatus) -> u64| shards.iter().map(of).sum::<u64>() as f64;
         let figures = [
             ("handlers_in_flight", self.handlers.len() as f64),
-            (
-                "interactions_repeated_total",
-                sum(|shard| shard.interactions_repeated),
-            ),
+            ("interactions_repeated_total", sum(|shard| shard.repeated)),
+            ("held_dropped_total", sum(|shard| shard.held_dropped)),
             ("undecodable_total", sum(|shard| shard.undecodable)),
             ("rest_p50_ms", rest.p50_ms),
             ("rest_p99_ms", rest.p99_ms),
@@ -109,10 +119,24 @@ impl Services {
             ("settings_cached_guilds", cached as f64),
             ("rss_bytes", rss_bytes() as f64),
         ];
+        let phases = self.phases.lock().unwrap_or_else(PoisonError::into_inner);
         figures
             .into_iter()
+            .chain(phases.iter().map(|(name, value)| (*name, *value)))
             .map(|(name, value)| (name.to_owned(), value))
             .collect()
+    }
+
+    /// Notes how long a part of starting or standing down took.
+    pub fn phase(&self, name: &'static str, since: Instant) {
+        let mut phases = self.phases.lock().unwrap_or_else(PoisonError::into_inner);
+        phases.insert(name, since.elapsed().as_secs_f64() * 1000.0);
+    }
+
+    /// A phase noted before; 0 when it was not.
+    pub fn phase_ms(&self, name: &str) -> f64 {
+        let phases = self.phases.lock().unwrap_or_else(PoisonError::into_inner);
+        phases.get(name).copied().unwrap_or(0.0)
     }
 
     /// What is wrong with the process as a whole, for people; empty when nothing is.
@@ -120,17 +144,30 @@ impl Services {
         if self.token_refused.load(Ordering::Relaxed) {
             return "Discord refuses the token (HTTP 401)".to_owned();
         }
+        let limits = self
+            .limits_missing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let limits = limits
+            .as_ref()
+            .map(|error| format!("cannot ask /gateway/bot, trying on: {error}"));
         let down: Vec<&str> = self
             .database
             .nodes()
             .filter(|(_, up)| !up)
             .map(|(name, _)| name)
             .collect();
-        if down.is_empty() {
-            String::new()
-        } else {
-            format!("no connection to {}", down.join(", "))
-        }
+        let down = (!down.is_empty()).then(|| format!("no connection to {}", down.join(", ")));
+        limits
+            .into_iter()
+            .chain(down)
+            .collect::<Vec<_>>()
+            .join("; ")
+    }
+
+    /// A database node answers, or none is needed.
+    pub fn database_is_there(&self) -> bool {
+        !self.database.is_configured() || self.database.nodes().any(|(_, up)| up)
     }
 
     /// Makes the rows that [`Self::guild_seen`] asked for.

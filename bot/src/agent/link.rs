@@ -44,6 +44,35 @@ pub struct ProcessView {
     pub metrics: BTreeMap<String, f64>,
     /// Why it is not ready, when it is not a shard's fault.
     pub detail: String,
+    /// Everything is there that a shard on standby needs to take over at once.
+    pub prepared: bool,
+}
+
+/// Names a command on the stream that it came on: another stream, of another agent perhaps, counts anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CommandId {
+    stream: u64,
+    id: u64,
+}
+
+/// What became of a command.
+#[derive(Debug)]
+pub struct Answer {
+    /// Which command.
+    pub command: CommandId,
+    /// What was done, or why not.
+    pub result: Result<serde_json::Value, Refusal>,
+}
+
+/// Why a command was not carried out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// Stable.
+    pub code: &'static str,
+    /// For people.
+    pub message: String,
+    /// What to do.
+    pub hint: &'static str,
 }
 
 /// What the agent tells the process.
@@ -51,13 +80,15 @@ pub struct ProcessView {
 pub enum Order {
     /// The first Welcome.
     Welcome(Box<Welcome>),
-    /// Drain within this time.
-    Drain(Duration),
+    /// Carry this out and answer it.
+    Command(CommandId, Box<AgentCommand>),
 }
 
-/// Last words: deposits with acknowledgement and the final report.
+/// Deposits with acknowledgement and a report, before the sessions go to somebody else.
 #[derive(Debug)]
 pub struct Farewell {
+    /// Nothing follows: the stream may end.
+    pub last: bool,
     /// Answered with the number of deposits acknowledged and the number sent.
     pub done: oneshot::Sender<(usize, usize)>,
 }
@@ -80,8 +111,10 @@ pub struct LinkSetup {
     pub nudge: Arc<Notify>,
     /// To the process.
     pub orders: mpsc::Sender<Order>,
-    /// Last words.
+    /// Sessions to be handed over.
     pub farewell: mpsc::Receiver<Farewell>,
+    /// What became of commands.
+    pub answers: mpsc::Receiver<Answer>,
     /// Cancelled when a newer attempt has taken over.
     pub superseded: CancellationToken,
 }
@@ -90,7 +123,7 @@ struct Link {
     setup: LinkSetup,
     welcomed: bool,
     was_ready: bool,
-    drain_commands: Vec<u64>,
+    streams: u64,
     next_ack: u64,
 }
 
@@ -101,7 +134,7 @@ struct Stream {
     limits_sent: Option<Limits>,
     acks_open: HashSet<u64>,
     acks_sent: usize,
-    farewell: Option<oneshot::Sender<(usize, usize)>>,
+    farewell: Option<Farewell>,
 }
 
 /// Why a stream ended.
@@ -131,7 +164,7 @@ pub async fn run(setup: LinkSetup) {
         setup,
         welcomed: false,
         was_ready: false,
-        drain_commands: Vec::new(),
+        streams: 0,
         next_ack: 0,
     };
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
@@ -161,10 +194,7 @@ pub async fn run(setup: LinkSetup) {
 
 impl Link {
     /// One stream, from Hello to its end. `Ok` = last words were said.
-    async fn stream(
-        &mut self,
-        farewell: &mut Option<oneshot::Sender<(usize, usize)>>,
-    ) -> Result<(), LinkError> {
+    async fn stream(&mut self, farewell: &mut Option<Farewell>) -> Result<(), LinkError> {
         let (tx, outgoing) = mpsc::channel(64);
         let hello = Hello {
             process: self.setup.identity.process.clone(),
@@ -209,6 +239,7 @@ impl Link {
                 .send(Order::Welcome(Box::new(welcome)))
                 .await;
         }
+        self.streams += 1;
         let mut stream = Stream {
             tx,
             rx,
@@ -218,11 +249,14 @@ impl Link {
             acks_sent: 0,
             farewell: None,
         };
-        if let Some(done) = farewell.take() {
-            stream.farewell = Some(done);
-            self.say_farewell(&mut stream).await?;
+        let result = async {
+            stream.farewell = farewell.take();
+            if stream.farewell.is_some() {
+                self.say_farewell(&mut stream).await?;
+            }
+            self.hold(&mut stream, interval).await
         }
-        let result = self.hold(&mut stream, interval).await;
+        .await;
         // A stream that broke during the last words is tried again.
         *farewell = stream.farewell.take();
         result
@@ -235,10 +269,13 @@ impl Link {
         let nudge = Arc::clone(&self.setup.nudge);
         loop {
             if stream.farewell.is_some() && stream.acks_open.is_empty() {
-                if let Some(done) = stream.farewell.take() {
+                self.answer_all(stream).await?;
+                if let Some(Farewell { last, done }) = stream.farewell.take() {
                     let _ = done.send((stream.acks_sent, stream.acks_sent));
+                    if last {
+                        return Ok(());
+                    }
                 }
-                return Ok(());
             }
             tokio::select! {
                 message = stream.rx.message() => {
@@ -252,9 +289,10 @@ impl Link {
                     self.tell(stream).await?;
                 }
                 Some(farewell) = self.setup.farewell.recv() => {
-                    stream.farewell = Some(farewell.done);
+                    stream.farewell = Some(farewell);
                     self.say_farewell(stream).await?;
                 }
+                Some(answer) = self.setup.answers.recv() => self.answer(answer, stream).await?,
             }
         }
     }
@@ -271,31 +309,79 @@ impl Link {
             Some(FromAgent::Welcome(welcome)) if welcome.superseded => {
                 return Err(LinkError::Superseded);
             }
-            Some(FromAgent::Command(command)) => match command.command {
-                Some(AgentCommand::Drain(drain)) => {
-                    self.drain_commands.push(command.id);
-                    self.drain_commands.truncate(16);
-                    let within = Duration::from_millis(u64::from(drain.deadline_ms));
-                    let _ = self.setup.orders.send(Order::Drain(within)).await;
-                }
-                other => {
-                    let what = if other.is_some() {
-                        "a shard process has no database"
-                    } else {
-                        "unknown command"
+            Some(FromAgent::Command(command)) => {
+                let id = CommandId {
+                    stream: self.streams,
+                    id: command.id,
+                };
+                if let Err(refusal) = self.take(id, command.command) {
+                    let answer = Answer {
+                        command: id,
+                        result: Err(refusal),
                     };
-                    let result = CommandResult {
-                        id: command.id,
-                        ok: false,
-                        code: "unsupported".to_owned(),
-                        message: what.to_owned(),
-                        hint: "send it to a process that knows it".to_owned(),
-                        json: String::new(),
-                    };
-                    send(&stream.tx, ToAgent::Result(result)).await?;
+                    self.answer(answer, stream).await?;
                 }
-            },
+            }
             _ => {}
+        }
+        Ok(())
+    }
+
+    /// Hands a command on. Never waits: what carries it out may wait for this very task.
+    fn take(&self, id: CommandId, command: Option<AgentCommand>) -> Result<(), Refusal> {
+        let message = match &command {
+            Some(AgentCommand::Backup(_) | AgentCommand::Verify(_) | AgentCommand::Restore(_)) => {
+                "a shard process has no database"
+            }
+            None => "unknown command",
+            Some(_) => "",
+        };
+        match command {
+            Some(command) if message.is_empty() => self
+                .setup
+                .orders
+                .try_send(Order::Command(id, Box::new(command)))
+                .map_err(|_| Refusal {
+                    code: "busy",
+                    message: "too many commands at once".to_owned(),
+                    hint: "ask again when the earlier ones are answered",
+                }),
+            _ => Err(Refusal {
+                code: "unsupported",
+                message: message.to_owned(),
+                hint: "send it to a process that knows it",
+            }),
+        }
+    }
+
+    async fn answer(&self, answer: Answer, stream: &Stream) -> Result<(), LinkError> {
+        if answer.command.stream != self.streams {
+            // Whoever asked is gone, and the number may be another command's by now.
+            return Ok(());
+        }
+        let id = answer.command.id;
+        let result = match answer.result {
+            Ok(json) => CommandResult {
+                id,
+                ok: true,
+                json: json.to_string(),
+                ..CommandResult::default()
+            },
+            Err(refusal) => CommandResult {
+                id,
+                ok: false,
+                code: refusal.code.to_owned(),
+                message: refusal.message,
+                hint: refusal.hint.to_owned(),
+                json: String::new(),
+            },
+        };
+        send(&stream.tx, ToAgent::Result(result)).await
+    }
+
+    async fn answer_all(&mut self, stream: &Stream) -> Result<(), LinkError> {
+        while let Ok(answer) = self.setup.answers.try_recv() {
+            self.answer(answer, stream).await?;
         }
         Ok(())
     }
@@ -339,14 +425,18 @@ impl Link {
                     send(&stream.tx, ToAgent::Deposit(message)).await?;
                     deposited.sent(session);
                 }
+            } else {
+                deposited.forget();
             }
         }
         Ok(())
     }
 
-    /// The final report, every session with an acknowledgement asked for, and the results of drains.
+    /// A report, every session with an acknowledgement asked for, and the answers that are due.
     async fn say_farewell(&mut self, stream: &mut Stream) -> Result<(), LinkError> {
         self.tell(stream).await?;
+        stream.acks_open.clear();
+        stream.acks_sent = 0;
         for status in self.statuses() {
             if let Some(session) = &status.deposit {
                 self.next_ack += 1;
@@ -357,21 +447,14 @@ impl Link {
                 stream.acks_sent += 1;
             }
         }
-        for id in &self.drain_commands {
-            let result = CommandResult {
-                id: *id,
-                ok: true,
-                ..CommandResult::default()
-            };
-            send(&stream.tx, ToAgent::Result(result)).await?;
-        }
+        self.answer_all(stream).await?;
         Ok(())
     }
 
     fn report(&mut self, statuses: &[ShardStatus], view: ProcessView) -> ProcessReport {
         use crate::shard::Stage;
         let all_ready =
-            !statuses.is_empty() && statuses.iter().all(|status| status.stage == Stage::Ready);
+            !statuses.is_empty() && statuses.iter().all(|status| is_ready(status, &view));
         self.was_ready |= all_ready;
         let fatal = statuses.iter().any(|status| status.stage == Stage::Fatal);
         let stage = if view.draining {
@@ -384,7 +467,7 @@ impl Link {
         };
         let detail = statuses
             .iter()
-            .filter(|status| status.stage != Stage::Ready)
+            .filter(|status| !is_ready(status, &view))
             .map(|status| {
                 let name = status.stage.name();
                 match (status.stage, status.last_error.as_str()) {
@@ -398,7 +481,7 @@ impl Link {
                     (_, why) => format!("shard {}: {name}: {why}", status.id),
                 }
             })
-            .chain((!view.detail.is_empty()).then_some(view.detail))
+            .chain((!view.detail.is_empty()).then(|| view.detail.clone()))
             .take(4)
             .collect::<Vec<_>>()
             .join("; ");
@@ -410,6 +493,12 @@ impl Link {
             db: None,
         }
     }
+}
+
+/// A shard on standby does what it is meant to once it could take over at once.
+fn is_ready(status: &ShardStatus, view: &ProcessView) -> bool {
+    use crate::shard::Stage;
+    status.stage == Stage::Ready || status.stage == Stage::Standby && view.prepared
 }
 
 async fn send(tx: &mpsc::Sender<WorkerMessage>, message: ToAgent) -> Result<(), LinkError> {

@@ -1,12 +1,15 @@
 //! From what shards publish to what the agent is told.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tanako_proto::worker::v1::{
-    GatewayLimits, GuildCounts, SessionDeposit, ShardReport, ShardStage,
+    self as wire, GatewayLimits, GuildCounts, SessionDeposit, ShardReport, ShardStage,
 };
+use tracing::info;
 
 use crate::rest::Limits;
+use crate::shard::duty::{Cut, Duty, Terms};
 use crate::shard::status::Deposit;
 use crate::shard::task::StoredSession;
 use crate::shard::{ShardStatus, Stage};
@@ -30,6 +33,7 @@ pub fn shard_report(status: &ShardStatus) -> ShardReport {
         Stage::Ready => ShardStage::Ready,
         Stage::Disconnected => ShardStage::Disconnected,
         Stage::Fatal => ShardStage::Fatal,
+        Stage::Standby => ShardStage::Standby,
     };
     ShardReport {
         shard_id: status.id,
@@ -53,7 +57,17 @@ pub fn shard_report(status: &ShardStatus) -> ShardReport {
         members: status.members,
         last_error: status.last_error.clone(),
         replayed: status.replayed,
-        ..ShardReport::default()
+        lost: status.lost,
+        duplicated: status.duplicated,
+        repeated: status.repeated,
+        first_event_at: status.first_event_at,
+        last_event_at: status.last_event_at,
+        event_lag_ms: status.event_lag_ms,
+        misplaced_guilds: status.misplaced,
+        newest_handled: status.newest_handled,
+        zombies: status.zombies,
+        established_at: status.established_at,
+        held: status.held,
     }
 }
 
@@ -80,8 +94,47 @@ pub fn deposit(
         }),
         handled_interactions: session.handled.clone(),
         ack,
-        ..SessionDeposit::default()
+        last_event_at: status.last_event_at,
+        stopped_at: session.stopped_at,
     }
+}
+
+/// The terms that the agent names. A process that is not told is active.
+pub fn terms(duty: wire::Duty, cut: Option<wire::Cut>) -> Terms {
+    Terms {
+        duty: match duty {
+            wire::Duty::Unspecified | wire::Duty::Active => Duty::Active,
+            wire::Duty::Warm => Duty::Warm,
+            wire::Duty::Shadow => Duty::Shadow,
+        },
+        cut: cut.map(|cut| Cut {
+            at: cut.at,
+            before: cut.before,
+        }),
+    }
+}
+
+/// The stored sessions that these shards may resume; says of the others why not.
+pub fn usable_sessions(
+    stored: Vec<SessionDeposit>,
+    ids: &[u32],
+    count: u32,
+    binding: &Binding,
+) -> BTreeMap<u32, StoredSession> {
+    let mut sessions = BTreeMap::new();
+    for stored in stored {
+        let id = stored.shard_id;
+        if !ids.contains(&id) {
+            continue;
+        }
+        match usable(stored, id, count, binding) {
+            Ok(session) => {
+                sessions.insert(id, session);
+            }
+            Err(reason) => info!(shard = id, reason, "not resuming the stored session"),
+        }
+    }
+    sessions
 }
 
 /// The stored session of a shard, if it may be resumed by this very bot. Says why not.
@@ -115,6 +168,7 @@ pub fn usable(
         guild_ids: guilds.ids,
         guild_members: guilds.members,
         handled: stored.handled_interactions,
+        last_event_at: stored.last_event_at,
     })
 }
 
@@ -132,7 +186,7 @@ pub fn limits(limits: &Limits) -> GatewayLimits {
 /// Remembers what was deposited on the present stream, so that only changes are sent.
 #[derive(Debug, Default)]
 pub struct Deposited {
-    last: Option<(Arc<str>, u64, Vec<u64>)>,
+    last: Option<(Arc<str>, u64, Vec<u64>, i64)>,
     guilds: Option<(Arc<str>, u64)>,
     discarded: Option<Arc<str>>,
 }
@@ -140,13 +194,25 @@ pub struct Deposited {
 impl Deposited {
     /// True when the session moved since the last deposit, and whether its guilds must go along.
     pub fn needs(&self, session: &Deposit) -> (bool, bool) {
-        let moved = self.last.as_ref().is_none_or(|(id, seq, handled)| {
-            *id != session.session_id || *seq != session.seq || *handled != session.handled
-        });
+        let moved = self
+            .last
+            .as_ref()
+            .is_none_or(|(id, seq, handled, stopped)| {
+                *id != session.session_id
+                    || *seq != session.seq
+                    || *handled != session.handled
+                    || *stopped != session.stopped_at
+            });
         let guilds = self.guilds.as_ref().is_none_or(|(id, version)| {
             *id != session.session_id || *version != session.guilds.version
         });
         (moved || guilds, guilds)
+    }
+
+    /// The session has another holder: should it come back, everything is sent again.
+    pub fn forget(&mut self) {
+        self.last = None;
+        self.guilds = None;
     }
 
     /// Notes what was sent.
@@ -155,6 +221,7 @@ impl Deposited {
             Arc::clone(&session.session_id),
             session.seq,
             session.handled.clone(),
+            session.stopped_at,
         ));
         self.guilds = Some((Arc::clone(&session.session_id), session.guilds.version));
     }
@@ -194,6 +261,7 @@ mod tests {
                 members: vec![3, 4],
             }),
             application_id: 9,
+            stopped_at: 0,
         }
     }
 

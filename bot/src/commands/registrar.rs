@@ -12,18 +12,26 @@ use crate::backoff::Backoff;
 use crate::rest::{Rest, RestError, json_body};
 use crate::services::Services;
 use crate::shard::ShardStatus;
+use crate::shard::duty::{Duty, Terms};
 
-/// Runs until the commands are registered. Waits for a session, which tells the application.
+/// Runs until the commands are registered. Waits for a session, which tells the application, and for the duty
+/// to handle events: a set that waits beside another one must not put its commands before people.
 pub async fn run(
     services: &Services,
     mut shard: watch::Receiver<ShardStatus>,
+    mut terms: watch::Receiver<Terms>,
     stop: CancellationToken,
 ) {
+    let due = async {
+        shard.wait_for(|status| status.deposit.is_some()).await?;
+        terms.wait_for(|terms| terms.duty == Duty::Active).await?;
+        Ok::<_, watch::error::RecvError>(())
+    };
     tokio::select! {
         () = stop.cancelled() => return,
-        ready = shard.wait_for(|status| status.deposit.is_some()) => {
-            if ready.is_err() {
-                // The shard has ended.
+        due = due => {
+            if due.is_err() {
+                // The process ends.
                 return;
             }
         }

@@ -1,7 +1,7 @@
 //! `/warn`: writes a moderation case, and acts when a member has too many.
 
 use serde_json::json;
-use serenity::all::{ChannelId, CommandOptionType, CreateCommandOption, GuildId, Permissions, UserId};
+use serenity::all::{ChannelId, CommandOptionType, CreateCommandOption, GuildId, InteractionId, Permissions, UserId};
 use serenity::http::{LightMethod, Request, Route};
 
 use super::options::Options;
@@ -10,6 +10,7 @@ use crate::cases::{self, NewWarning, REASON_MAX};
 use crate::interactions::panel::{AMBER, Panel, plain, shorten};
 use crate::rest::{Rest, RestError, json_body};
 use crate::settings::{Settings, WarnAction};
+use crate::shard::duty::time_of;
 
 /// The command.
 pub const COMMAND: Command = Command {
@@ -54,19 +55,20 @@ async fn run(context: &Context<'_>) -> Result<Reply, CommandError> {
     let active = cases::count_active(&services.database, guild.get(), target.id.get()).await?;
 
     // From here on the case is written; what fails now is told, not undone.
+    let interaction = context.interaction.id;
     let mut notes = Vec::new();
-    if settings.warn_dm && tell_member(&services.rest, target.id, number, &reason).await.is_err() {
+    if settings.warn_dm && tell_member(&services.rest, target.id, interaction, number, &reason).await.is_err() {
         notes.push("They could not be told by direct message.".to_owned());
     }
     if let Some(action) = due(&settings, active) {
-        notes.push(match act(&services.rest, guild, target.id, action, &settings, number).await {
+        notes.push(match act(&services.rest, guild, target.id, action, &settings, (interaction, number)).await {
             Ok(()) => format!("They reached {} active warnings: {}.", settings.warn_limit, done(action, &settings)),
             Err(error) => format!("They reached {} active warnings, but `{}` did not work: {error}.", settings.warn_limit, action.name()),
         });
     }
     let facts = Facts { number, target: target.id.get(), moderator: context.user().get(), reason: &reason, active };
     if let Some(channel) = settings.log_channel
-        && let Err(error) = announce(&services.rest, channel, &facts, &notes).await
+        && let Err(error) = announce(&services.rest, channel, interaction, &facts, &notes).await
     {
         notes.push(format!("It could not be announced in <#{channel}>: {error}."));
     }
@@ -106,7 +108,7 @@ async fn act(
     user_id: UserId,
     action: WarnAction,
     settings: &Settings,
-    number: i64,
+    (interaction, number): (InteractionId, i64),
 ) -> Result<(), RestError> {
     let route = Route::GuildMember { guild_id, user_id };
     let request = match action {
@@ -114,14 +116,19 @@ async fn act(
         WarnAction::Kick => Request::new(route, LightMethod::Delete),
         WarnAction::Timeout => {
             let seconds = i64::from(settings.warn_timeout_minutes) * 60;
-            let until = jiff::Timestamp::now()
-                .checked_add(jiff::SignedDuration::from_secs(seconds))
+            // From the moment of the command: a replay sets the same end again.
+            let until = jiff::Timestamp::from_millisecond(time_of(interaction.get()))
+                .and_then(|at| at.checked_add(jiff::SignedDuration::from_secs(seconds)))
                 .map_err(|_| RestError::Undecodable)?;
             let body = json!({ "communication_disabled_until": until.to_string() });
             Request::new(route, LightMethod::Patch).body(json_body(&body))
         }
     };
-    rest.call(with_reason(request, &format!("warning limit reached, case {number}"))).await.map(|_| ())
+    match rest.call(with_reason(request, &format!("warning limit reached, case {number}"))).await {
+        // Gone: by a first run of this command whose answer got lost, or by themselves.
+        Err(error) if action == WarnAction::Kick && error.is_not_found() => Ok(()),
+        result => result.map(|_| ()),
+    }
 }
 
 /// The reason for the server's audit log.
@@ -133,7 +140,7 @@ fn with_reason<'a>(request: Request<'a>, reason: &str) -> Request<'a> {
     request.headers(Some(headers))
 }
 
-async fn tell_member(rest: &Rest, user: UserId, number: i64, reason: &str) -> Result<(), RestError> {
+async fn tell_member(rest: &Rest, user: UserId, interaction: InteractionId, number: i64, reason: &str) -> Result<(), RestError> {
     #[derive(serde::Deserialize)]
     struct Channel {
         id: ChannelId,
@@ -144,17 +151,22 @@ async fn tell_member(rest: &Rest, user: UserId, number: i64, reason: &str) -> Re
     let panel = Panel::new("You have been warned", AMBER)
         .description(plain(reason))
         .footer(format!("Case {number}"));
-    send(rest, channel.id, &Reply::public_panel(panel)).await
+    send(rest, channel.id, format!("{interaction}d"), &Reply::public_panel(panel)).await
 }
 
-async fn announce(rest: &Rest, channel: u64, facts: &Facts<'_>, notes: &[String]) -> Result<(), RestError> {
+async fn announce(rest: &Rest, channel: u64, interaction: InteractionId, facts: &Facts<'_>, notes: &[String]) -> Result<(), RestError> {
     let panel = facts.panel(notes).field("Moderator", format!("<@{}>", facts.moderator));
-    send(rest, ChannelId::new(channel.max(1)), &Reply::public_panel(panel)).await
+    send(rest, ChannelId::new(channel.max(1)), format!("{interaction}l"), &Reply::public_panel(panel)).await
 }
 
-async fn send(rest: &Rest, channel_id: ChannelId, message: &Reply) -> Result<(), RestError> {
+/// Sends a message once: Discord gives back the first one when the same nonce comes again within minutes, as from
+/// a replay after a crash. It takes 25 characters.
+async fn send(rest: &Rest, channel_id: ChannelId, nonce: String, message: &Reply) -> Result<(), RestError> {
     let route = Route::ChannelMessages { channel_id };
-    rest.call(Request::new(route, LightMethod::Post).body(json_body(&message.body()))).await.map(|_| ())
+    let mut body = message.body();
+    body["nonce"] = json!(nonce);
+    body["enforce_nonce"] = json!(true);
+    rest.call(Request::new(route, LightMethod::Post).body(json_body(&body))).await.map(|_| ())
 }
 
 struct Facts<'a> {

@@ -70,6 +70,11 @@ impl DbError {
         matches!(self, Self::Refused { code, .. } if code == "duplicate_key")
     }
 
+    /// Somebody else wrote in between; nothing was changed.
+    pub fn is_conflict(&self) -> bool {
+        matches!(self, Self::Refused { code, .. } if code == "conflict")
+    }
+
     /// The node speaks only the original protocol.
     pub fn is_unknown_action(&self) -> bool {
         matches!(self, Self::Refused { text, .. } if text.starts_with("Unknown action"))

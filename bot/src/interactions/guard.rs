@@ -2,6 +2,8 @@
 //!
 //! A handler returns its reply; only this module talks to Discord. When the handler takes too long the
 //! interaction is deferred and the reply follows as an edit. So there is one first answer by construction.
+//! One that came as a replay is deferred before its command runs: only one process can do that, and Discord
+//! refuses it for an interaction that is too old, before anything has been done.
 //! The interaction's token is never logged.
 
 use std::panic::AssertUnwindSafe;
@@ -14,10 +16,11 @@ use serenity::http::{LightMethod, Request, Route};
 use tokio::time::Instant;
 use tracing::{error, warn};
 
-use super::Outcome;
+use super::{Outcome, standing};
 use crate::commands::{self, Command, CommandError, Context, Reply};
 use crate::rest::{RestError, json_body};
 use crate::services::Services;
+use crate::shard::duty::Standing;
 
 /// Discord wants the first answer within 3 s of sending the interaction. Deferring at 2.5 s would leave half
 /// a second for the way of both messages; this leaves a whole one.
@@ -37,6 +40,18 @@ pub struct Target<'a> {
     pub token: &'a str,
     /// When it arrived.
     pub received: Instant,
+    /// What Discord said of it, when it came as a replay.
+    pub standing: Option<Standing>,
+}
+
+/// What became of a first answer.
+enum First {
+    /// Discord took it.
+    Taken,
+    /// There was one before.
+    Before(Standing),
+    /// Neither.
+    Unsent(Outcome),
 }
 
 /// Runs a command and answers.
@@ -60,20 +75,40 @@ pub async fn run(
         shard,
         interaction,
     };
+    let mut deferred = target.standing == Some(Standing::Deferred);
+    let mut duplicated = false;
+    let defer = async || match first(
+        services,
+        &target,
+        &json!({ "type": 5, "data": flags(command.private) }),
+    )
+    .await
+    {
+        First::Taken => Ok(false),
+        First::Before(Standing::Deferred | Standing::Unknown) => Ok(true),
+        First::Before(_) => Err(Outcome::Duplicated),
+        First::Unsent(outcome) => Err(outcome),
+    };
+    // Old already: a replay, or held back. Who may answer it is settled before anything is done.
+    if !deferred && (target.standing.is_some() || target.received.elapsed() >= DEFER_AFTER) {
+        match defer().await {
+            Ok(before) => duplicated = before,
+            Err(outcome) => return outcome,
+        }
+        deferred = true;
+    }
     let work = tokio::time::timeout(
         HANDLER_WITHIN,
         AssertUnwindSafe((command.run)(&context)).catch_unwind(),
     );
     tokio::pin!(work);
-    let mut deferred = false;
     let result = tokio::select! {
         biased;
         result = &mut work => result,
-        () = tokio::time::sleep_until(target.received + DEFER_AFTER) => {
-            let body = json!({ "type": 5, "data": flags(command.private) });
-            match callback(services, &target, &body).await {
-                Outcome::Answered => {}
-                other => return other,
+        () = tokio::time::sleep_until(target.received + DEFER_AFTER), if !deferred => {
+            match defer().await {
+                Ok(before) => duplicated = before,
+                Err(outcome) => return outcome,
             }
             deferred = true;
             work.await
@@ -106,10 +141,10 @@ pub async fn run(
     } else {
         answer(services, &target, &reply).await
     };
-    if failed && outcome == Outcome::Answered {
-        Outcome::Failed
-    } else {
-        outcome
+    match outcome {
+        Outcome::Answered if duplicated => Outcome::Duplicated,
+        Outcome::Answered if failed => Outcome::Failed,
+        outcome => outcome,
     }
 }
 
@@ -175,26 +210,43 @@ fn flags(private: bool) -> Value {
     }
 }
 
-/// The first answer.
+/// The answer.
 pub async fn answer(services: &Services, target: &Target<'_>, reply: &Reply) -> Outcome {
+    if target.standing == Some(Standing::Deferred) {
+        return edit(services, target, reply).await;
+    }
     let mut data = reply.body();
     if reply.private {
         data["flags"] = json!(64);
     }
-    match send(services, target, &json!({ "type": 4, "data": data })).await {
-        Ok(()) => Outcome::Answered,
-        // A predecessor deferred it and was killed, or answered it: either way an edit makes it right.
-        Err(error) if error.is_already_answered() => edit(services, target, reply).await,
-        Err(error) => unsent(&error),
+    match first(services, target, &json!({ "type": 4, "data": data })).await {
+        First::Taken => Outcome::Answered,
+        // Whoever deferred it is gone: an edit makes it right.
+        First::Before(Standing::Deferred) => match edit(services, target, reply).await {
+            Outcome::Answered => Outcome::Duplicated,
+            outcome => outcome,
+        },
+        First::Before(_) => Outcome::Duplicated,
+        First::Unsent(outcome) => outcome,
     }
 }
 
 /// Any other first answer.
 pub async fn callback(services: &Services, target: &Target<'_>, body: &Value) -> Outcome {
+    match first(services, target, body).await {
+        First::Taken => Outcome::Answered,
+        First::Before(_) => Outcome::Duplicated,
+        First::Unsent(outcome) => outcome,
+    }
+}
+
+async fn first(services: &Services, target: &Target<'_>, body: &Value) -> First {
     match send(services, target, body).await {
-        Ok(()) => Outcome::Answered,
-        Err(error) if error.is_already_answered() => Outcome::Answered,
-        Err(error) => unsent(&error),
+        Ok(()) => First::Taken,
+        Err(error) if error.is_already_answered() => {
+            First::Before(standing::look_up(services, target.application, target.token).await)
+        }
+        Err(error) => First::Unsent(unsent(&error)),
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod guard;
 pub mod panel;
+pub mod standing;
 
 use serde::Deserialize;
 use serde_json::json;
@@ -11,6 +12,7 @@ use tracing::warn;
 
 use crate::commands;
 use crate::services::Services;
+use crate::shard::duty::Standing;
 use guard::Target;
 
 /// What became of an interaction.
@@ -22,6 +24,8 @@ pub enum Outcome {
     Failed,
     /// Discord does not take an answer any more: it came too late from a replay.
     Expired,
+    /// Discord said that it had been answered before, when we answered.
+    Duplicated,
 }
 
 /// What every interaction has, whatever its type.
@@ -39,8 +43,15 @@ struct Brief {
 const KIND_COMMAND: u8 = 2;
 const KIND_AUTOCOMPLETE: u8 = 4;
 
-/// Handles one interaction to its end. Never panics, never takes longer than the guard allows.
-pub async fn handle(services: &Services, shard: u32, payload: &str, received: Instant) -> Outcome {
+/// Handles one interaction to its end. Never panics, never takes longer than the guard allows. `standing` is what
+/// Discord said of one that came as a replay.
+pub async fn handle(
+    services: &Services,
+    shard: u32,
+    payload: &str,
+    received: Instant,
+    standing: Option<Standing>,
+) -> Outcome {
     let Ok(brief) = serde_json::from_str::<Brief>(payload) else {
         warn!(shard, "an interaction without id, token or type");
         return Outcome::Failed;
@@ -50,6 +61,7 @@ pub async fn handle(services: &Services, shard: u32, payload: &str, received: In
         application: ApplicationId::new(brief.application_id.max(1)),
         token: &brief.token,
         received,
+        standing,
     };
     match brief.kind {
         KIND_COMMAND => match serde_json::from_str::<CommandInteraction>(payload) {
@@ -75,5 +87,18 @@ pub async fn handle(services: &Services, shard: u32, payload: &str, received: In
             let reply = commands::Reply::private("This control is no longer active.");
             guard::answer(services, &target, &reply).await
         }
+    }
+}
+
+/// What became of an interaction that came as a replay.
+pub async fn look_up(services: &Services, payload: &str) -> Standing {
+    match serde_json::from_str::<Brief>(payload) {
+        // There is no message to look up, and a second list of choices does no harm.
+        Ok(brief) if brief.kind == KIND_AUTOCOMPLETE => Standing::Open,
+        Ok(brief) => {
+            let application = ApplicationId::new(brief.application_id.max(1));
+            standing::look_up(services, application, &brief.token).await
+        }
+        Err(_) => Standing::Unknown,
     }
 }

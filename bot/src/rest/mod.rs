@@ -228,7 +228,12 @@ impl Rest {
 
     /// A call that Discord exempts from the rate limits: the first answer to an interaction and edits of it.
     pub async fn callback(&self, request: Request<'_>) -> Result<(), RestError> {
-        self.once(request, None).await.map(|_| ())
+        self.exempt(request).await.map(|_| ())
+    }
+
+    /// As [`Self::callback`], with the answer.
+    pub async fn exempt(&self, request: Request<'_>) -> Result<Vec<u8>, RestError> {
+        self.once(request, None).await
     }
 
     async fn once(

@@ -43,6 +43,13 @@ pub struct Ready {
     pub guilds: Vec<Id>,
 }
 
+/// What is used of Hello.
+#[derive(Debug, Deserialize)]
+pub struct Hello {
+    /// Milliseconds.
+    pub heartbeat_interval: u64,
+}
+
 /// An object of which only the id matters.
 #[derive(Debug, Deserialize)]
 pub struct Id {
@@ -68,6 +75,9 @@ pub struct GuildCreate {
 /// What is used of GUILD_MEMBER_ADD, GUILD_MEMBER_REMOVE and MESSAGE_CREATE.
 #[derive(Debug, Deserialize)]
 pub struct InGuild<'a> {
+    /// Snowflake of a message.
+    #[serde(default, borrow)]
+    pub id: Option<&'a str>,
     /// Snowflake as text; absent in direct messages.
     #[serde(default, borrow)]
     pub guild_id: Option<&'a str>,

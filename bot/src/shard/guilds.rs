@@ -30,6 +30,10 @@ pub struct Guilds {
     members: HashMap<u64, u32>,
     pending: HashSet<u64>,
     total_members: u64,
+    /// This shard's number and of how many.
+    shard: (u32, u32),
+    /// Guilds that are there and belong to another shard.
+    misplaced: u64,
     quiet_since: Instant,
     snapshot: Arc<Snapshot>,
     snapshot_at: Instant,
@@ -38,9 +42,11 @@ pub struct Guilds {
 }
 
 impl Guilds {
-    /// Nothing known yet.
-    pub fn new(now: Instant) -> Self {
+    /// Nothing known yet of the guilds of shard `id` of `count`.
+    pub fn new(now: Instant, id: u32, count: u32) -> Self {
         Self {
+            shard: (id, count.max(1)),
+            misplaced: 0,
             members: HashMap::new(),
             pending: HashSet::new(),
             total_members: 0,
@@ -57,13 +63,30 @@ impl Guilds {
         self.pending.clear();
         self.members = ids.iter().copied().zip(members.iter().copied()).collect();
         self.total_members = self.members.values().map(|count| u64::from(*count)).sum();
+        self.misplaced = self
+            .members
+            .keys()
+            .filter(|id| self.is_misplaced(**id))
+            .count() as u64;
         self.set_changed = true;
+    }
+
+    /// Whether the shard formula gives this guild to another shard.
+    fn is_misplaced(&self, id: u64) -> bool {
+        let (shard, count) = self.shard;
+        (id >> 22) % u64::from(count) != u64::from(shard)
+    }
+
+    /// Guilds that are there although the shard formula gives them to another shard.
+    pub const fn misplaced(&self) -> u64 {
+        self.misplaced
     }
 
     /// READY: these guilds will arrive. What was known of others is out of date.
     pub fn expect(&mut self, ids: impl IntoIterator<Item = u64>, now: Instant) {
         self.members.clear();
         self.total_members = 0;
+        self.misplaced = 0;
         self.pending = ids.into_iter().collect();
         self.quiet_since = now;
         self.set_changed = true;
@@ -74,6 +97,7 @@ impl Guilds {
         self.quiet_since = now;
         self.pending.remove(&id);
         let before = self.members.insert(id, members);
+        self.misplaced += u64::from(before.is_none() && self.is_misplaced(id));
         self.total_members =
             self.total_members - u64::from(before.unwrap_or(0)) + u64::from(members);
         self.set_changed |= before.is_none();
@@ -86,6 +110,7 @@ impl Guilds {
         self.pending.remove(&id);
         if let Some(members) = self.members.remove(&id) {
             self.total_members -= u64::from(members);
+            self.misplaced -= u64::from(self.is_misplaced(id));
             self.set_changed = true;
         }
     }
@@ -173,12 +198,16 @@ mod tests {
         Wait(u64),
     }
 
+    fn guild() -> impl Strategy<Value = u64> {
+        (0..20u64).prop_map(|n| n << 22)
+    }
+
     fn input() -> impl Strategy<Value = Input> {
         prop_oneof![
-            1 => prop::collection::vec(0..20u64, 0..20).prop_map(Input::Expect),
-            6 => (0..20u64, 0..1000u32).prop_map(|(id, members)| Input::Create(id, members)),
-            2 => (0..20u64).prop_map(Input::Delete),
-            4 => (0..20u64, any::<bool>()).prop_map(|(id, joined)| Input::Member(id, joined)),
+            1 => prop::collection::vec(guild(), 0..20).prop_map(Input::Expect),
+            6 => (guild(), 0..1000u32).prop_map(|(id, members)| Input::Create(id, members)),
+            2 => guild().prop_map(Input::Delete),
+            4 => (guild(), any::<bool>()).prop_map(|(id, joined)| Input::Member(id, joined)),
             2 => (0..40u64).prop_map(Input::Wait),
         ]
     }
@@ -187,7 +216,7 @@ mod tests {
         #[test]
         fn totals_agree_and_a_successor_knows_the_same_guilds(inputs in prop::collection::vec(input(), 0..120)) {
             let mut now = Instant::now();
-            let mut guilds = Guilds::new(now);
+            let mut guilds = Guilds::new(now, 1, 3);
             let mut version = 0;
             for input in inputs {
                 match input {
@@ -199,13 +228,16 @@ mod tests {
                 }
                 let sum: u64 = guilds.members.values().map(|count| u64::from(*count)).sum();
                 prop_assert_eq!(sum, guilds.total_members());
+                let misplaced = guilds.members.keys().filter(|id| (**id >> 22) % 3 != 1).count();
+                prop_assert_eq!(misplaced as u64, guilds.misplaced());
                 prop_assert!(guilds.expected() >= guilds.len());
                 let snapshot = guilds.snapshot(now);
                 prop_assert!(snapshot.version >= version);
                 version = snapshot.version;
-                let mut successor = Guilds::new(now);
+                let mut successor = Guilds::new(now, 1, 3);
                 successor.restore(&snapshot.ids, &snapshot.members);
                 prop_assert_eq!(successor.len(), guilds.len());
+                prop_assert_eq!(successor.misplaced(), guilds.misplaced());
                 prop_assert!(snapshot.ids.iter().all(|id| guilds.members.contains_key(id)));
                 prop_assert!(guilds.settled(now + QUIET));
             }
@@ -215,7 +247,7 @@ mod tests {
     #[test]
     fn an_unchanged_set_makes_no_new_snapshot() {
         let now = Instant::now();
-        let mut guilds = Guilds::new(now);
+        let mut guilds = Guilds::new(now, 0, 1);
         guilds.create(1, 10, now);
         let first = guilds.snapshot(now);
         guilds.member(1, true);

@@ -14,9 +14,10 @@ pub const RESUME_URL_TRIES: u32 = 3;
 pub const REFUSALS_MAX: u32 = 3;
 /// A connection that lived this long was a good one: the next attempt is made at once.
 const GOOD_AFTER: Duration = Duration::from_secs(10);
-/// Delays between attempts.
+/// Delays between attempts. During an outage a shard is at most the longest of them behind its end, and
+/// sessions stay resumable for a minute or two only.
 const DELAY_MIN: Duration = Duration::from_millis(250);
-const DELAY_MAX: Duration = Duration::from_secs(60);
+const DELAY_MAX: Duration = Duration::from_secs(20);
 
 /// Where the next connection goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +57,11 @@ pub enum Lost {
     Transport,
     /// Hello came, but then neither READY nor RESUMED in time.
     Stalled,
+    /// Given up because we were told to replace it.
+    Replaced {
+        /// The session is given up as well.
+        identify: bool,
+    },
 }
 
 /// A connection from its Hello to its end.
@@ -111,6 +117,13 @@ impl Reconnector {
         self.refusals = 0;
     }
 
+    /// The session is void while there is no connection.
+    pub fn give_up(&mut self) {
+        self.has_session = false;
+        self.resume_url_failures = 0;
+        self.refusals = 0;
+    }
+
     /// A connection ended. `jitter` in 0..1 spreads the delay.
     pub fn ended(&mut self, ended: Ended, jitter: f64) -> Verdict {
         if let Lost::Closed(Some(code)) = ended.lost
@@ -121,6 +134,7 @@ impl Reconnector {
         let void = match ended.lost {
             Lost::InvalidSession { resumable } => !resumable,
             Lost::Closed(Some(4007 | 4009)) => true,
+            Lost::Replaced { identify } => identify,
             _ => false,
         };
         if self.has_session && !ended.established && !void {
@@ -308,6 +322,7 @@ mod tests {
             prop_oneof![Just(None), (1000..4010u16).prop_map(Some)].prop_map(Lost::Closed),
             Just(Lost::Reconnect),
             any::<bool>().prop_map(|resumable| Lost::InvalidSession { resumable }),
+            any::<bool>().prop_map(|identify| Lost::Replaced { identify }),
             Just(Lost::Transport),
             Just(Lost::Stalled),
         ];
@@ -334,7 +349,7 @@ mod tests {
                     Verdict::Retry { plan, discard } => {
                         if ended.hello && !ended.established { refusals += 1; }
                         if discard {
-                            let told = matches!(ended.lost, Lost::InvalidSession { resumable: false } | Lost::Closed(Some(4007 | 4009)));
+                            let told = matches!(ended.lost, Lost::InvalidSession { resumable: false } | Lost::Closed(Some(4007 | 4009)) | Lost::Replaced { identify: true });
                             prop_assert!(session && (told || refusals >= REFUSALS_MAX));
                             session = false;
                             refusals = 0;

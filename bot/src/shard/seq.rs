@@ -35,14 +35,16 @@ impl SeqTracker {
         self.handled.clear();
     }
 
-    /// Notes the number of a received dispatch.
-    pub fn receive(&mut self, seq: u64) {
+    /// Notes the number of a received dispatch. Gives how many before it never came.
+    pub fn receive(&mut self, seq: u64) -> u64 {
+        let missing = seq.saturating_sub(self.received.saturating_add(1));
         self.received = self.received.max(seq);
+        missing
     }
 
-    /// Notes that a handler of this event started. `id` is the interaction it answers.
+    /// Notes that this event, which was received, is to be handled. `id` is the interaction it answers.
     pub fn begin(&mut self, seq: u64, id: u64) -> Ticket {
-        self.receive(seq);
+        self.received = self.received.max(seq);
         self.in_flight.insert(seq, id);
         Ticket {
             session: self.session,
@@ -59,6 +61,18 @@ impl SeqTracker {
             return;
         };
         self.handled.insert(ticket.seq, id);
+        self.forget_settled();
+    }
+
+    /// Notes that this event is not handled here after all, and by nobody who resumes this session.
+    pub fn release(&mut self, ticket: Ticket) {
+        if ticket.session == self.session {
+            self.in_flight.remove(&ticket.seq);
+            self.forget_settled();
+        }
+    }
+
+    fn forget_settled(&mut self) {
         let settled = self.settled();
         self.handled = self.handled.split_off(&(settled + 1));
         while self.handled.len() > HANDLED_MAX {
@@ -83,7 +97,7 @@ impl SeqTracker {
         self.handled.values().copied().collect()
     }
 
-    /// Handlers that run.
+    /// Events that are neither handled nor let go of.
     pub fn in_flight(&self) -> usize {
         self.in_flight.len()
     }
@@ -101,6 +115,7 @@ mod tests {
         Begin,
         Finish(usize),
         FinishAgain(usize),
+        Release(usize),
         NewSession,
         Stale(u64),
     }
@@ -111,6 +126,7 @@ mod tests {
             4 => Just(Input::Begin),
             4 => any::<usize>().prop_map(Input::Finish),
             1 => any::<usize>().prop_map(Input::FinishAgain),
+            1 => any::<usize>().prop_map(Input::Release),
             1 => Just(Input::NewSession),
             1 => (0..50u64).prop_map(Input::Stale),
         ]
@@ -129,7 +145,7 @@ mod tests {
             let mut answered = BTreeSet::new();
             for input in inputs {
                 match input {
-                    Input::Plain => { seq += 1; tracker.receive(seq); }
+                    Input::Plain => { seq += 1; prop_assert_eq!(tracker.receive(seq), 0); }
                     Input::Begin => {
                         seq += 1;
                         open.push(tracker.begin(seq, seq + 1000));
@@ -144,6 +160,12 @@ mod tests {
                         }
                         closed.push(ticket);
                     }
+                    Input::Release(which) if !open.is_empty() => {
+                        let ticket = open.swap_remove(which % open.len());
+                        tracker.release(ticket);
+                        if ticket.session == tracker.session { unhandled.remove(&ticket.seq); }
+                        closed.push(ticket);
+                    }
                     Input::FinishAgain(which) if !closed.is_empty() => tracker.finish(closed[which % closed.len()]),
                     Input::NewSession => {
                         tracker.reset(0);
@@ -151,7 +173,7 @@ mod tests {
                         unhandled.clear();
                         answered.clear();
                     }
-                    Input::Stale(old) => tracker.receive(old.min(seq)),
+                    Input::Stale(old) => prop_assert_eq!(tracker.receive(old.min(seq)), 0),
                     _ => {}
                 }
                 let settled = tracker.settled();
@@ -163,5 +185,15 @@ mod tests {
                 if unhandled.is_empty() { prop_assert_eq!(settled, seq); }
             }
         }
+    }
+
+    #[test]
+    fn holes_are_counted_once() {
+        let mut tracker = SeqTracker::default();
+        tracker.reset(1);
+        assert_eq!((tracker.receive(2), tracker.receive(6)), (0, 3));
+        assert_eq!((tracker.receive(4), tracker.receive(7)), (0, 0));
+        tracker.reset(40);
+        assert_eq!((tracker.receive(41), tracker.receive(43)), (0, 1));
     }
 }

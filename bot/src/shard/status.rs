@@ -23,6 +23,8 @@ pub enum Stage {
     Disconnected,
     /// Closed with a code after which Discord forbids to reconnect.
     Fatal,
+    /// No connection, on purpose: waits to be told to take over.
+    Standby,
 }
 
 impl Stage {
@@ -36,6 +38,7 @@ impl Stage {
             Self::Ready => "ready",
             Self::Disconnected => "disconnected",
             Self::Fatal => "fatal",
+            Self::Standby => "standby",
         }
     }
 }
@@ -55,6 +58,8 @@ pub struct Deposit {
     pub guilds: Arc<Snapshot>,
     /// The application that the session belongs to.
     pub application_id: u64,
+    /// When the connection was given up on purpose, milliseconds since 1970; 0 = still open.
+    pub stopped_at: i64,
 }
 
 /// A snapshot of one shard.
@@ -90,8 +95,32 @@ pub struct ShardStatus {
     pub interactions: u64,
     /// Those that failed.
     pub interactions_failed: u64,
-    /// Interactions that a replay brought again and that were not answered again.
-    pub interactions_repeated: u64,
+    /// Replayed interactions that were recognised as handled and left alone.
+    pub repeated: u64,
+    /// Interactions that Discord said had been answered before, when they were answered here.
+    pub duplicated: u64,
+    /// Dispatches that never came: holes in the sequence numbers.
+    pub lost: u64,
+    /// First dispatch since the shard was set to work, milliseconds since 1970; 0 = none.
+    pub first_event_at: i64,
+    /// Latest dispatch, milliseconds since 1970; 0 = none.
+    pub last_event_at: i64,
+    /// First READY or RESUMED since the shard was set to work, milliseconds since 1970; 0 = not yet.
+    pub established_at: i64,
+    /// That was a RESUMED.
+    pub resumed: bool,
+    /// From Discord's time in an event's id to its arrival, milliseconds, smoothed; 0 = not known.
+    pub event_lag_ms: f64,
+    /// Guilds received that the shard formula gives to another shard.
+    pub misplaced: u64,
+    /// Time in the newest id that was handled, milliseconds since 1970; 0 = none.
+    pub newest_handled: i64,
+    /// Connections given up because a heartbeat was not acknowledged.
+    pub zombies: u64,
+    /// Events held because they are another set's for now.
+    pub held: u32,
+    /// Events held that nobody gave to this set in time.
+    pub held_dropped: u64,
     /// Messages that could not be decoded.
     pub undecodable: u64,
     /// Dispatches by type.
@@ -104,8 +133,8 @@ pub struct ShardStatus {
     pub deposit: Option<Deposit>,
     /// The latest session that became void.
     pub void_session: Option<Arc<str>>,
-    /// The handlers have finished (or their time was up) and the deposit is final.
-    pub quiesced: bool,
+    /// Which stretch of work this is: 1 from the start, one more each time the shard takes over again.
+    pub stretch: u64,
 }
 
 /// What a fatal close code means and what to do; `None` for codes after which one reconnects.

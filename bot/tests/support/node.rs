@@ -142,11 +142,25 @@ fn answer(
     original: bool,
 ) -> Value {
     let (action, data) = (request["action"].as_str().unwrap(), &request["data"]);
-    if original && matches!(action, "increment" | "compare_and_set") {
+    if original && matches!(action, "increment" | "compare_and_set" | "transaction") {
         return json!({ "success": false, "error": format!("Unknown action: {action}") });
     }
     if action == "ping" {
         return json!({ "success": true, "pong": true });
+    }
+    if action == "transaction" {
+        let before = tables.clone();
+        for op in data["ops"].as_array().unwrap() {
+            let mut reply = answer(tables, op, original);
+            if reply["swapped"] == false {
+                reply = json!({ "success": false, "error": "not as expected", "code": "conflict", "retryable": false });
+            }
+            if reply["success"] == false {
+                **tables = before;
+                return reply;
+            }
+        }
+        return json!({ "success": true, "results": [] });
     }
     let table = data["table"].as_str().unwrap();
     let rows = tables.entry(table.to_owned()).or_default();
