@@ -80,6 +80,9 @@ pub struct Bot {
     pub max_concurrency: u32,
     /// IDENTIFYs that are never spent automatically; unset = a tenth of the total.
     pub identify_reserve: Option<u32>,
+    /// How long a type of event must be missing from a shard, while its siblings still get it, before
+    /// something is done about that; `None` = nothing is.
+    pub silent: Option<Duration>,
     /// Variables whose value depends on the instance, with `{shard_ids}` and the like replaced.
     pub shard_env: BTreeMap<String, String>,
     /// How its processes run.

@@ -52,6 +52,7 @@ pub(super) struct Bot {
     pub gateway_url: Option<Text>,
     pub max_concurrency: Option<Spanned<u32>>,
     pub identify_reserve: Option<u32>,
+    pub health: Option<Health>,
     #[serde(default)]
     pub shard_env: BTreeMap<Text, Text>,
     // serde cannot flatten and refuse unknown keys at once, so the keys of `Run` stand here and in
@@ -152,6 +153,12 @@ pub(super) struct Ready {
     pub interval: Option<Text>,
     pub pattern: Option<Text>,
     pub after: Option<Text>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Health {
+    pub silent: Option<Text>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -191,6 +191,29 @@ fn an_empty_or_foreign_file_is_refused() {
 }
 
 #[test]
+fn silence_is_a_time_or_off() {
+    let with = |health: &str| {
+        let text =
+            format!("[fleet]\nname = \"x\"\n[bots.b]\ncommand = [\"b\"]\nshards = 1\n{health}");
+        parse(&text, "f").map(|spec| spec.bots["b"].silent)
+    };
+    let seconds = |s| Some(Duration::from_secs(s));
+    assert_eq!(with("").expect("good"), seconds(300));
+    assert_eq!(
+        with("[bots.b.health]\nsilent = \"90s\"").expect("good"),
+        seconds(90)
+    );
+    assert_eq!(
+        with("[bots.b.health]\nsilent = \"off\"").expect("good"),
+        None
+    );
+    for bad in ["\"1s\"", "\"2d\"", "\"never\"", "5", "\"5m\"\nloud = true"] {
+        let text = format!("[bots.b.health]\nsilent = {bad}");
+        assert_eq!(with(&text).expect_err("bad").problems().len(), 1, "{bad}");
+    }
+}
+
+#[test]
 fn explicit_nodes_and_collisions() {
     let with = |nodes: &str| {
         parse(

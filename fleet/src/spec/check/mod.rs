@@ -12,7 +12,7 @@ use super::{
     raw,
     value::{parse_bytes, parse_duration},
 };
-use crate::{ring::WEIGHT_MAX, sizing};
+use crate::{health, ring::WEIGHT_MAX, sizing};
 
 /// More than this many shards is a typing error: the largest bots run a few thousand.
 const SHARDS_MAX: u32 = 100_000;
@@ -22,6 +22,10 @@ const PORT_MIN: u16 = 1024;
 
 /// What a database node keeps in memory unless told otherwise; its default too.
 const DB_CACHE_BYTES: u64 = 8 << 20;
+
+/// Bounds of the silence that counts. Below, reports once a second say too little.
+const SILENT_MIN: Duration = Duration::from_secs(10);
+const SILENT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 struct Checker {
     problems: Vec<SpecProblem>,
@@ -61,6 +65,24 @@ impl Checker {
                 default
             }
         }
+    }
+
+    /// `[bots.x.health] silent`: a time, or `off`.
+    fn silent(&mut self, text: Option<&raw::Text>) -> Option<Duration> {
+        if text.is_some_and(|text| text.get_ref() == "off") {
+            return None;
+        }
+        let silent = self.duration(text, health::SILENT_DEFAULT);
+        if let Some(text) = text
+            && !(SILENT_MIN..=SILENT_MAX).contains(&silent)
+        {
+            self.refuse(
+                text.span(),
+                "silent is out of bounds",
+                "give 10s to 24h, or \"off\"; 5m is good for most bots",
+            );
+        }
+        Some(silent)
     }
 
     fn bytes(&mut self, text: &raw::Text) -> Option<u64> {
@@ -297,6 +319,7 @@ impl Checker {
             ),
             max_concurrency: self.at_least_one("max_concurrency", raw.max_concurrency.as_ref(), 1),
             identify_reserve: raw.identify_reserve,
+            silent: self.silent(raw.health.and_then(|health| health.silent).as_ref()),
             token_file: raw.token_file.map(Spanned::into_inner),
             run: self.run(run, worker),
             command,
