@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use serde::Serialize;
 
+use crate::gateway::Shard;
 use crate::gateway::session::Lost;
 
 /// IDENTIFYs kept in the log.
@@ -33,6 +34,8 @@ pub(crate) struct Account {
     pub events_lost: u64,
     pub events_lost_undelivered: u64,
     pub events_lost_unproven: u64,
+    /// Of the lost ones: those that no other session's client got either.
+    pub missed: u64,
     /// Events for guilds that no session covered.
     pub events_unrouted: u64,
     /// Events held back by a mute.
@@ -45,8 +48,30 @@ pub(crate) struct Account {
     /// Connections closed by clients, by code; 1005 is none, 1006 a connection that just ended.
     pub closes_received: BTreeMap<u16, u64>,
     pub rest: Rest,
+    /// By shard count and number.
+    #[serde(serialize_with = "as_list")]
+    pub shards: BTreeMap<(u32, u32), OfShard>,
     #[serde(skip)]
     pub identify_log: VecDeque<IdentifyRecord>,
+}
+
+/// Counters of one shard, over all its sessions.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct OfShard {
+    pub shard: u32,
+    pub count: u32,
+    pub identifies: u64,
+    pub resumes: u64,
+    pub replayed: u64,
+    pub replayed_again: u64,
+    pub missed: u64,
+}
+
+fn as_list<S: serde::Serializer>(
+    shards: &BTreeMap<(u32, u32), OfShard>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(shards.values())
 }
 
 /// Counters of the REST API.
@@ -97,8 +122,20 @@ impl Account {
         self.identify_log.push_back(record);
     }
 
-    pub(crate) fn voided(&mut self, lost: Lost, evicted: u64) {
+    /// The counters of a shard. Counts of shards are bounded by what IDENTIFY takes, their sum by the day's budget.
+    pub(crate) fn of_shard(&mut self, shard: Shard) -> &mut OfShard {
+        self.shards
+            .entry((shard.count, shard.id))
+            .or_insert_with(|| OfShard {
+                shard: shard.id,
+                count: shard.count,
+                ..OfShard::default()
+            })
+    }
+
+    pub(crate) fn voided(&mut self, lost: Lost, evicted: u64, missed: u64) {
         self.sessions_voided += 1;
+        self.missed += missed;
         self.events_lost_undelivered += lost.undelivered;
         self.events_lost_unproven += lost.unproven;
         self.events_lost += lost.undelivered + lost.unproven;

@@ -75,6 +75,8 @@ pub(crate) struct Counters {
     pub unanswered: u64,
     pub late: u64,
     pub deferred: u64,
+    /// Of the deferred ones: those whose answer is still to come.
+    pub deferred_open: u64,
     pub followups: u64,
     /// Not sent, since no session covered the guild.
     pub unrouted: u64,
@@ -202,8 +204,21 @@ impl Interactions {
         interaction.original = original;
         self.counters.answered += 1;
         self.counters.deferred += u64::from(kind == 5);
+        self.counters.deferred_open += u64::from(kind == 5);
         self.counters.answer_ms_max = self.counters.answer_ms_max.max(after.as_millis() as u64);
         self.counters.answer_ms_sum += after.as_millis() as u64;
+    }
+
+    /// The answer to a deferred interaction came.
+    pub(crate) fn filled_in(&mut self, now: Instant, token: &str) {
+        self.counters.followups += 1;
+        let Some(interaction) = self.by_token(now, token) else {
+            return;
+        };
+        if interaction.state == State::Deferred {
+            interaction.state = State::Answered;
+            self.counters.deferred_open -= 1;
+        }
     }
 
     pub(crate) fn get(&self, id: u64) -> Option<&Interaction> {
@@ -239,6 +254,8 @@ impl Interactions {
         let sent = self.young.iter().filter(pending).count() as u64;
         self.counters = Counters {
             sent,
+            // Not a counter: it is how many there are.
+            deferred_open: self.counters.deferred_open,
             ..Counters::default()
         };
     }

@@ -60,6 +60,7 @@ async fn account(State(app): AppState) -> Result<Json<Value>, AdminError> {
     account["interactions"] = json!({
         "sent": counters.sent, "answered": counters.answered, "answered_twice": counters.answered_twice,
         "unanswered": counters.unanswered, "late": counters.late, "deferred": counters.deferred,
+        "deferred_open": counters.deferred_open,
         "followups": counters.followups, "unrouted": counters.unrouted,
         "answer_ms_max": counters.answer_ms_max, "answer_ms_average": hub.interactions.answer_ms_average(),
     });

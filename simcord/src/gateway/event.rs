@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde::Serialize;
 
@@ -20,9 +21,41 @@ pub(crate) struct Event {
     pub body: Arc<str>,
     /// The part of the body that sessions without MESSAGE_CONTENT do not get to see.
     hidden: Range<usize>,
+    /// To how many sessions it was given and for how many it is lost. None: it concerns one session only.
+    fate: Option<Arc<Fate>>,
+}
+
+/// What became of an event over all sessions that it was given to.
+#[derive(Debug, Default)]
+struct Fate {
+    given: AtomicU32,
+    lost: AtomicU32,
 }
 
 impl Event {
+    /// The same event, from now on followed through all sessions that it is given to.
+    pub(crate) fn followed(&self) -> Self {
+        Self {
+            fate: Some(Arc::default()),
+            ..self.clone()
+        }
+    }
+
+    /// One more session gets it.
+    pub(crate) fn given(&self) {
+        if let Some(fate) = &self.fate {
+            fate.given.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A session ended whose client never proved to have it. True when that holds for all sessions now.
+    pub(crate) fn lost(&self) -> bool {
+        self.fate.as_ref().is_some_and(|fate| {
+            let lost = fate.lost.fetch_add(1, Ordering::Relaxed) + 1;
+            lost == fate.given.load(Ordering::Relaxed)
+        })
+    }
+
     pub(crate) fn new(
         name: impl Into<Cow<'static, str>>,
         needs: Intents,
@@ -33,6 +66,7 @@ impl Event {
             needs,
             body: encode(body),
             hidden: 0..0,
+            fate: None,
         }
     }
 

@@ -235,6 +235,21 @@ impl Session {
         Ok(replayed)
     }
 
+    /// The session ends. Gives how many of its events no client has proven to have, of whatever session. Events
+    /// that the buffer had to let go of unproven cannot be followed any more and count.
+    pub(crate) fn missed(&self) -> u64 {
+        let base = self.base();
+        let unfollowed = base.saturating_sub(self.proven);
+        let unproven = self
+            .buffer
+            .iter()
+            .skip(self.proven.saturating_sub(base) as usize);
+        let nobodys = unproven
+            .filter(|(_, item)| matches!(item, Item::Event(event) if event.lost()))
+            .count() as u64;
+        unfollowed + nobodys
+    }
+
     /// What is lost when the session ends now.
     pub(crate) fn lost(&self) -> Lost {
         Lost {

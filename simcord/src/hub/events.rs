@@ -17,6 +17,7 @@ impl Hub {
             return 0;
         }
         let bounds = self.bounds();
+        let event = event.followed();
         let mut covered = 0;
         for (count, shards) in &self.routes {
             for key in &shards[shard_of(guild_id, *count) as usize] {
@@ -31,6 +32,7 @@ impl Hub {
                     self.account.events_muted += 1;
                     continue;
                 }
+                event.given();
                 live.session.push(now, Item::Event(event.clone()), bounds);
                 if let Some(link) = &live.link {
                     link.wake();

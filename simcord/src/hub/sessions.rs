@@ -80,6 +80,7 @@ impl Hub {
                 let record = record("granted", bucket, Some(id.clone()));
                 self.account.log_identify(record);
                 self.account.identifies += 1;
+                self.account.of_shard(shard).identifies += 1;
                 Admission::Attached(self.open(now, link, Session::new(id, shard, intents), &guilds))
             }
             Permit::Refused { bucket } => {
@@ -199,7 +200,12 @@ impl Hub {
                 );
                 self.account.resumes += 1;
                 self.account.events_replayed += replayed;
-                self.account.events_replayed_again += live.session.replayed_again - again_before;
+                let again = live.session.replayed_again - again_before;
+                self.account.events_replayed_again += again;
+                let shard = self.account.of_shard(live.session.shard);
+                shard.resumes += 1;
+                shard.replayed += replayed;
+                shard.replayed_again += again;
                 link.wake();
                 Admission::Attached(key)
             }
@@ -304,8 +310,10 @@ impl Hub {
                 self.routes.remove(&shard.count);
             }
         }
+        let missed = live.session.missed();
         self.account
-            .voided(live.session.lost(), live.session.evicted);
+            .voided(live.session.lost(), live.session.evicted, missed);
+        self.account.of_shard(shard).missed += missed;
         live.link
     }
 

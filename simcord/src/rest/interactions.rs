@@ -217,10 +217,7 @@ fn loading(hub: &mut Hub, message: u64) -> Option<&mut Value> {
 }
 
 fn finish(hub: &mut Hub, token: &str) {
-    hub.interactions.counters.followups += 1;
-    if let Some(interaction) = hub.interactions.by_token(Instant::now(), token) {
-        interaction.state = InteractionState::Answered;
-    }
+    hub.interactions.filled_in(Instant::now(), token);
 }
 
 /// The message that a follow-up path names.

@@ -23,6 +23,7 @@ use crate::world::World;
 /// Characters that a message may have.
 const CONTENT_MAX: usize = 2000;
 const EMBEDS_MAX: usize = 10;
+const NONCE_LENGTH_MAX: usize = 25;
 
 pub(crate) fn router() -> Router<Arc<App>> {
     Router::new()
@@ -84,6 +85,23 @@ pub(crate) fn check(body: &Map<String, Value>, new: bool) -> Result<(), ApiError
         return Err(ApiError::EMPTY_MESSAGE);
     }
     Ok(())
+}
+
+/// The nonce of a message that must not be made twice (`enforce_nonce`).
+fn unique_nonce(body: &Map<String, Value>) -> Result<Option<String>, ApiError> {
+    let nonce = match body.get("nonce") {
+        None | Some(Value::Null) => return Ok(None),
+        Some(Value::String(text)) if text.chars().count() <= NONCE_LENGTH_MAX => text.clone(),
+        Some(Value::Number(number)) => number.to_string(),
+        Some(_) => {
+            return Err(ApiError::form(
+                "nonce",
+                "Must be an integer or a string of 25 or fewer in length.",
+            ));
+        }
+    };
+    let enforced = body.get("enforce_nonce").and_then(Value::as_bool) == Some(true);
+    Ok(enforced.then_some(nonce))
 }
 
 /// Writes a checked body into a message.
@@ -172,10 +190,19 @@ async fn create(
     let mut hub = app.hub();
     known(&hub, channel)?;
     check(&body, true)?;
+    let (now, nonce) = (Instant::now(), unique_nonce(&body)?);
+    if let Some(nonce) = &nonce
+        && let Some(first) = hub.world.messages.of_nonce(now, nonce)
+    {
+        return Ok(Json(first.clone()));
+    }
     let id = snowflake::now();
     let mut message = World::message(id, &channel.to_string(), hub.world.bot_user(), "");
     apply(&mut message, &body);
     hub.world.messages.insert(id, message.clone());
+    if let Some(nonce) = nonce {
+        hub.world.messages.note_nonce(now, nonce, id);
+    }
     dispatch(&mut hub, channel, "MESSAGE_CREATE", &message);
     Ok(Json(message))
 }

@@ -1,6 +1,7 @@
 //! What differs from the generated world: kept per guild, only where something changed.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -51,9 +52,39 @@ pub(crate) struct Ban {
 pub(crate) struct Messages {
     by_id: HashMap<u64, Value>,
     order: VecDeque<u64>,
+    /// Messages of the bot whose nonce was to be unique.
+    by_nonce: HashMap<String, u64>,
+    nonces: VecDeque<(Instant, String)>,
 }
 
+/// How long a nonce is remembered; Discord says "the past few minutes".
+const NONCE_LIVES: Duration = Duration::from_secs(300);
+/// Nonces remembered; with more than that in five minutes the oldest are forgotten early.
+const NONCES_MAX: usize = 20_000;
+
 impl Messages {
+    /// The message that was sent with this nonce within the past few minutes.
+    pub(crate) fn of_nonce(&mut self, now: Instant, nonce: &str) -> Option<&Value> {
+        while self
+            .nonces
+            .front()
+            .is_some_and(|(at, _)| now.duration_since(*at) > NONCE_LIVES)
+            || self.nonces.len() > NONCES_MAX
+        {
+            if let Some((_, old)) = self.nonces.pop_front() {
+                self.by_nonce.remove(&old);
+            }
+        }
+        self.by_id.get(self.by_nonce.get(nonce)?)
+    }
+
+    /// Remembers the nonce of a message.
+    pub(crate) fn note_nonce(&mut self, now: Instant, nonce: String, id: u64) {
+        if self.by_nonce.insert(nonce.clone(), id).is_none() {
+            self.nonces.push_back((now, nonce));
+        }
+    }
+
     pub(crate) fn insert(&mut self, id: u64, message: Value) {
         if self.by_id.insert(id, message).is_none() {
             self.order.push_back(id);
@@ -114,5 +145,17 @@ mod tests {
         assert_eq!(messages.by_id.len(), MESSAGES_MAX);
         assert_eq!(messages.of_channel(5, u64::MAX, 0, 3).len(), 3);
         assert!(messages.of_channel(6, u64::MAX, 0, 3).is_empty());
+    }
+
+    #[test]
+    fn nonces_are_remembered_for_minutes() {
+        let (mut messages, now) = (Messages::default(), Instant::now());
+        messages.insert(1, json!({}));
+        messages.note_nonce(now, "a".to_owned(), 1);
+        assert!(messages.of_nonce(now + NONCE_LIVES, "a").is_some());
+        assert!(messages.of_nonce(now, "b").is_none());
+        let later = now + NONCE_LIVES + Duration::from_millis(1);
+        assert!(messages.of_nonce(later, "a").is_none());
+        assert!(messages.by_nonce.is_empty() && messages.nonces.is_empty());
     }
 }

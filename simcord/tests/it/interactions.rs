@@ -386,3 +386,33 @@ async fn commands_can_be_listed_changed_and_deleted() {
         (404, 10002)
     );
 }
+
+#[tokio::test]
+async fn the_original_message_tells_how_far_an_interaction_has_come() {
+    let sim = start(config()).await;
+    let (_gateway, interaction) = invoked(&sim).await;
+    let original = "/messages/@original";
+    let before = webhook(&sim, Method::GET, &interaction, original, json!({})).await;
+    assert_eq!(before.error(), (404, 10015));
+    callback(&sim, &interaction, "", json!({ "type": 5 }))
+        .await
+        .ok();
+    let deferred = webhook(&sim, Method::GET, &interaction, original, json!({})).await;
+    assert_eq!(
+        deferred.ok()["flags"].as_u64().map(|flags| flags & 128),
+        Some(128)
+    );
+    assert_eq!(account(&sim).await["interactions"]["deferred_open"], 1);
+    let text = json!({ "content": "done" });
+    webhook(&sim, Method::PATCH, &interaction, original, text)
+        .await
+        .ok();
+    let done = webhook(&sim, Method::GET, &interaction, original, json!({}))
+        .await
+        .ok();
+    assert_eq!(done["flags"].as_u64().map(|flags| flags & 128), Some(0));
+    assert_eq!(done["content"], "done");
+    let account = account(&sim).await;
+    assert_eq!(account["interactions"]["deferred_open"], 0);
+    assert_eq!(account["interactions"]["answered_twice"], 0);
+}

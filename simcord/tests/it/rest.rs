@@ -408,3 +408,29 @@ async fn ten_thousand_invalid_requests_lead_to_a_ban() {
     admin(&sim, "/account/reset", json!({ "rest_limits": true })).await;
     get(&sim, "/users/@me").await.ok();
 }
+
+#[tokio::test]
+async fn an_enforced_nonce_makes_one_message() {
+    let sim = start(config()).await;
+    let guild = first_guild(&sim).await;
+    let channels = get(&sim, &format!("/guilds/{guild}/channels")).await.ok();
+    let channel = channels
+        .as_array()
+        .expect("channels")
+        .iter()
+        .find(|channel| channel["type"] == 0)
+        .expect("a text channel")["id"]
+        .as_str()
+        .expect("an id")
+        .to_owned();
+    let path = format!("/channels/{channel}/messages");
+    let send = async |nonce: &str, enforce: bool| {
+        let body = json!({ "content": "once", "nonce": nonce, "enforce_nonce": enforce });
+        rest(&sim, Method::POST, &path, body).await
+    };
+    let first = send("1234d", true).await.ok();
+    assert_eq!(send("1234d", true).await.ok()["id"], first["id"]);
+    assert_ne!(send("1234l", true).await.ok()["id"], first["id"]);
+    assert_ne!(send("1234d", false).await.ok()["id"], first["id"]);
+    assert_eq!(send(&"x".repeat(26), true).await.error(), (400, 50035));
+}

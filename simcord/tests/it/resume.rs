@@ -235,3 +235,50 @@ async fn a_client_that_does_not_read_loses_its_session_but_nobody_else_does() {
     assert!(account["events_lost_undelivered"].as_u64() > Some(0));
     assert_eq!(account["sessions_open"], 1);
 }
+
+#[tokio::test]
+async fn an_event_is_missed_only_when_no_session_of_its_guild_got_it() {
+    let sim = start(Config {
+        resume_window: Duration::from_millis(300),
+        ..config()
+    })
+    .await;
+    let (mut whole, _) = Gateway::session(&sim, [0, 1]).await;
+    whole.prove().await;
+    let (mut half, _) = Gateway::session(&sim, [0, 2]).await;
+    let (mut other, _) = Gateway::session(&sim, [1, 2]).await;
+    half.prove().await;
+    other.prove().await;
+    events(&sim, "MESSAGE_CREATE", 40).await;
+    for _ in 0..40 {
+        whole.event("MESSAGE_CREATE").await;
+    }
+    whole.prove().await;
+    // Both halves end without a proof, but the whole one has everything.
+    drop((half, other));
+    let lost = until(&sim, "two sessions end", |account| {
+        account["sessions_voided"] == 2
+    })
+    .await;
+    assert_eq!(
+        (&lost["events_lost"], &lost["missed"]),
+        (&json!(40), &json!(0)),
+        "{lost}"
+    );
+    // Now there is nobody else.
+    events(&sim, "MESSAGE_CREATE", 7).await;
+    drop(whole);
+    let lost = until(&sim, "the last session ends", |account| {
+        account["sessions_voided"] == 3
+    })
+    .await;
+    assert_eq!(lost["missed"], 7, "{lost}");
+    let of_shard = |shard: u32, count: u32, missed: u32| {
+        json!({ "shard": shard, "count": count, "identifies": 1, "resumes": 0, "replayed": 0,
+                "replayed_again": 0, "missed": missed })
+    };
+    assert_eq!(
+        lost["shards"],
+        json!([of_shard(0, 1, 7), of_shard(0, 2, 0), of_shard(1, 2, 0)])
+    );
+}
