@@ -119,15 +119,22 @@ struct Copier {
 }
 
 impl Copier {
-    /// Brings the copy up to date. What fails stays to be done.
+    /// Brings the copy up to what is known now; what changes meanwhile is for the next pass. What
+    /// fails stays to be done.
     async fn pass(&mut self) -> Result<(), StoreError> {
         let mut conflicts = 0;
+        let mut upto = self.vault.lock().changes;
         loop {
             let known = match self.known.take() {
                 Some(known) => known,
-                None => take_in(&self.vault, &*self.store).await?,
+                None => {
+                    let known = take_in(&self.vault, &*self.store).await?;
+                    // What was merged is to be written back as well.
+                    upto = self.vault.lock().changes;
+                    known
+                }
             };
-            let Some(batch) = self.batch(&known) else {
+            let Some(batch) = self.batch(&known, upto) else {
                 self.known = Some(known);
                 return Ok(());
             };
@@ -165,7 +172,7 @@ impl Copier {
     }
 
     /// The next transaction; `None` = there is nothing to do.
-    fn batch(&self, known: &HashMap<String, Revision>) -> Option<Batch> {
+    fn batch(&self, known: &HashMap<String, Revision>, upto: u64) -> Option<Batch> {
         let mut state = self.vault.lock();
         let mut batch = Batch {
             txn: Txn::new(),
@@ -173,7 +180,7 @@ impl Copier {
         };
         let mut bytes = 0;
         let mut useless = Vec::new();
-        for (key, change) in &state.uncopied {
+        for (key, change) in state.uncopied.iter().filter(|(_, at)| **at <= upto) {
             let name = name(key);
             let revision = known.get(&name).copied();
             let value = state
