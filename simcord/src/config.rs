@@ -71,6 +71,11 @@ pub struct Config {
     #[arg(long, default_value = "41250ms", value_name = "DURATION", value_parser = duration)]
     pub heartbeat_interval: Duration,
 
+    /// Time for the first answer to an interaction. Discord's own is 3s; a longer one lets slow machines be judged
+    /// by whether they answer at all.
+    #[arg(long, default_value = "3s", value_name = "DURATION", value_parser = duration)]
+    pub answer_within: Duration,
+
     /// Which privileged intents the application may ask for; others close with 4014.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "all")]
     pub privileged_intents: Vec<PrivilegedIntent>,

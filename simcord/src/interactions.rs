@@ -7,8 +7,6 @@ use serde::Serialize;
 
 use crate::world::GuildIndex;
 
-/// An interaction must be answered within this time.
-pub(crate) const ANSWER_WITHIN: Duration = Duration::from_secs(3);
 /// Follow-ups may use the interaction's token for this long.
 pub(crate) const TOKEN_LIVES: Duration = Duration::from_secs(15 * 60);
 /// Interactions kept; with more than that in 15 minutes the oldest are forgotten early.
@@ -66,7 +64,7 @@ pub(crate) enum CallbackRefusal {
     AlreadyAcknowledged,
 }
 
-/// Counters of interactions. `sent` is the sum of `answered`, `late`, `unanswered` and those younger than 3 s.
+/// Counters of interactions. `sent` is the sum of `answered`, `late`, `unanswered` and those that may still be answered.
 #[derive(Debug, Default, Clone, Serialize)]
 pub(crate) struct Counters {
     pub sent: u64,
@@ -86,8 +84,10 @@ pub(crate) struct Counters {
 }
 
 /// All interactions of the last 15 minutes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Interactions {
+    /// An interaction must be answered within this time.
+    answer_within: Duration,
     by_id: HashMap<u64, Interaction>,
     by_token: HashMap<String, u64>,
     /// In order of sending, each until it is older than 15 minutes.
@@ -98,6 +98,17 @@ pub(crate) struct Interactions {
 }
 
 impl Interactions {
+    pub(crate) fn new(answer_within: Duration) -> Self {
+        Self {
+            answer_within,
+            by_id: HashMap::new(),
+            by_token: HashMap::new(),
+            order: VecDeque::new(),
+            young: VecDeque::new(),
+            counters: Counters::default(),
+        }
+    }
+
     pub(crate) fn sent(&mut self, now: Instant, invoked: Invoked) {
         let Invoked {
             id,
@@ -130,10 +141,10 @@ impl Interactions {
         self.sweep(now);
     }
 
-    /// Lets time pass: what is older than 3 s counts as unanswered, what is older than 15 minutes is forgotten.
+    /// Lets time pass: what is too old for a first answer counts as unanswered, what is older than 15 minutes is forgotten.
     pub(crate) fn sweep(&mut self, now: Instant) {
         while let Some(interaction) = self.young.front().and_then(|id| self.by_id.get_mut(id)) {
-            if now.duration_since(interaction.sent) <= ANSWER_WITHIN {
+            if now.duration_since(interaction.sent) <= self.answer_within {
                 break;
             }
             if interaction.state == State::Pending {
@@ -175,7 +186,7 @@ impl Interactions {
                 Err(CallbackRefusal::AlreadyAcknowledged)
             }
             State::Late => Err(CallbackRefusal::Unknown),
-            State::Pending if now.duration_since(interaction.sent) > ANSWER_WITHIN => {
+            State::Pending if now.duration_since(interaction.sent) > self.answer_within => {
                 interaction.state = State::Late;
                 interaction.answered_after = Some(now.duration_since(interaction.sent));
                 self.counters.late += 1;
@@ -265,8 +276,10 @@ impl Interactions {
 mod tests {
     use super::*;
 
+    const ANSWER_WITHIN: Duration = Duration::from_secs(3);
+
     fn sent(at: Instant) -> Interactions {
-        let mut interactions = Interactions::default();
+        let mut interactions = Interactions::new(ANSWER_WITHIN);
         interactions.sent(
             at,
             Invoked {

@@ -6,11 +6,13 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use tanako_proto::worker::v1::agent_message::Message as FromAgent;
+use tanako_proto::worker::v1::command::Command as Order;
 use tanako_proto::worker::v1::worker_message::Message as ToAgent;
 use tanako_proto::worker::v1::worker_server::{Worker, WorkerServer};
 use tanako_proto::worker::v1::{
-    AgentMessage, Command, CommandResult, DepositAck, GatewayLimits, Hello, IdentifyPermit,
-    IdentifyRequest, ProcessReport, SessionDeposit, SessionDiscard, Welcome, WorkerMessage,
+    AgentMessage, Command, CommandResult, Cut, DepositAck, Duty, GatewayLimits, Hello,
+    IdentifyPermit, IdentifyRequest, ProcessReport, SessionDeposit, SessionDiscard, Welcome,
+    WorkerMessage,
 };
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
@@ -36,9 +38,16 @@ pub struct State {
     /// Permit requests end with this while it is set.
     pub refuse_permits: Option<Status>,
     pub superseded: bool,
+    /// Deposits are taken and not acknowledged.
+    pub keep_acks: bool,
+    /// What Welcome says of the shards; nothing leaves it to the environment.
+    pub shards: (Vec<u32>, u32),
+    pub duty: Duty,
+    pub cut: Option<Cut>,
+    next_command: u64,
     to_worker: Option<mpsc::Sender<Result<AgentMessage, Status>>>,
     /// Ends the streams when the agent dies.
-    cut: CancellationToken,
+    severed: CancellationToken,
 }
 
 #[derive(Clone, Default)]
@@ -94,6 +103,28 @@ impl Agent {
         .await;
     }
 
+    /// Gives an order and waits for its result.
+    pub async fn order(&self, order: Order) -> CommandResult {
+        let id = self.begin(order).await;
+        let found = || {
+            let state = self.state();
+            state.results.iter().find(|result| result.id == id).cloned()
+        };
+        eventually("the result of a command", || async { found() }).await
+    }
+
+    /// Gives an order; its result will have this id.
+    pub async fn begin(&self, order: Order) -> u64 {
+        let id = {
+            let mut state = self.state();
+            state.next_command += 1;
+            1000 + state.next_command
+        };
+        let command = Some(order);
+        self.command(Command { id, command }).await;
+        id
+    }
+
     pub async fn command(&self, command: Command) {
         let sender = self.state().to_worker.clone().unwrap();
         sender
@@ -111,7 +142,7 @@ impl Served {
         {
             let mut state = agent.state();
             state.to_worker = None;
-            state.cut.cancel();
+            state.severed.cancel();
         }
         self.stop.cancel();
         (&mut self.task).await.unwrap();
@@ -137,12 +168,12 @@ impl Worker for Agent {
         let mut incoming = request.into_inner();
         let (tx, rx) = mpsc::channel(64);
         let agent = self.clone();
-        let cut = self.state().cut.clone();
+        let severed = self.state().severed.clone();
         tokio::spawn(async move {
             loop {
                 let message = tokio::select! {
                     Ok(Some(message)) = incoming.message() => message,
-                    () = cut.cancelled() => return,
+                    () = severed.cancelled() => return,
                     else => return,
                 };
                 let reply = agent.take(message.message.unwrap(), &tx);
@@ -191,12 +222,13 @@ impl Agent {
                 state.hellos.push(hello);
                 state.to_worker = Some(tx.clone());
                 return Some(FromAgent::Welcome(Welcome {
-                    shard_ids: Vec::new(),
-                    shard_count: 0,
+                    shard_ids: state.shards.0.clone(),
+                    shard_count: state.shards.1,
+                    duty: state.duty.into(),
+                    cut: state.cut,
                     sessions: state.sessions.values().cloned().collect(),
                     report_interval_ms: 200,
                     superseded: state.superseded,
-                    ..Welcome::default()
                 }));
             }
             ToAgent::Report(report) => state.reports.push(report),
@@ -211,7 +243,7 @@ impl Agent {
                 }
                 let ack = deposit.ack;
                 state.sessions.insert(deposit.shard_id, deposit);
-                if ack != 0 {
+                if ack != 0 && !state.keep_acks {
                     state.acks += 1;
                     return Some(FromAgent::DepositAck(DepositAck { ack }));
                 }

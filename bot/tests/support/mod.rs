@@ -102,6 +102,21 @@ impl World {
         serde_json::from_str(&response.text().await.unwrap()).unwrap()
     }
 
+    /// Nothing more is generated; waits until every interaction has its answer.
+    pub async fn calm(&self) -> Value {
+        let rates = serde_json::json!({ "events_per_second": 0, "interactions_per_second": 0 });
+        self.post("rates", rates).await;
+        eventually("every interaction to be answered", || async {
+            let account = self.account().await;
+            let of = &account["interactions"];
+            let settled = of["sent"].as_u64()
+                == Some(of["answered"].as_u64()? + of["late"].as_u64()?)
+                && of["deferred_open"] == 0;
+            settled.then_some(account)
+        })
+        .await
+    }
+
     /// Waits for a number of the account, given by its path with dots (absent until the first counts as 0), to reach `at_least`.
     pub async fn account_reaches(&self, path: &str, at_least: u64) -> Value {
         eventually(&format!("account.{path} >= {at_least}"), || async {
@@ -198,6 +213,12 @@ impl BotBuilder {
         self
     }
 
+    /// Without a setting that [`World::bot`] makes.
+    pub fn without(mut self, name: &str) -> Self {
+        self.command.env_remove(name);
+        self
+    }
+
     pub fn start(mut self) -> Bot {
         self.command
             .stderr(std::fs::File::create(&self.log).unwrap());
@@ -259,6 +280,36 @@ impl Bot {
 
     pub fn runs(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
+    }
+}
+
+/// No event missed, no interaction answered twice or not at all, whatever happened to the processes.
+pub fn exact(account: &Value) {
+    for zero in [
+        "identifies_refused",
+        "missed",
+        "events_evicted",
+        "events_unrouted",
+        "resumes_while_connected",
+    ] {
+        assert_eq!(account[zero], 0, "{zero}: {account}");
+    }
+    for zero in [
+        "answered_twice",
+        "unanswered",
+        "late",
+        "deferred_open",
+        "unrouted",
+    ] {
+        assert_eq!(account["interactions"][zero], 0, "{zero}: {account}");
+    }
+}
+
+/// Patient with answers: what is tested with it is whether an interaction is answered, not how fast.
+pub fn patient(guilds: u32) -> simcord::Config {
+    simcord::Config {
+        answer_within: Duration::from_secs(600),
+        ..quick(guilds)
     }
 }
 

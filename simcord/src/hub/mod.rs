@@ -92,6 +92,7 @@ pub(crate) struct Hub {
 
 impl Hub {
     pub(crate) fn new(config: Config, urls: Urls, token: Token, now: Instant) -> Self {
+        let answer_within = config.answer_within;
         let bot = Bot {
             id: token.application_id(),
             name: "tanako".to_owned(),
@@ -113,7 +114,7 @@ impl Hub {
             started: now,
             account: Account::default(),
             commands: Commands::default(),
-            interactions: Interactions::default(),
+            interactions: Interactions::new(answer_within),
             rest: RestLimits::default(),
             faults: Faults::default(),
             token,
