@@ -11,6 +11,7 @@ use tanako_agent::{
     },
     supervisor::State,
 };
+use tanako_fleet::rollout::Sample;
 
 const TIMEOUT_MS: i64 = 10_000;
 
@@ -19,31 +20,9 @@ fn operation(kind: Kind, action: StepAction, count: usize, max_unavailable: u32)
         .map(|n| Step::new(format!("bot/{n}"), action, 0, TIMEOUT_MS))
         .collect();
     Operation {
-        id: "op-1".to_owned(),
-        number: 1,
-        kind,
-        targets: vec!["all".to_owned()],
-        state: OpState::Pending,
         steps,
-        aborting: false,
         max_unavailable,
-        blocked_since: 0,
-        done: 0,
-        total: 0,
-        unit: "processes".to_owned(),
-        message: String::new(),
-        failure: None,
-        requested_by: "test".to_owned(),
-        request_id: "r".to_owned(),
-        created_at: 0,
-        updated_at: 0,
-        ended_at: 0,
-        receipt: Vec::new(),
-        cost: tanako_fleet::plan::Cost::default(),
-        identifies_left: 0,
-        unchanged: false,
-        date: String::new(),
-        keep: 0,
+        ..Operation::new(1, kind, 0)
     }
 }
 
@@ -54,6 +33,10 @@ fn observation(state: State, attempt: u64) -> Observation {
         attempt,
         last_seen: 0,
         detail: String::new(),
+        standby: false,
+        attached: true,
+        newest_handled: 0,
+        sample: Sample::default(),
     }
 }
 

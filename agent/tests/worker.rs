@@ -17,7 +17,9 @@ use tanako_agent::{
     identify::{BotConfig, Broker},
     supervisor::{Desired, ProcessStatus, State, Table, WorkerInput},
     vault::Vault,
-    worker::{CommandError, Config, Processes, States, WorkerState, Workers},
+    worker::{
+        CommandError, Config, Processes, States, WorkerState, Workers, duties::Duties,
+    },
 };
 use tanako_fleet::{ProcessKind, ProcessName, ProcessSpec};
 use tanako_proto::worker::v1::{
@@ -151,6 +153,7 @@ impl Fixture {
                 socket: dir.path().join("worker.sock"),
                 group,
                 report_interval: Duration::from_secs(1),
+                duties: Duties::default(),
             },
             Arc::new(FakeSupervisor {
                 table: table_rx,

@@ -11,7 +11,7 @@ use tanako_agent::{
     identify::{BotConfig, Broker},
     supervisor::{self, Desired, ProcessStatus, State, Supervisor},
     vault::Vault,
-    worker::{Config, Workers},
+    worker::{Config, Workers, duties::Duties},
 };
 use tanako_fleet::{
     ProcessName, ProcessSpec,
@@ -190,6 +190,7 @@ async fn a_restarted_worker_resumes_and_spends_no_identify() {
             socket,
             group: false,
             report_interval: Duration::from_secs(1),
+            duties: Duties::default(),
         },
         Arc::new(supervisor.clone()),
         broker.clone(),

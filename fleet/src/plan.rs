@@ -165,6 +165,10 @@ pub enum Move {
     Stop,
     /// Stop and start it.
     Restart,
+    /// Start it beside another that has its sessions, which it takes over.
+    Warm,
+    /// Start it beside others with sessions of its own.
+    Shadow,
 }
 
 /// What the moves cost together, with `max_concurrency` IDENTIFYs every 5 s and restarts of
@@ -180,6 +184,15 @@ pub fn cost<'a>(
             (Move::Start, true) | (Move::Stop, false) => continue,
             (Move::Stop, true) => {
                 cost.stopped += 1;
+                continue;
+            }
+            (Move::Warm, _) => {
+                cost.started += 1;
+                continue;
+            }
+            (Move::Shadow, _) => {
+                cost.started += 1;
+                cost.identifies += spec.shard_ids.len() as u32;
                 continue;
             }
             (Move::Start | Move::Restart, false) => cost.started += 1,

@@ -1,22 +1,21 @@
 //! Carries operations forward: asks the pure core what to do, writes that down, does it.
 
-use std::sync::Arc;
-
 use futures_util::future::join_all;
-use tanako_fleet::{ProcessName, process::Probe};
+use tanako_fleet::{process::Probe, reshard, rollout::Sample};
 use tanako_proto::worker::v1::ShardStage;
+use tanako_store::StoreError;
 
-use super::task::Task;
+use super::{books::Books, task::Task};
 use crate::{
     clock::now_ms,
     history::Severity,
     operations::{
-        OpState, Operation, StepAction, StepState,
-        core::{self, Effect, Input, Observation, Observed},
-        receipt,
+        Kind, OpState, Operation, StepState,
+        core::{self, Change, Effect, Input, Observation, Observed},
+        ledger,
     },
-    supervisor::{Desired as Wanted, SupervisorError, Table},
-    worker::States,
+    supervisor::Table,
+    worker::{States, WorkerState},
 };
 
 impl Task {
@@ -37,21 +36,28 @@ impl Task {
             let now = now_ms();
             let before = self.active[index].op.clone();
             let effects = core::step(&mut self.active[index].op, now, Input::Observe(&observed));
+            let books = Books {
+                table: &table,
+                workers: &workers,
+                vault: &self.parts.vault,
+                now,
+            };
+            books.keep(&before, &mut self.active[index].op);
             let active = &mut self.active[index];
-            add_receipts(&before, &mut active.op, &table, &workers, now);
             if active.op != before {
                 active.dirty = true;
                 changed = true;
             }
             let must = !effects.is_empty() || active.op.state.is_ended();
             let due = (must && active.dirty) || Self::is_persist_due(active, now);
-            if due && let Err(error) = self.persist(index).await {
+            if due && let Err(error) = self.write_down(index, &effects).await {
                 // Nothing may happen that is not written down first.
                 self.active[index].op = before;
                 self.active[index].dirty = true;
                 self.refuse(&error);
                 break;
             }
+            self.assign_duties();
             self.carry_out(index, effects).await;
             self.announce(index, &before);
         }
@@ -61,10 +67,66 @@ impl Task {
         }
     }
 
+    /// Writes the operation down with what its effects change of the desired state.
+    async fn write_down(&mut self, index: usize, effects: &[Effect]) -> Result<(), StoreError> {
+        let op = &self.active[index].op;
+        let changes: Vec<&Change> = effects
+            .iter()
+            .filter_map(|effect| match effect {
+                Effect::Document(change) => Some(change),
+                _ => None,
+            })
+            .collect();
+        if changes.is_empty() {
+            return self.persist(index, None).await;
+        }
+        let replaced = if changes.contains(&&Change::TurnBack) {
+            ledger::replaced(&*self.parts.store, op.number).await?
+        } else {
+            None
+        };
+        let is_reshard = op.kind == Kind::Reshard;
+        let next = self.desired.with_document(|document, places| {
+            for change in changes {
+                match change {
+                    Change::Release(name) => {
+                        if let Ok(name) = name.parse() {
+                            document.release(&name);
+                        }
+                    }
+                    Change::TurnBack => {
+                        if let Some(replaced) = &replaced {
+                            document.bring_in(replaced, places)?;
+                        }
+                    }
+                    Change::Adopt(bots) => {
+                        for bot in bots {
+                            document.adopt(bot);
+                            if let (true, Some(set)) = (is_reshard, document.generations.get(bot)) {
+                                let to = set.active;
+                                // Checked when it was accepted; the layout counts in any case.
+                                if let Ok(toml) = reshard::rewrite(&document.toml, bot, to) {
+                                    document.toml = toml;
+                                }
+                            }
+                        }
+                    }
+                    Change::Drop(bots) => bots.iter().for_each(|bot| document.drop_next(bot)),
+                }
+            }
+            Ok(())
+        });
+        let next = next.map_err(|error| {
+            StoreError::Unavailable(format!("the desired state cannot be changed: {error}"))
+        })?;
+        self.persist(index, Some(next)).await
+    }
+
     /// Gives the orders of one round together: a thousand, each after the answer to the one before,
     /// would take longer than what they start.
     async fn carry_out(&mut self, index: usize, effects: Vec<Effect>) {
-        let orders = effects.into_iter().map(|effect| self.order(effect));
+        let number = self.active[index].op.number;
+        let orders = effects.into_iter().map(|effect| self.order(number, effect));
         for (object, result) in join_all(orders).await {
             let Err(error) = result else { continue };
             let text = with_sources(&error);
@@ -82,35 +144,11 @@ impl Task {
         }
     }
 
-    /// One order to the supervisor: whom it was about, and whether it was taken.
-    async fn order(&self, effect: Effect) -> (String, Result<(), SupervisorError>) {
-        let supervisor = &self.parts.supervisor;
-        let (Effect::Start(object)
-        | Effect::Stop(object)
-        | Effect::Restart(object)
-        | Effect::Forget(object)) = &effect;
-        let Ok(name) = object.parse::<ProcessName>() else {
-            return (object.clone(), Ok(()));
-        };
-        let result = match &effect {
-            Effect::Start(_) | Effect::Restart(_) => match self.desired.process(&name) {
-                None => Err(SupervisorError::Unknown(name)),
-                // A restart is asked for under the old wish: a changed wish would itself start it.
-                Some(spec) => match supervisor.define(spec.clone(), Wanted::Running).await {
-                    Err(error) => Err(error),
-                    Ok(()) if matches!(effect, Effect::Restart(_)) => {
-                        supervisor.restart(&name).await
-                    }
-                    Ok(()) => supervisor.start_process(&name).await,
-                },
-            },
-            Effect::Stop(_) => supervisor.stop(&name).await,
-            Effect::Forget(_) => match supervisor.forget(&name).await {
-                Err(SupervisorError::Unknown(_)) => Ok(()),
-                other => other,
-            },
-        };
-        (object.clone(), result)
+    /// The set that an operation has replaced is no more, and with it the way back.
+    fn forget_sessions(&self, op: &Operation) {
+        for bot in &op.bots {
+            self.parts.vault.forget(bot, op.old_shards);
+        }
     }
 
     /// Tells the history when an operation or one of its steps has come to an end.
@@ -134,6 +172,21 @@ impl Task {
         }
         if op.state != before.state && op.state.is_ended() {
             announce_end(&self.parts.history, op);
+            self.release_shares(op);
+            if op.kind == Kind::Reshard && op.state == OpState::Succeeded {
+                self.forget_sessions(op);
+            }
+        } else if op.course != before.course {
+            let why = op
+                .failure
+                .as_ref()
+                .map_or("it was aborted", |failure| failure.message.as_str());
+            self.parts.history.event(
+                Severity::Warning,
+                "operation-turned-back",
+                &op.id,
+                format!("goes back to what was before: {why}"),
+            );
         }
     }
 }
@@ -155,45 +208,63 @@ fn observe(table: &Table, workers: &States) -> Observed {
             let worker = workers
                 .get(name)
                 .filter(|worker| worker.attempt == process.attempt);
-            // Its receipt needs what its shards say, which comes a moment after its readiness.
-            let reported = process.spec.ready.probe != Probe::Worker
-                || worker.is_some_and(|worker| {
+            let all = |stage: ShardStage| {
+                worker.is_some_and(|worker| {
                     let mut shards = process.shard_ids.iter();
                     shards.all(|shard| {
                         let state = worker.shards.get(shard);
-                        state.is_some_and(|state| state.report.stage == ShardStage::Ready as i32)
+                        state.is_some_and(|state| state.report.stage == stage as i32)
                     })
-                });
+                })
+            };
+            // Its receipt needs what its shards say, which comes a moment after its readiness.
+            let reported = process.spec.ready.probe != Probe::Worker || all(ShardStage::Ready);
             let observation = Observation {
                 state: process.state,
                 ready: process.ready && reported,
                 attempt: process.attempt,
                 last_seen: worker.map_or(0, |worker| worker.last_seen),
                 detail: process.detail.clone(),
+                standby: !process.shard_ids.is_empty() && all(ShardStage::Standby),
+                attached: worker.is_some_and(|worker| worker.attached),
+                newest_handled: worker.map_or(0, |worker| {
+                    let shards = worker.shards.values();
+                    shards
+                        .map(|shard| shard.report.newest_handled)
+                        .max()
+                        .unwrap_or(0)
+                }),
+                sample: worker.map_or_else(Sample::default, |worker| sample(worker)),
             };
             (name.to_string(), observation)
         })
         .collect()
 }
 
-fn add_receipts(before: &Operation, op: &mut Operation, table: &Table, workers: &States, now: i64) {
-    let mut receipts = Vec::new();
-    for (old, new) in before.steps.iter().zip(&op.steps) {
-        let ended = new.state == StepState::Succeeded && old.state != StepState::Succeeded;
-        if !ended || new.action != StepAction::Restart {
-            continue;
+/// The figures of one process, as far as its worker reports them.
+fn sample(worker: &WorkerState) -> Sample {
+    let mut sample = Sample::default();
+    let (mut latency, mut lag) = ((0.0, 0.0), (0.0, 0.0));
+    for shard in worker.shards.values() {
+        let report = &shard.report;
+        sample.events += report.events;
+        sample.interactions += report.interactions;
+        sample.failed += report.interactions_failed;
+        sample.lost += report.lost;
+        sample.duplicated += report.duplicated;
+        for (sum, value) in [
+            (&mut latency, report.latency_ms),
+            (&mut lag, report.event_lag_ms),
+        ] {
+            if value > 0.0 {
+                sum.0 += value;
+                sum.1 += 1.0;
+            }
         }
-        let Ok(name) = new.object.parse::<ProcessName>() else {
-            continue;
-        };
-        let Some(process) = table.get(&name) else {
-            continue;
-        };
-        let ready_at = process.ready_at_ms.unwrap_or(now);
-        let worker = workers.get(&name).map(Arc::as_ref);
-        receipts.extend(receipt::receipts(new, &process.shard_ids, worker, ready_at));
     }
-    op.receipt.extend(receipts);
+    sample.latency_ms = latency.0 / f64::max(latency.1, 1.0);
+    sample.lag_ms = lag.0 / f64::max(lag.1, 1.0);
+    sample
 }
 
 /// An error with everything behind it, on one line.

@@ -143,7 +143,7 @@ impl Task {
         if !active.dirty || !due {
             return false;
         }
-        if let Err(error) = self.persist(index).await {
+        if let Err(error) = self.persist(index, None).await {
             self.refuse(&error);
         }
         true

@@ -6,12 +6,19 @@
 //! backup jobs, one deadline and cancellation.
 //!
 //! - [`planning`]: from a request and what is to the steps; pure.
-//! - `submit`: what a request must satisfy before it becomes an operation.
+//! - `draft`, `rollouts`, `reshards`: what a request must satisfy before it becomes an operation.
+//! - `submit`: how it becomes one.
+//! - `carry`, `orders`, `books`: carries operations forward, gives orders, keeps receipts.
 //! - [`schedule`]: when the daily backup is due; pure.
 
+mod books;
 mod carry;
+mod draft;
 mod jobs;
+mod orders;
 pub mod planning;
+mod reshards;
+mod rollouts;
 pub mod schedule;
 mod submit;
 mod task;
@@ -28,11 +35,12 @@ use crate::{
     desired::{Desired, DesiredError},
     history::History,
     identify::Broker,
-    operations::ledger,
+    metrics::Sample,
+    operations::{duties, ledger},
     problem,
     supervisor::Supervisor,
     vault::Vault,
-    worker::Workers,
+    worker::{Workers, duties::Duties},
 };
 
 /// What operations on archives hold, besides database nodes.
@@ -74,6 +82,14 @@ enum Command {
 /// The operations that run, and those that ended lately, newest last.
 pub type Operations = Vec<Arc<wire::Operation>>;
 
+/// The duties of workers as the stored operations have them: before the first of them says hello.
+pub async fn duties(store: &dyn Store) -> Result<Duties, DesiredError> {
+    let loaded = ledger::load(store, 0).await?;
+    let all = Duties::default();
+    all.replace(loaded.active.iter().flat_map(duties::assignments).collect());
+    Ok(all)
+}
+
 /// What the coordinator needs of the rest of the agent.
 #[derive(Clone)]
 pub struct Parts {
@@ -87,6 +103,8 @@ pub struct Parts {
     pub vault: Vault,
     /// Their budget.
     pub broker: Broker,
+    /// What they and the host use.
+    pub sample: watch::Receiver<Arc<Sample>>,
     /// What happened.
     pub history: History,
     /// Name of this host.

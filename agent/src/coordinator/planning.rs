@@ -8,14 +8,19 @@ use std::{
 use tanako_fleet::{
     ProcessKind, ProcessName, ProcessSpec,
     plan::{self, Action, Move},
+    reshard::Check,
+    rollout,
+    spec::Generation,
 };
 
 use crate::{
     desired::Desired,
-    operations::model::{Step, StepAction},
+    operations::{Step, StepAction},
     supervisor::{State, Table},
 };
 
+/// A cut agrees on a moment within seconds; some rounds may be needed where processes start anew.
+const CUT_MS: i64 = 90_000;
 /// Added to what a spec says, so that the supervisor's own deadline speaks first and says why.
 const SLACK_MS: i64 = 5_000;
 
@@ -41,6 +46,8 @@ pub struct Plan {
     pub moves: Vec<(Arc<ProcessSpec>, Move)>,
     /// What they should know first.
     pub warnings: Vec<String>,
+    /// What was looked at.
+    pub checks: Vec<Check>,
 }
 
 fn ms(duration: std::time::Duration) -> i64 {
@@ -51,9 +58,14 @@ fn timeout_ms(spec: &ProcessSpec, action: StepAction) -> i64 {
     let (ready, grace) = (ms(spec.ready.timeout), ms(spec.stop.grace));
     SLACK_MS
         + match action {
-            StepAction::Start => ready,
-            StepAction::Restart => ready + grace,
-            StepAction::Stop | StepAction::Remove | StepAction::Archive => grace + SLACK_MS,
+            StepAction::Start | StepAction::Warm | StepAction::Shadow => ready,
+            StepAction::Restart | StepAction::Switch => ready + grace,
+            StepAction::Cut => CUT_MS,
+            StepAction::Stop
+            | StepAction::Remove
+            | StepAction::Archive
+            | StepAction::Observe
+            | StepAction::Adopt => grace + SLACK_MS,
         }
 }
 
@@ -68,6 +80,12 @@ impl Plan {
             StepAction::Restart => ("restart", Some(Move::Restart)),
             StepAction::Stop => ("stop", Some(Move::Stop)),
             StepAction::Remove => ("remove", Some(Move::Stop)),
+            StepAction::Warm => ("create", Some(Move::Warm)),
+            StepAction::Shadow => ("create", Some(Move::Shadow)),
+            StepAction::Switch => ("switch", None),
+            StepAction::Observe => ("observe", None),
+            StepAction::Cut => ("cut", None),
+            StepAction::Adopt => ("adopt", None),
             StepAction::Archive => ("archive", None),
         };
         self.steps.push(step(spec, action, phase));
@@ -221,6 +239,147 @@ pub fn apply(table: &Table, next: &Desired) -> Plan {
         }
         // A stop and a start of one process are one line for people.
         plan.lines.truncate(before + 1);
+    }
+    plan.steps.sort_by_key(|step| step.phase);
+    plan
+}
+
+/// The same for a rollout: everything outside `selected` must stay as it is, and no shard may change its
+/// process. The name of what would not is the error.
+pub fn rolling(
+    table: &Table,
+    next: &Desired,
+    selected: impl Fn(&ProcessName) -> bool,
+) -> Result<Plan, Unfit> {
+    let plan = apply(table, next);
+    let old: Vec<Arc<ProcessSpec>> = table
+        .values()
+        .map(|process| Arc::clone(&process.spec))
+        .collect();
+    if let Some(bot) = moving_bots(&old, &next.processes).into_iter().next() {
+        return Err(Unfit::Moves(bot));
+    }
+    let outside = plan
+        .lines
+        .iter()
+        .find(|line| line.action != "keep" && !selected(&line.object));
+    match outside {
+        Some(line) => Err(Unfit::Outside(line.object.clone())),
+        None => Ok(plan),
+    }
+}
+
+/// Why a spec cannot be rolled out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unfit {
+    /// The shards of this bot would move between its processes.
+    Moves(String),
+    /// This process would change, and is not among the targets.
+    Outside(ProcessName),
+}
+
+/// Puts restarts of one phase in the order of their identify buckets.
+pub fn order_by_bucket(plan: &mut Plan, specs: &Desired, max_concurrency: u32) {
+    let phases: BTreeSet<u16> = plan.steps.iter().map(|step| step.phase).collect();
+    let mut ordered = Vec::with_capacity(plan.steps.len());
+    for phase in phases {
+        let of_phase: Vec<&Step> = plan
+            .steps
+            .iter()
+            .filter(|step| step.phase == phase)
+            .collect();
+        let shards: Vec<&[u32]> = of_phase
+            .iter()
+            .map(|step| {
+                let name = step.object.parse::<ProcessName>().ok();
+                let spec = name.and_then(|name| specs.process(&name));
+                spec.map_or(&[][..], |spec| spec.shard_ids.as_slice())
+            })
+            .collect();
+        let order = rollout::by_bucket(&shards, max_concurrency);
+        ordered.extend(order.into_iter().map(|index| of_phase[index].clone()));
+    }
+    plan.steps = ordered;
+}
+
+/// Lets one process go first, and watches it before the others follow.
+pub fn canary(plan: &mut Plan, first: &str) {
+    for step in &mut plan.steps {
+        step.phase = if step.object == first {
+            0
+        } else {
+            step.phase + 2
+        };
+    }
+    let mut watch = Step::new(first, StepAction::Observe, 1, SLACK_MS);
+    "before the others follow".clone_into(&mut watch.message);
+    plan.steps.push(watch);
+    plan.steps.sort_by_key(|step| step.phase);
+}
+
+/// A second set of processes beside the first of each bot.
+pub struct Sets<'a> {
+    /// The bot, its set, the next one.
+    pub bots: Vec<(&'a str, Generation, Generation)>,
+    /// Where the next sets are in the desired state.
+    pub next: &'a Desired,
+    /// Hands sessions over where the sets are laid out the same; else cuts the events.
+    pub cuts: bool,
+}
+
+/// Builds the next sets, moves the work to them, watches them, and removes the old ones.
+pub fn replace_sets(sets: &Sets<'_>, max_concurrency: u32) -> Plan {
+    let mut plan = Plan::default();
+    let next = sets.next;
+    let (mut old, mut pairs) = (Vec::new(), Vec::new());
+    for (bot, from, to) in &sets.bots {
+        for name in to.names(bot) {
+            let Some(spec) = next.process(&name) else {
+                continue;
+            };
+            let (action, why) = if sets.cuts {
+                (StepAction::Shadow, "connects beside the old set")
+            } else {
+                (StepAction::Warm, "prepares beside the old set")
+            };
+            plan.push(spec, action, 0, why);
+        }
+        old.extend(from.names(bot));
+        if !sets.cuts {
+            pairs.extend(from.names(bot).into_iter().zip(to.names(bot)));
+        }
+    }
+    let shards: Vec<&[u32]> = pairs
+        .iter()
+        .map(|(_, to)| {
+            next.process(to)
+                .map_or(&[][..], |spec| spec.shard_ids.as_slice())
+        })
+        .collect();
+    for index in rollout::by_bucket(&shards, max_concurrency) {
+        let (from, to) = &pairs[index];
+        let Some(spec) = next.process(to) else {
+            continue;
+        };
+        let timeout = timeout_ms(spec, StepAction::Switch);
+        plan.steps
+            .push(Step::switch(from.as_str(), to.as_str(), 1, timeout));
+    }
+    let bots: Vec<&str> = sets.bots.iter().map(|(bot, _, _)| *bot).collect();
+    let all = bots.join(",");
+    if sets.cuts {
+        plan.steps
+            .push(Step::new(all.clone(), StepAction::Cut, 1, CUT_MS));
+    }
+    plan.steps
+        .push(Step::new(all.clone(), StepAction::Observe, 2, SLACK_MS));
+    plan.steps
+        .push(Step::new(all, StepAction::Adopt, 3, SLACK_MS));
+    for name in &old {
+        if let Some(spec) = next.process(name) {
+            let why = "removed once the new set serves";
+            plan.push(spec, StepAction::Remove, 4, why);
+        }
     }
     plan.steps.sort_by_key(|step| step.phase);
     plan

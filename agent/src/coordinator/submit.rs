@@ -1,37 +1,27 @@
-//! What a request must satisfy before it becomes an operation, and how it becomes one: the new
-//! desired state, the operation, its request id and its audit record in one transaction.
+//! How a request becomes an operation: the new desired state, the operation, its request id and its
+//! audit record in one transaction.
 
-use std::{
-    collections::{BTreeSet, HashSet},
-    sync::Arc,
-};
+use std::{collections::HashSet, sync::Arc};
 
 use futures_util::future::join_all;
 
-use tanako_fleet::{
-    ProcessName,
-    plan::{self, Known},
-    spec,
-    target::{self, Row, Target},
-};
+use tanako_fleet::plan::{self, Known};
 use tanako_proto::fleet::v1::{self as wire, Problem};
 use tanako_store::{Outcome, Txn};
 
 use super::{
-    ARCHIVES, Caller,
-    planning::{self, Plan},
+    Caller,
+    draft::Draft,
     task::{Active, Task},
 };
 use crate::{
     audit::Record,
-    backup::set,
     clock::now_ms,
-    desired::{Desired, SPEC_BYTES_MAX},
     history::Severity,
     operations::{
-        Kind, OpState, Operation, Step, StepAction,
+        Kind, OpState, Operation, StepAction,
         core::{self, Input},
-        ledger,
+        ledger::{self, Index},
         model::cost_to_wire,
     },
     problem,
@@ -40,22 +30,6 @@ use crate::{
 
 /// Longest request id, in bytes.
 const REQUEST_ID_MAX: usize = 128;
-/// Most targets in one request.
-const TARGETS_MAX: usize = 1_000;
-
-type Refused = Box<Problem>;
-
-/// A request, understood: what it will be and what it leaves of the desired state.
-struct Draft {
-    kind: Kind,
-    targets: Vec<String>,
-    plan: Plan,
-    next: Option<Desired>,
-    max_unavailable: u32,
-    date: String,
-    keep: u32,
-    unit: &'static str,
-}
 
 impl Task {
     pub(super) async fn submit(
@@ -66,7 +40,7 @@ impl Task {
         if let Some(known) = self.known(&request.request_id).await? {
             return Ok(known);
         }
-        let draft = self.draft(&request).map_err(|refused| *refused)?;
+        let draft = self.draft(&request).await.map_err(|refused| *refused)?;
         if request.dry_run {
             return Ok(self
                 .operation(&draft, &request.request_id, caller)
@@ -91,18 +65,22 @@ impl Task {
         self.accept(draft, request.request_id, caller).await
     }
 
-    pub(super) fn plan(&self, request: wire::PlanRequest) -> Result<wire::PlanReply, Refused> {
+    pub(super) async fn plan(
+        &self,
+        request: wire::PlanRequest,
+    ) -> Result<wire::PlanReply, Problem> {
         let draft = match request.of {
             Some(wire::plan_request::Of::SpecToml(toml)) => {
                 self.draft_apply(&toml, &request.file_name, false)
             }
-            Some(wire::plan_request::Of::Operation(operation)) => self.draft(&operation),
+            Some(wire::plan_request::Of::Operation(operation)) => self.draft(&operation).await,
             None => Err(Box::new(Problem::new(
                 "invalid-argument",
                 "plan",
                 "the request names neither a spec nor an operation",
             ))),
-        }?;
+        }
+        .map_err(|refused| *refused)?;
         let (cost, left) = self.cost(&draft);
         Ok(wire::PlanReply {
             version: self.desired.document.version,
@@ -118,6 +96,16 @@ impl Task {
                 .collect(),
             cost: Some(cost_to_wire(&cost, left)),
             warnings: draft.plan.warnings.clone(),
+            checks: draft
+                .plan
+                .checks
+                .iter()
+                .map(|check| wire::PlanCheck {
+                    check: check.what.to_owned(),
+                    state: check.grade.as_str().to_owned(),
+                    message: check.text.clone(),
+                })
+                .collect(),
         })
     }
 
@@ -157,6 +145,9 @@ impl Task {
             });
         };
         let backup = self.active[index].op.kind.is_backup();
+        if request.action == "abort" && self.active[index].op.is_past_return() {
+            return Err(too_late(&self.active[index].op));
+        }
         let input = match request.action.as_str() {
             "abort" => Input::Abort,
             "pause" | "resume" if backup => {
@@ -234,292 +225,6 @@ impl Task {
             .map_err(|error| problem::from_store(&error))
     }
 
-    fn check_base(&self, base: u64) -> Result<(), Refused> {
-        let current = self.desired.document.version;
-        if base != 0 && base != current {
-            return Err(Box::new(problem::stale(base, current)));
-        }
-        Ok(())
-    }
-
-    fn draft(&self, request: &wire::OperationRequest) -> Result<Draft, Refused> {
-        let kind = Kind::REQUESTABLE
-            .into_iter()
-            .find(|kind| kind.as_str() == request.kind)
-            .ok_or_else(|| {
-                let known: Vec<&str> = Kind::REQUESTABLE.iter().map(|kind| kind.as_str()).collect();
-                Problem::new(
-                    "invalid-argument",
-                    &request.kind,
-                    format!("{:?} is not a kind of operation", request.kind),
-                )
-                .hint(format!("kinds are {}", known.join(", ")))
-            })?;
-        if self.desired.spec.is_none() {
-            return Err(Box::new(no_spec()));
-        }
-        self.check_base(request.base_version)?;
-        if kind.is_backup() {
-            return self.draft_backup(kind, request);
-        }
-        let (names, named) = self.resolve(&request.targets)?;
-        let table = self.table();
-        let mut next = None;
-        let mut plan = match kind {
-            Kind::Start => {
-                if names.iter().any(|name| !self.desired.is_wanted(name)) {
-                    next = Some(self.desired.with(|document| {
-                        document.stopped.retain(|name| !names.contains(name));
-                    }));
-                }
-                planning::start(&names, &self.desired, &table)
-            }
-            Kind::Stop => {
-                if names.iter().any(|name| self.desired.is_wanted(name)) {
-                    next = Some(self.desired.with(|document| {
-                        document.stopped.extend(names.iter().cloned());
-                    }));
-                }
-                planning::stop(&names, &self.desired, &table)
-            }
-            _ => {
-                if named.iter().any(|name| !self.desired.is_wanted(name)) {
-                    next = Some(self.desired.with(|document| {
-                        document.stopped.retain(|name| !named.contains(name));
-                    }));
-                }
-                planning::restart(&names, &named, &self.desired, request.force)
-            }
-        };
-        self.check_conflicts(&plan.steps)?;
-        if request.timeout_s > 0 {
-            for step in &mut plan.steps {
-                step.timeout_ms = i64::from(request.timeout_s) * 1000;
-            }
-        }
-        let max_unavailable = if request.force {
-            u32::MAX
-        } else {
-            request.max_unavailable.max(1)
-        };
-        Ok(Draft {
-            kind,
-            targets: request.targets.clone(),
-            plan,
-            next,
-            max_unavailable,
-            date: String::new(),
-            keep: 0,
-            unit: "processes",
-        })
-    }
-
-    fn draft_backup(&self, kind: Kind, request: &wire::OperationRequest) -> Result<Draft, Refused> {
-        let nodes: Vec<String> = self
-            .desired
-            .processes
-            .iter()
-            .filter(|spec| spec.kind == tanako_fleet::ProcessKind::Db)
-            .map(|spec| spec.name.to_string())
-            .collect();
-        if nodes.is_empty() && kind != Kind::BackupPrune {
-            return Err(Box::new(
-                Problem::new("no-database", "db", "the fleet has no database")
-                    .hint("add a [database] section to fleet.toml"),
-            ));
-        }
-        let directory = self.desired.backup_dir().unwrap_or_default();
-        let date = set::choose(
-            kind,
-            std::path::Path::new(&directory),
-            &request.date,
-            now_ms(),
-        )?;
-        let keep = match (request.keep, &self.desired.spec) {
-            (0, Some(spec)) => spec.backup.keep,
-            (keep, _) => keep,
-        };
-        let objects = match kind {
-            Kind::Backup | Kind::Restore => nodes,
-            _ => Vec::new(),
-        };
-        let mut plan = Plan::default();
-        for object in objects {
-            plan.steps
-                .push(Step::new(object, StepAction::Archive, 0, 0));
-        }
-        plan.steps
-            .push(Step::new(ARCHIVES, StepAction::Archive, 1, 0));
-        self.check_conflicts(&plan.steps)?;
-        for step in &plan.steps {
-            if let Ok(object) = step.object.parse() {
-                let why = match kind {
-                    Kind::Backup => "is written to an archive",
-                    _ => "its data is replaced",
-                };
-                plan.lines.push(planning::Line {
-                    action: "keep",
-                    object,
-                    why: why.to_owned(),
-                });
-            }
-        }
-        if kind == Kind::Restore {
-            plan.warnings.push(format!(
-                "all data of the database is replaced by backup {date}; make a backup first"
-            ));
-        }
-        Ok(Draft {
-            kind,
-            targets: request.targets.clone(),
-            plan,
-            next: None,
-            max_unavailable: 0,
-            date,
-            keep,
-            unit: if kind == Kind::BackupPrune {
-                "sets"
-            } else {
-                "rows"
-            },
-        })
-    }
-
-    fn draft_apply(&self, toml: &str, file_name: &str, no_start: bool) -> Result<Draft, Refused> {
-        let file_name = if file_name.is_empty() {
-            "fleet.toml"
-        } else {
-            file_name
-        };
-        if toml.len() > SPEC_BYTES_MAX {
-            return Err(Box::new(Problem::new(
-                "too-large",
-                file_name,
-                format!(
-                    "the spec has {} bytes, at most {SPEC_BYTES_MAX} are accepted",
-                    toml.len()
-                ),
-            )));
-        }
-        let parsed =
-            spec::parse(toml, file_name).map_err(|error| problem::from_spec(&error, file_name))?;
-        if let Some(old) = &self.desired.spec
-            && old.name != parsed.name
-        {
-            return Err(Box::new(
-                Problem::new(
-                    "invalid-spec",
-                    file_name,
-                    format!(
-                        "this agent runs fleet {:?}, the file is of {:?}",
-                        old.name, parsed.name
-                    ),
-                )
-                .hint("a fleet keeps its name; look whether this is the right context"),
-            ));
-        }
-        let host = &self.parts.host;
-        if !parsed.hosts.is_empty() && !parsed.hosts.iter().any(|known| &known.name == host) {
-            return Err(Box::new(
-                Problem::new(
-                    "invalid-spec",
-                    file_name,
-                    format!("the spec lists hosts, and this one, {host:?}, is not among them"),
-                )
-                .hint("add it to [[hosts]], or start the agent with --host"),
-            ));
-        }
-        let warnings = parsed.warnings.clone();
-        let next = self.desired.with_spec(toml, file_name, parsed, no_start);
-        let mut plan = planning::apply(&self.table(), &next);
-        plan.warnings.extend(warnings);
-        self.check_conflicts(&plan.steps)?;
-        if self
-            .active
-            .iter()
-            .any(|active| active.op.kind == Kind::Apply)
-        {
-            let running = self
-                .active
-                .iter()
-                .find(|active| active.op.kind == Kind::Apply);
-            let id = running.map_or("", |active| active.op.id.as_str());
-            return Err(Box::new(conflict(file_name, id)));
-        }
-        let changed = next.document.toml != self.desired.document.toml
-            || next.document.stopped != self.desired.document.stopped;
-        Ok(Draft {
-            kind: Kind::Apply,
-            targets: Vec::new(),
-            plan,
-            next: changed.then_some(next),
-            max_unavailable: 1,
-            date: String::new(),
-            keep: 0,
-            unit: "processes",
-        })
-    }
-
-    /// The processes that the targets stand for, and those among them that are named themselves.
-    fn resolve(
-        &self,
-        texts: &[String],
-    ) -> Result<(Vec<ProcessName>, BTreeSet<ProcessName>), Refused> {
-        if texts.is_empty() || texts.len() > TARGETS_MAX {
-            return Err(Box::new(
-                Problem::new(
-                    "invalid-target",
-                    "targets",
-                    format!("name 1 to {TARGETS_MAX} targets"),
-                )
-                .hint("use all, a bot, db, tanako/3, shard:17, host:a or guild:81384788765712384"),
-            ));
-        }
-        let targets: Vec<Target> = texts
-            .iter()
-            .map(|text| text.parse())
-            .collect::<Result<_, _>>()
-            .map_err(|error| problem::from_target(&error))?;
-        let rows: Vec<Row<'_>> = self
-            .desired
-            .processes
-            .iter()
-            .map(|spec| Row {
-                name: &spec.name,
-                kind: spec.kind,
-                host: &self.parts.host,
-                shard_ids: &spec.shard_ids,
-                shard_count: spec.shard_count,
-            })
-            .collect();
-        let names =
-            target::resolve(&targets, &rows).map_err(|error| problem::from_target(&error))?;
-        let named: Vec<Target> = targets
-            .into_iter()
-            .filter(|target| {
-                matches!(
-                    target,
-                    Target::Process(_) | Target::Shard(_) | Target::Guild(_)
-                )
-            })
-            .collect();
-        let named = target::resolve(&named, &rows).map_err(|error| problem::from_target(&error))?;
-        Ok((names, named.into_iter().collect()))
-    }
-
-    fn check_conflicts(&self, steps: &[Step]) -> Result<(), Refused> {
-        for step in steps.iter().filter(|step| !step.state.is_ended()) {
-            if let Some(holder) = self
-                .active
-                .iter()
-                .find(|active| active.op.holds(&step.object))
-            {
-                return Err(Box::new(conflict(&step.object, &holder.op.id)));
-            }
-        }
-        Ok(())
-    }
-
     fn cost(&self, draft: &Draft) -> (plan::Cost, u32) {
         let table = self.table();
         let identify = self.parts.broker.status().borrow().clone();
@@ -535,7 +240,10 @@ impl Task {
             .moves
             .iter()
             .map(|(spec, action)| (&**spec, *action, known(spec)));
-        let cost = plan::cost(moves, identify.max_concurrency, draft.max_unavailable);
+        let mut cost = plan::cost(moves, identify.max_concurrency, draft.max_unavailable);
+        if let Some(seconds) = draft.seconds {
+            cost.seconds = u32::try_from(seconds).unwrap_or(u32::MAX);
+        }
         (cost, identify.remaining)
     }
 
@@ -546,6 +254,9 @@ impl Task {
         let mut steps = draft.plan.steps.clone();
         for step in &mut steps {
             // Permits are waited for besides.
+            if !step.has_receipt() && step.action != StepAction::Shadow {
+                continue;
+            }
             step.timeout_ms += i64::from(if cost.identifies > 0 { cost.seconds } else { 0 }) * 1000;
         }
         let request_id = if request_id.is_empty() {
@@ -554,31 +265,24 @@ impl Task {
             request_id.to_owned()
         };
         let mut op = Operation {
-            id: format!("{}-{number}", draft.kind.as_str()),
-            number,
-            kind: draft.kind,
             targets: draft.targets.clone(),
-            state: OpState::Pending,
             steps,
-            aborting: false,
             max_unavailable: draft.max_unavailable,
-            blocked_since: 0,
-            done: 0,
-            total: 0,
             unit: draft.unit.to_owned(),
-            message: "accepted".to_owned(),
-            failure: None,
             requested_by: caller.who.clone(),
             request_id,
-            created_at: now,
-            updated_at: now,
-            ended_at: 0,
-            receipt: Vec::new(),
             cost,
             identifies_left,
-            unchanged: false,
             date: draft.date.clone(),
             keep: draft.keep,
+            strategy: draft.strategy,
+            bots: draft.bots.clone(),
+            old_shards: draft.old_shards,
+            replaces: draft.replaced.is_some(),
+            brings: draft.next.as_ref().map_or(0, |next| next.written().mark()),
+            watch: draft.watch.clone(),
+            starting_max: draft.starting_max,
+            ..Operation::new(number, draft.kind, now)
         };
         if !draft.kind.is_backup() {
             op.count_steps();
@@ -634,6 +338,9 @@ impl Task {
         if let Some(next) = &draft.next {
             txn = next.commit(&self.desired, txn);
         }
+        if let Some(replaced) = &draft.replaced {
+            txn = Index::keep(txn, &op, replaced);
+        }
         let revision = match self.parts.store.commit(txn).await {
             Ok(Outcome::Committed { revision }) => revision,
             Ok(Outcome::Conflict { .. }) => {
@@ -656,7 +363,7 @@ impl Task {
             next.committed(revision);
             self.desired = next;
             self.publish_desired();
-            if op.kind == Kind::Apply {
+            if matches!(op.kind, Kind::Apply | Kind::Rollout | Kind::Reshard) {
                 self.configure_broker().await;
                 self.define_waiting(&op).await;
             }
@@ -710,15 +417,23 @@ impl Task {
     }
 }
 
-fn no_spec() -> Problem {
-    Problem::new("no-spec", "fleet", "the fleet has no spec yet")
-        .hint("write a fleet.toml and run `tanakoctl apply fleet.toml`")
-}
-
-fn conflict(object: &str, holder: &str) -> Problem {
-    Problem::new("conflict", object, format!("operation {holder} is at work on {object}"))
-        .hint(format!(
-            "wait for it (`tanakoctl operation watch {holder}`) or end it (`tanakoctl operation abort {holder}`)"
-        ))
-        .retryable()
+fn too_late(op: &Operation) -> Problem {
+    let hint = if op.kind == Kind::Reshard {
+        let bot = op.bots.first().map_or("", String::as_str);
+        format!(
+            "to go back, run `tanakoctl reshard {bot} --shards {}`",
+            op.old_shards
+        )
+    } else {
+        format!(
+            "to go back, run `tanakoctl rollout undo {}` once it has ended",
+            op.id
+        )
+    };
+    Problem::new(
+        "too-late",
+        &op.id,
+        "the new set serves already, the old one is being removed",
+    )
+    .hint(hint)
 }

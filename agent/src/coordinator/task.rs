@@ -11,7 +11,7 @@ use tanako_store::{Outcome, StoreError, Txn};
 use tokio::sync::{mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Command, Operations, Parts, RECENT_MAX, schedule};
+use super::{Command, Operations, Parts, RECENT_MAX, orders::Answer, schedule};
 use crate::{
     audit::{Audit, Record},
     backup::JobEvent,
@@ -27,6 +27,10 @@ use crate::{
 
 /// Reports of backup jobs that wait.
 const JOB_EVENTS_MAX: usize = 256;
+/// Answers of workers that wait.
+const ANSWERS_MAX: usize = 256;
+/// However often something is due, it is looked at no more often than this.
+const WAKE_MS_MIN: i64 = 5;
 /// Pause after the store refused to take an operation's progress.
 const RETRY: Duration = Duration::from_secs(1);
 /// Progress that nothing depends on is written down at most this often.
@@ -66,6 +70,10 @@ pub(super) struct Task {
     desired_tx: watch::Sender<Arc<Desired>>,
     pub(super) job_events: mpsc::Sender<JobEvent>,
     job_events_rx: Option<mpsc::Receiver<JobEvent>>,
+    pub(super) answers: mpsc::Sender<Answer>,
+    answers_rx: Option<mpsc::Receiver<Answer>>,
+    /// Shard counts that have been proposed, by bot.
+    pub(super) proposed: HashMap<String, u32>,
     pub(super) tracker: TaskTracker,
     /// After the store has refused: nothing is carried forward before this time.
     pub(super) retry_at: Option<tokio::time::Instant>,
@@ -83,6 +91,7 @@ impl Task {
         tracker: TaskTracker,
     ) -> Self {
         let (job_events, job_events_rx) = mpsc::channel(JOB_EVENTS_MAX);
+        let (answers, answers_rx) = mpsc::channel(ANSWERS_MAX);
         Self {
             parts,
             desired,
@@ -98,6 +107,9 @@ impl Task {
             desired_tx,
             job_events,
             job_events_rx: Some(job_events_rx),
+            answers,
+            answers_rx: Some(answers_rx),
+            proposed: HashMap::new(),
             tracker,
             retry_at: None,
             cancel: CancellationToken::new(),
@@ -114,7 +126,12 @@ impl Task {
             .job_events_rx
             .take()
             .expect("invariant: run is called once, with the receiver");
+        let mut answers = self
+            .answers_rx
+            .take()
+            .expect("invariant: run is called once, with the receiver");
         self.publish();
+        self.assign_duties();
         self.reconcile().await;
         for index in 0..self.active.len() {
             self.parts.history.event(
@@ -127,6 +144,7 @@ impl Task {
         }
         let mut table = self.parts.supervisor.status();
         let mut workers = self.parts.workers.states();
+        let mut identify = self.parts.broker.status();
         let mut due = self.next_backup();
         self.catch_up_backup().await;
         loop {
@@ -140,6 +158,7 @@ impl Task {
                     None => break,
                 },
                 Some(event) = job_events.recv() => self.job_event(event).await,
+                Some(answer) = answers.recv() => self.answered(answer),
                 changed = table.changed(), if !self.active.is_empty() && self.retry_at.is_none() => {
                     if changed.is_err() {
                         break;
@@ -152,6 +171,10 @@ impl Task {
                         break;
                     }
                     workers.mark_unchanged();
+                }
+                Ok(()) = identify.changed() => {
+                    identify.mark_unchanged();
+                    self.propose_reshards();
                 }
                 () = sleep_until(wake) => self.retry_at = None,
                 () = sleep_until(until(due)), if due.is_some() => {
@@ -178,7 +201,7 @@ impl Task {
                 let _ = answer.send(self.apply(request, &caller).await);
             }
             Command::Plan(request, answer) => {
-                let _ = answer.send(self.plan(request).map_err(|refused| *refused));
+                let _ = answer.send(self.plan(request).await);
             }
             Command::Control(request, caller, answer) => {
                 let _ = answer.send(self.control(request, &caller).await);
@@ -200,10 +223,12 @@ impl Task {
 
     /// Tells the supervisor what the desired state says, once at the start.
     async fn reconcile(&mut self) {
-        let mut steps: HashMap<String, StepAction> = HashMap::new();
+        // The next step of each process, and whether it has begun.
+        let mut steps: HashMap<String, (StepAction, bool)> = HashMap::new();
         for active in &self.active {
             for step in active.op.steps.iter().filter(|step| !step.state.is_ended()) {
-                steps.entry(step.object.clone()).or_insert(step.action);
+                let next = (step.action, step.is_begun());
+                steps.entry(step.object.clone()).or_insert(next);
             }
         }
         let table = self.parts.supervisor.status().borrow().clone();
@@ -214,9 +239,13 @@ impl Task {
                 .is_some_and(|process| process.state.is_live());
             let wanted = match steps.get(spec.name.as_str()) {
                 // The operation starts it when its turn comes.
-                Some(StepAction::Start) if !live => Wanted::Stopped,
-                Some(StepAction::Stop) => Wanted::Stopped,
-                Some(StepAction::Remove) => continue,
+                Some((StepAction::Start | StepAction::Warm | StepAction::Shadow, false))
+                    if !live =>
+                {
+                    Wanted::Stopped
+                }
+                Some((StepAction::Stop, _)) => Wanted::Stopped,
+                Some((StepAction::Remove, true)) => continue,
                 _ if desired.is_wanted(&spec.name) => Wanted::Running,
                 _ => Wanted::Stopped,
             };
@@ -292,16 +321,19 @@ impl Task {
 
     /// Writes down the operation at `index` with, when it has ended, its audit record and what it
     /// leaves of the desired state.
-    pub(super) async fn persist(&mut self, index: usize) -> Result<(), StoreError> {
+    pub(super) async fn persist(
+        &mut self,
+        index: usize,
+        next: Option<Desired>,
+    ) -> Result<(), StoreError> {
         let op = self.active[index].op.clone();
         let mut txn = self.index.update(Txn::new(), &op);
-        let mut next = None;
+        let next = next.or_else(|| self.reverted(&op));
+        if let Some(next) = &next {
+            txn = next.commit(&self.desired, txn);
+        }
         let mut audited = false;
         if op.state.is_ended() {
-            next = self.reverted(&op);
-            if let Some(next) = &next {
-                txn = next.commit(&self.desired, txn);
-            }
             txn = self.audit.append(txn, &ended_record(&op));
             audited = true;
         }
@@ -345,7 +377,7 @@ impl Task {
             op.kind,
             crate::operations::Kind::Start | crate::operations::Kind::Stop
         );
-        if !relevant || untouched.is_empty() {
+        if !op.state.is_ended() || !relevant || untouched.is_empty() {
             return None;
         }
         Some(self.desired.with(|document| {
@@ -404,12 +436,12 @@ impl Task {
 fn orphans(
     table: &Table,
     desired: &Desired,
-    steps: &HashMap<String, StepAction>,
+    steps: &HashMap<String, (StepAction, bool)>,
 ) -> Vec<ProcessName> {
     table
         .keys()
         .filter(|name| desired.process(name).is_none())
-        .filter(|name| steps.get(name.as_str()) != Some(&StepAction::Remove))
+        .filter(|name| !matches!(steps.get(name.as_str()), Some((StepAction::Remove, _))))
         .cloned()
         .collect()
 }
@@ -437,7 +469,7 @@ fn until(at_ms: Option<i64>) -> Option<tokio::time::Instant> {
 
 fn until_from(now: i64, at_ms: Option<i64>) -> Option<tokio::time::Instant> {
     // A wall clock that jumps is looked at again within the minute.
-    let wait = (at_ms? - now).clamp(0, 60_000);
+    let wait = (at_ms? - now).clamp(WAKE_MS_MIN, 60_000);
     Some(tokio::time::Instant::now() + Duration::from_millis(wait.unsigned_abs()))
 }
 

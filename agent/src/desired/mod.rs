@@ -1,13 +1,19 @@
-//! The desired state: the spec and what the operator stopped, in one versioned document of the
-//! store, changed by compare-and-set only.
+//! The desired state: the spec, what the operator stopped, which set of processes serves each bot, and
+//! what still runs by an older spec; in one versioned document of the store, changed by
+//! compare-and-set only.
+
+mod document;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
-use serde::{Deserialize, Serialize};
-use tanako_fleet::{ProcessName, ProcessSpec, Spec, spec};
+pub use document::{Document, Generations, Written};
+use tanako_fleet::{
+    ProcessName, ProcessSpec, Spec,
+    spec::{self, Generation},
+};
 use tanako_store::{Revision, Store, StoreError, Txn};
 
 use crate::operations::ledger::{decode, encode};
@@ -15,19 +21,6 @@ use crate::operations::ledger::{decode, encode};
 const KEY: &str = "desired";
 /// Largest spec accepted, in bytes. A fleet of a thousand bots needs a third of it.
 pub const SPEC_BYTES_MAX: usize = 512 * 1024;
-
-/// The document as stored.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Document {
-    /// Rises with each change.
-    pub version: u64,
-    /// The spec as the operator wrote it; empty = none yet.
-    pub toml: String,
-    /// Name of its file, for messages.
-    pub file_name: String,
-    /// Processes that shall not run. All others of the spec shall.
-    pub stopped: BTreeSet<ProcessName>,
-}
 
 /// The desired state and what follows from it.
 #[derive(Debug, Clone)]
@@ -76,16 +69,12 @@ impl Desired {
             by_name: Arc::default(),
             places,
         };
-        if !desired.document.toml.is_empty() {
-            let spec = spec::parse(&desired.document.toml, &desired.document.file_name)
-                .map_err(DesiredError::Spec)?;
-            desired.set_processes(processes(&spec, &desired.places));
-            desired.spec = Some(Arc::new(spec));
-        }
+        desired.resolve().map_err(DesiredError::Spec)?;
         Ok(desired)
     }
 
-    /// The same with another document of the next version, not yet committed.
+    /// The same with another document of the next version, not yet committed. Only for what leaves
+    /// the specs and the sets of processes alone.
     pub fn with(&self, change: impl FnOnce(&mut Document)) -> Self {
         let mut next = self.clone();
         change(&mut next.document);
@@ -93,24 +82,51 @@ impl Desired {
         next
     }
 
-    /// The same with another spec, not yet committed.
-    pub fn with_spec(&self, toml: &str, file_name: &str, parsed: Spec, no_start: bool) -> Self {
-        let processes = processes(&parsed, &self.places);
-        let known: BTreeSet<&ProcessName> = self.processes.iter().map(|spec| &spec.name).collect();
-        let mut next = self.with(|document| {
-            toml.clone_into(&mut document.toml);
-            file_name.clone_into(&mut document.file_name);
-            let names: BTreeSet<&ProcessName> = processes.iter().map(|spec| &spec.name).collect();
-            document.stopped.retain(|name| names.contains(name));
-            if no_start {
-                document
-                    .stopped
-                    .extend(names.difference(&known).map(|name| (*name).clone()));
+    /// The same with a document that is resolved anew, not yet committed.
+    pub fn with_document(
+        &self,
+        change: impl FnOnce(&mut Document, &spec::Places) -> Result<(), spec::SpecError>,
+    ) -> Result<Self, spec::SpecError> {
+        let mut next = self.clone();
+        change(&mut next.document, &self.places)?;
+        next.document.version += 1;
+        next.resolve()?;
+        Ok(next)
+    }
+
+    /// The same with another spec that counts at once, not yet committed. `sets` says how the set of
+    /// processes of a bot is laid out where it is not as the spec says.
+    pub fn with_spec(
+        &self,
+        written: &Written,
+        sets: &BTreeMap<String, Generation>,
+        no_start: bool,
+    ) -> Result<Self, spec::SpecError> {
+        let known: BTreeSet<ProcessName> = self
+            .processes
+            .iter()
+            .map(|spec| spec.name.clone())
+            .collect();
+        let mut next = self.with_document(|document, _| {
+            document.toml.clone_from(&written.toml);
+            document.file_name.clone_from(&written.file_name);
+            document.release_all();
+            for (bot, set) in sets {
+                document.lay_out(bot, *set);
             }
-        });
-        next.set_processes(processes);
-        next.spec = Some(Arc::new(parsed));
-        next
+            Ok(())
+        })?;
+        let names: BTreeSet<ProcessName> = next
+            .processes
+            .iter()
+            .map(|spec| spec.name.clone())
+            .collect();
+        let stopped = &mut next.document.stopped;
+        stopped.retain(|name| names.contains(name));
+        if no_start {
+            stopped.extend(names.difference(&known).cloned());
+        }
+        Ok(next)
     }
 
     /// Adds the replacement of `old` by this to a transaction.
@@ -134,12 +150,57 @@ impl Desired {
         self.by_name.get(name)
     }
 
-    fn set_processes(&mut self, processes: Vec<Arc<ProcessSpec>>) {
+    /// The spec as the operator wrote it.
+    pub fn written(&self) -> Written {
+        Written {
+            toml: self.document.toml.clone(),
+            file_name: self.document.file_name.clone(),
+        }
+    }
+
+    /// The set of processes that serves a bot.
+    pub fn active(&self, bot: &str) -> Option<Generation> {
+        self.generations(bot).map(|generations| generations.active)
+    }
+
+    /// The sets of processes of a bot.
+    pub fn generations(&self, bot: &str) -> Option<Generations> {
+        self.document.generations_of(bot, self.spec.as_deref()?)
+    }
+
+    /// Whether the process belongs to a set that does not serve yet.
+    pub fn is_next(&self, name: &ProcessName) -> bool {
+        self.generations(name.group())
+            .and_then(|generations| generations.next)
+            .is_some_and(|next| next.number == Generation::number_of(name))
+    }
+
+    fn resolve(&mut self) -> Result<(), spec::SpecError> {
+        let resolved = self.document.resolve(&self.places)?;
+        // What did not change keeps its place in memory.
+        let processes: Vec<Arc<ProcessSpec>> = resolved
+            .processes
+            .into_iter()
+            .map(|process| match self.by_name.get(&process.name) {
+                Some(known) if **known == process => Arc::clone(known),
+                _ => Arc::new(process),
+            })
+            .collect();
         let named = processes
             .iter()
             .map(|spec| (spec.name.clone(), Arc::clone(spec)));
         self.by_name = Arc::new(named.collect());
         self.processes = Arc::new(processes);
+        self.spec = resolved.spec.map(Arc::new);
+        Ok(())
+    }
+
+    /// The processes by name.
+    pub fn by_name(&self) -> BTreeMap<&ProcessName, &Arc<ProcessSpec>> {
+        self.processes
+            .iter()
+            .map(|spec| (&spec.name, spec))
+            .collect()
     }
 
     /// Where backups go.
@@ -151,15 +212,4 @@ impl Desired {
     pub fn fleet(&self) -> &str {
         self.spec.as_ref().map_or("", |spec| &spec.name)
     }
-}
-
-/// The processes of the spec, each told to which fleet it belongs.
-fn processes(spec: &Spec, places: &spec::Places) -> Vec<Arc<ProcessSpec>> {
-    let mut processes = spec.processes(places);
-    for process in &mut processes {
-        process
-            .env
-            .insert("TANAKO_FLEET".to_owned(), spec.name.clone());
-    }
-    processes.into_iter().map(Arc::new).collect()
 }

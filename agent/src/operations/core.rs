@@ -1,32 +1,71 @@
 //! How an operation on processes goes forward: pure, so that any interleaving of observations,
-//! requests, crashes and clocks can be tried in a test.
+//! answers, requests, crashes and clocks can be tried in a test.
 //!
 //! Whoever drives it writes the operation down after each call that returned effects and before
-//! carrying them out. After a crash between the two, the next life loads the operation with the step
-//! begun, sees by the attempt that nothing has happened yet, and asks for it again.
+//! carrying them out; a change of the desired state ([`Effect::Document`]) in the same transaction.
+//! After a crash between the two, the next life loads the operation with the step begun, sees by the
+//! attempt that nothing has happened yet, and asks for it again. Commands to workers are asked for
+//! again by each life: they are idempotent.
 
 use std::collections::BTreeMap;
 
-use super::model::{Failure, OpState, Operation, Step, StepAction, StepState};
+use tanako_fleet::rollout::Sample;
+
+use super::{
+    back, cut,
+    model::{Course, Failure, OpState, Operation},
+    plain,
+    step::{StepAction, StepState},
+    switch, watching,
+};
 use crate::supervisor::State;
 
 /// A process, as far as an operation cares.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Observation {
     /// Where it is in its life.
     pub state: State,
-    /// Whether it is ready.
+    /// Whether it is ready, and all of its shards, where it reports them, are connected.
     pub ready: bool,
     /// Its latest start.
     pub attempt: u64,
-    /// Latest sign of life, in milliseconds since 1970; 0 = unknown.
+    /// Latest sign of life of that attempt, in milliseconds since 1970; 0 = unknown.
     pub last_seen: i64,
     /// Why it is in this state.
     pub detail: String,
+    /// It reports that it stands by: prepared, and no shard connected.
+    pub standby: bool,
+    /// It can be given commands.
+    pub attached: bool,
+    /// Time in the newest id that it has handled, on Discord's clock; 0 = none.
+    pub newest_handled: i64,
+    /// Its figures.
+    pub sample: Sample,
+}
+
+impl Observation {
+    /// Whether it does not run, and nothing but the operator or an operation starts it.
+    pub fn is_down_for_good(&self) -> bool {
+        matches!(self.state, State::Stopped | State::Failed)
+    }
 }
 
 /// All processes of the fleet by name.
 pub type Observed = BTreeMap<String, Observation>;
+
+/// What a worker was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Request {
+    /// Give the sessions up, stay.
+    StandDown,
+    /// Take sessions.
+    TakeOver,
+    /// Handle what the cut at this time gives to it; 0 = everything.
+    Share {
+        /// See [`super::step::Step::cut_at`].
+        at: i64,
+    },
+}
 
 /// What drives an operation.
 #[derive(Debug, Clone, Copy)]
@@ -37,7 +76,7 @@ pub enum Input<'a> {
     Pause,
     /// Go on.
     Resume,
-    /// End as soon as the steps at work have ended.
+    /// End as soon as the steps at work have ended; go back where there is a way.
     Abort,
     /// The supervisor refused what was asked for.
     Refused {
@@ -46,6 +85,31 @@ pub enum Input<'a> {
         /// Why.
         reason: &'a str,
     },
+    /// A worker answered.
+    Answered {
+        /// The process.
+        process: &'a str,
+        /// The attempt that was asked.
+        attempt: u64,
+        /// What for.
+        request: Request,
+        /// The newest time that it had handled, or why it did not do it.
+        result: Result<i64, &'a str>,
+    },
+}
+
+/// A change of the desired state, in the transaction that writes the operation down.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// From now on this process runs by the present spec.
+    Release(String),
+    /// The spec that the operation replaced is the present one again; what runs goes on by the spec
+    /// it runs by until it is released.
+    TurnBack,
+    /// The next generation of each of these bots becomes the one.
+    Adopt(Vec<String>),
+    /// The next generation of each of these bots is given up.
+    Drop(Vec<String>),
 }
 
 /// What is to be done.
@@ -59,6 +123,16 @@ pub enum Effect {
     Restart(String),
     /// Stop it and drop it.
     Forget(String),
+    /// Ask this attempt to give its sessions up. Its answer is [`Input::Answered`].
+    StandDown(String, u64),
+    /// The sessions of the first process belong to the second, of which this is the attempt.
+    Handover(String, String, u64),
+    /// Give this attempt the sessions that belong to it and ask it to connect.
+    TakeOver(String, u64),
+    /// Tell this attempt its duty and cut, as [`super::duties::assignments`] says, at this time.
+    Share(String, u64, i64),
+    /// Change the desired state.
+    Document(Change),
 }
 
 /// Carries the operation forward. `now` is in milliseconds since 1970.
@@ -84,8 +158,15 @@ pub fn step(op: &mut Operation, now: i64, input: Input<'_>) -> Vec<Effect> {
             return Vec::new();
         }
         Input::Abort => {
+            if op.is_past_return() {
+                // The new set serves; what is left is to remove the old one.
+                return Vec::new();
+            }
             op.aborting = true;
             op.updated_at = now;
+            if op.state == OpState::Paused {
+                op.state = OpState::Running;
+            }
             "aborting: waits for the steps at work".clone_into(&mut op.message);
             return Vec::new();
         }
@@ -95,8 +176,29 @@ pub fn step(op: &mut Operation, now: i64, input: Input<'_>) -> Vec<Effect> {
                 .iter_mut()
                 .find(|step| step.object == object && step.state == StepState::Running);
             if let Some(step) = step {
-                finish(step, now, StepState::Failed, reason.to_owned());
+                step.finish(now, StepState::Failed, reason);
                 op.updated_at = now;
+            }
+            return Vec::new();
+        }
+        Input::Answered {
+            process,
+            attempt,
+            request,
+            result,
+        } => {
+            for index in 0..op.steps.len() {
+                if op.steps[index].state == StepState::Running {
+                    match op.steps[index].action {
+                        StepAction::Switch => {
+                            switch::answered(op, index, now, (process, attempt), request, result);
+                        }
+                        StepAction::Cut => {
+                            cut::answered(op, index, now, (process, attempt), request, result);
+                        }
+                        _ => {}
+                    }
+                }
             }
             return Vec::new();
         }
@@ -105,15 +207,23 @@ pub fn step(op: &mut Operation, now: i64, input: Input<'_>) -> Vec<Effect> {
     if op.state == OpState::Pending {
         op.state = OpState::Running;
         op.updated_at = now;
+        watching::remember(op, observed);
     }
     let mut effects = Vec::new();
     for index in 0..op.steps.len() {
-        if op.steps[index].state == StepState::Running {
-            watch(op, index, now, observed, &mut effects);
+        if op.steps[index].state != StepState::Running {
+            continue;
+        }
+        match op.steps[index].action {
+            StepAction::Switch => switch::watch(op, index, now, observed, &mut effects),
+            StepAction::Cut => cut::watch(op, index, now, observed, &mut effects),
+            StepAction::Observe => watching::watch(op, index, now, observed),
+            _ => plain::watch(op, index, now, observed, &mut effects),
         }
     }
+    back::turn(op, now, &mut effects);
     begin(op, now, observed, &mut effects);
-    end(op, now);
+    end(op, now, observed, &mut effects);
     op.count_steps();
     effects
 }
@@ -127,9 +237,19 @@ pub fn deadline(op: &Operation) -> Option<i64> {
         .steps
         .iter()
         .filter(|step| step.state == StepState::Running)
-        .map(|step| step.started_at + step.timeout_ms);
+        .flat_map(|step| {
+            let again = step.asked.values().map(|asked| asked.again_at);
+            let own = match step.action {
+                StepAction::Observe => watching::deadline(op),
+                StepAction::Cut => cut::deadline(op, step),
+                StepAction::Switch => Some(switch::deadline(step)),
+                _ => Some(step.started_at + step.timeout_ms),
+            };
+            again.chain(own)
+        });
     let blocked = (op.blocked_since > 0).then(|| op.blocked_since + blocked_max(op));
-    steps.chain(blocked).min()
+    let settled = (!op.is_working()).then(|| settled_at(op)).flatten();
+    steps.chain(blocked).chain(settled).min()
 }
 
 /// How long the operation waits for a process that is down without its doing.
@@ -141,112 +261,12 @@ fn blocked_max(op: &Operation) -> i64 {
         .unwrap_or(0)
 }
 
-fn watch(
-    op: &mut Operation,
-    index: usize,
-    now: i64,
-    observed: &Observed,
-    effects: &mut Vec<Effect>,
-) {
-    let step = &mut op.steps[index];
-    let process = observed.get(&step.object);
-    let verdict = match process {
-        None => match step.action {
-            StepAction::Remove => Some(Ok("removed".to_owned())),
-            StepAction::Stop => Some(Ok("gone".to_owned())),
-            // Asked for, and the table is a little behind.
-            _ => None,
-        },
-        Some(process) => {
-            if process.attempt == step.attempt_before {
-                step.last_seen_before = step.last_seen_before.max(process.last_seen);
-            }
-            judge(step, process)
-        }
-    };
-    match verdict {
-        Some(Ok(message)) => finish(step, now, StepState::Succeeded, message),
-        Some(Err(message)) => finish(step, now, StepState::Failed, message),
-        None if now >= step.started_at + step.timeout_ms => {
-            let state = process.map_or("gone", |process| process.state.as_str());
-            let detail = process.map_or("", |process| process.detail.as_str());
-            let wanted = if matches!(step.action, StepAction::Start | StepAction::Restart) {
-                "ready"
-            } else {
-                "stopped"
-            };
-            let seconds = step.timeout_ms / 1000;
-            let mut message = format!("not {wanted} after {seconds} s; it is {state}");
-            if !detail.is_empty() {
-                message = format!("{message}: {detail}");
-            }
-            finish(step, now, StepState::Failed, message);
-        }
-        None => {
-            if !step.issued {
-                step.issued = true;
-                // The life of the agent that began the step may have ended before it asked.
-                if process.is_none_or(|process| process.attempt == step.attempt_before) {
-                    effects.push(effect(step));
-                }
-            }
-            return;
-        }
-    }
-    op.updated_at = now;
-}
-
-/// Whether the step has come to its end; `None` = not yet.
-fn judge(step: &Step, process: &Observation) -> Option<Result<String, String>> {
-    let moved = process.attempt > step.attempt_before;
-    let gave_up = || {
-        let detail = if process.detail.is_empty() {
-            "no reason given"
-        } else {
-            &process.detail
-        };
-        Some(Err(format!("the process failed: {detail}")))
-    };
-    match step.action {
-        StepAction::Start => match process.state {
-            State::Ready if process.ready => Some(Ok("ready".to_owned())),
-            State::Failed if moved => gave_up(),
-            State::Stopped if moved => Some(Err("the process ended by itself".to_owned())),
-            _ => None,
-        },
-        StepAction::Restart => match process.state {
-            State::Ready if process.ready && moved => Some(Ok("ready".to_owned())),
-            State::Failed if moved => gave_up(),
-            State::Stopped if moved => Some(Err("the process ended by itself".to_owned())),
-            _ => None,
-        },
-        StepAction::Stop => match process.state {
-            State::Stopped => Some(Ok("stopped".to_owned())),
-            _ => None,
-        },
-        StepAction::Remove | StepAction::Archive => None,
-    }
-}
-
-fn finish(step: &mut Step, now: i64, state: StepState, message: String) {
-    step.state = state;
-    step.message = message;
-    step.ended_at = now;
-}
-
-fn effect(step: &Step) -> Effect {
-    let object = step.object.clone();
-    match step.action {
-        StepAction::Start => Effect::Start(object),
-        StepAction::Stop => Effect::Stop(object),
-        StepAction::Restart | StepAction::Archive => Effect::Restart(object),
-        StepAction::Remove => Effect::Forget(object),
-    }
-}
-
 fn begin(op: &mut Operation, now: i64, observed: &Observed, effects: &mut Vec<Effect>) {
-    let failed = op.steps.iter().any(|step| step.state == StepState::Failed);
-    if failed || op.aborting || op.state == OpState::Paused {
+    let is_back = op.course == Course::Back;
+    // On the way back one failure is no reason to leave the others where they are.
+    let failed = !is_back && op.steps.iter().any(|step| step.state == StepState::Failed);
+    let aborted = !is_back && op.aborting;
+    if failed || aborted || op.state == OpState::Paused {
         op.blocked_since = 0;
         return;
     }
@@ -272,115 +292,163 @@ fn begin(op: &mut Operation, now: i64, observed: &Observed, effects: &mut Vec<Ef
             .get(&op.steps[index].object)
             .is_some_and(|process| process.ready)
     });
-    let mut blocked = false;
+    let mut waits = None;
     for index in order {
-        let (action, object) = (op.steps[index].action, op.steps[index].object.clone());
-        if action == StepAction::Restart && !may_restart(op, index, observed) {
-            blocked = true;
+        if let Err(reason) = may_begin(op, index, observed) {
+            waits = Some(reason);
             break;
         }
-        let process = observed.get(&object);
-        let step = &mut op.steps[index];
-        step.state = StepState::Running;
-        step.started_at = now;
-        step.issued = true;
-        step.attempt_before = process.map_or(0, |process| process.attempt);
-        step.last_seen_before = process.map_or(0, |process| process.last_seen);
-        if process.is_none() && matches!(action, StepAction::Remove | StepAction::Stop) {
-            finish(step, now, StepState::Succeeded, "gone".to_owned());
-        } else {
-            "waiting".clone_into(&mut step.message);
-            effects.push(effect(step));
+        match op.steps[index].action {
+            StepAction::Switch => switch::begin(op, index, now),
+            StepAction::Cut => cut::begin(op, index, now),
+            StepAction::Observe => watching::begin(op, index, now, observed),
+            StepAction::Adopt => {
+                effects.push(Effect::Document(Change::Adopt(op.bots.clone())));
+                op.steps[index].started_at = now;
+                op.steps[index].finish(now, StepState::Succeeded, "the new set is the one");
+            }
+            _ => plain::begin(op, index, now, observed, effects),
         }
-        op.message = format!("{} {object}", action.as_str());
+        let step = &op.steps[index];
+        op.message = said(step);
         op.updated_at = now;
     }
-    let working = op.steps.iter().any(|step| step.state == StepState::Running);
-    if !blocked || working {
+    let Some(waits) = waits.filter(|_| !op.is_working()) else {
         op.blocked_since = 0;
         return;
-    }
-    // Nothing of ours is at work and still too many are down: someone else's trouble.
+    };
+    // Nothing of ours is at work and still it cannot go on: someone else's trouble.
     if op.blocked_since == 0 {
         op.blocked_since = now;
-        op.message = format!(
-            "waits for {} to become ready",
-            down(op, observed).join(", ")
-        );
+        op.message = format!("waits for {waits} to become ready");
         op.updated_at = now;
     } else if now >= op.blocked_since + blocked_max(op) {
-        let down = down(op, observed);
-        let message = format!(
-            "{} not ready, so nothing else may be restarted",
-            down.join(", ")
-        );
-        op.failure = Some(not_ready(down.first().map_or("", String::as_str), &message));
-        op.aborting = true;
+        let message = format!("{waits} not ready, so nothing else may be changed");
+        let first = waits.split(',').next().unwrap_or_default();
+        op.failure = Some(not_ready(first, &message));
         op.blocked_since = 0;
+        if is_back {
+            for step in &mut op.steps {
+                if step.state == StepState::Pending {
+                    step.finish(now, StepState::Failed, message.clone());
+                }
+            }
+        } else {
+            op.aborting = true;
+        }
     }
 }
 
-/// Processes of the operation that should be ready, are not, and are not at work. What was left out
-/// because the operator stopped it is not down but as it should be.
-fn down(op: &Operation, observed: &Observed) -> Vec<String> {
+/// What an operation is at, in words.
+fn said(step: &super::step::Step) -> String {
+    let (object, other) = (&step.object, &step.other);
+    match (step.action, step.back) {
+        (StepAction::Switch, _) => format!("{other} takes over from {object}"),
+        (StepAction::Cut, false) => format!("{object}: its new set takes over the events"),
+        (StepAction::Cut, true) => format!("{object}: its old set takes the events back"),
+        (StepAction::Observe, _) => format!("watches {object}"),
+        (StepAction::Adopt, _) => "the new set is the one".to_owned(),
+        (action, false) => format!("{} {object}", action.as_str()),
+        (action, true) => format!("going back: {} {object}", action.as_str()),
+    }
+}
+
+/// Whether a step may begin now; else the names of those that are in its way.
+fn may_begin(op: &Operation, index: usize, observed: &Observed) -> Result<(), String> {
+    let step = &op.steps[index];
+    let working = |action: StepAction| {
+        op.steps
+            .iter()
+            .filter(|step| step.action == action && step.state == StepState::Running)
+            .count()
+    };
+    let max = op.max_unavailable.max(1) as usize;
+    match step.action {
+        StepAction::Restart => plain::may_restart(op, index, observed),
+        StepAction::Switch if working(StepAction::Switch) >= max => Err(step.other.clone()),
+        StepAction::Switch => switch::may_begin(step, observed),
+        StepAction::Cut => cut::may_begin(op, step, observed),
+        StepAction::Warm | StepAction::Shadow
+            if op.starting_max > 0 && working(step.action) >= op.starting_max as usize =>
+        {
+            Err(step.object.clone())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A report that came after the end of a step tells what it cost in full. Nobody waits longer for it.
+const SETTLE_MS: i64 = 1_500;
+
+fn settled_at(op: &Operation) -> Option<i64> {
     op.steps
         .iter()
-        .filter(|step| step.state != StepState::Skipped)
-        .filter(|step| step.action == StepAction::Restart && step.state != StepState::Running)
-        .filter(|step| {
-            observed
-                .get(&step.object)
-                .is_some_and(|process| !process.ready)
-        })
-        .map(|step| step.object.clone())
-        .collect()
+        .filter(|step| step.has_receipt() && step.state == StepState::Succeeded)
+        .map(|step| step.ended_at + SETTLE_MS)
+        .max()
 }
 
-fn may_restart(op: &Operation, index: usize, observed: &Observed) -> bool {
-    let working = op
-        .steps
+/// Whether every worker that was restarted or took over has reported since.
+fn is_settled(op: &Operation, now: i64, observed: &Observed) -> bool {
+    op.steps
         .iter()
-        .filter(|step| step.action == StepAction::Restart && step.state == StepState::Running)
-        .count();
-    let max = op.max_unavailable.max(1) as usize;
-    if working >= max {
-        return false;
-    }
-    // A step at work counts as down even while an old observation shows it ready.
-    let own = &op.steps[index].object;
-    let down = down(op, observed);
-    down.contains(own) || working + down.len() < max
+        .filter(|step| step.has_receipt() && step.state == StepState::Succeeded)
+        .all(|step| {
+            now >= step.ended_at + SETTLE_MS
+                || observed.get(step.taker()).is_none_or(|process| {
+                    process.last_seen == 0 || process.last_seen > step.ended_at
+                })
+        })
 }
 
-fn end(op: &mut Operation, now: i64) {
-    if op.steps.iter().any(|step| step.state == StepState::Running) {
+fn end(op: &mut Operation, now: i64, observed: &Observed, effects: &mut Vec<Effect>) {
+    if op.is_working() {
         return;
     }
+    let is_back = op.course == Course::Back;
+    let open = op.steps.iter().any(|step| !step.state.is_ended());
     let failed = op
         .steps
         .iter()
-        .find(|step| step.state == StepState::Failed)
+        .find(|step| step.state == StepState::Failed && (!is_back || step.back))
         .cloned();
-    if failed.is_none() && !op.aborting && op.steps.iter().any(|step| !step.state.is_ended()) {
+    let stops = !is_back && (failed.is_some() || op.aborting);
+    if open && !stops || !is_settled(op, now, observed) {
         return;
     }
     for step in &mut op.steps {
         if step.state == StepState::Pending {
-            finish(step, now, StepState::Skipped, "not begun".to_owned());
+            step.finish(now, StepState::Skipped, "not begun");
         }
     }
     op.updated_at = now;
     op.ended_at = now;
-    let skipped = op.steps.iter().filter(|step| step.started_at == 0).count();
-    if let Some(step) = failed {
+    let untouched = op
+        .steps
+        .iter()
+        .filter(|step| !step.is_begun() && !step.back)
+        .count();
+    if is_back {
+        if op.builds_generation() {
+            effects.push(Effect::Document(Change::Drop(op.bots.clone())));
+        }
+        back::end(op, failed.as_ref());
+    } else if let Some(step) = failed {
         let message = format!("{} {}: {}", step.action.as_str(), step.object, step.message);
         op.state = OpState::Failed;
-        op.message = if skipped > 0 {
-            format!("{message}; {skipped} not touched")
+        op.message = if untouched > 0 {
+            format!("{message}; {untouched} not touched")
         } else {
             message.clone()
         };
-        op.failure = Some(not_ready(&step.object, &message));
+        let mut failure = not_ready(&step.object, &message);
+        if op.replaces {
+            failure.hint = format!(
+                "look at `tanakoctl logs {}`; go back with `tanakoctl rollout undo {}`, or roll a mended spec out",
+                step.object, op.id
+            );
+        }
+        op.failure = Some(failure);
     } else if op.failure.is_some() {
         op.state = OpState::Failed;
         op.message = op
@@ -390,14 +458,15 @@ fn end(op: &mut Operation, now: i64) {
             .unwrap_or_default();
     } else if op.aborting {
         op.state = OpState::Aborted;
-        op.message = format!("aborted; {skipped} not touched");
+        op.message = format!("aborted; {untouched} not touched");
     } else {
         op.state = OpState::Succeeded;
         "done".clone_into(&mut op.message);
     }
 }
 
-fn not_ready(object: &str, message: &str) -> Failure {
+/// What is said of a process that does not become ready.
+pub(super) fn not_ready(object: &str, message: &str) -> Failure {
     Failure {
         code: "not-ready".to_owned(),
         object: object.to_owned(),

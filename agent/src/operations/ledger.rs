@@ -6,12 +6,14 @@ use serde::{Serialize, de::DeserializeOwned};
 use tanako_store::{Store, StoreError, Txn};
 
 use super::model::Operation;
+use crate::desired::Written;
 
 /// Ended operations kept.
 pub const ENDED_MAX: usize = 200;
 
 const PREFIX: &str = "operations/";
 const REQUESTS: &str = "requests/";
+const REPLACED: &str = "replaced/";
 
 /// What the store holds of operations, without the operations themselves.
 #[derive(Debug, Default)]
@@ -38,6 +40,10 @@ fn key(number: u64) -> String {
 
 fn request_key(request_id: &str) -> String {
     format!("{REQUESTS}{request_id}")
+}
+
+fn replaced_key(number: u64) -> String {
+    format!("{REPLACED}{number:020}")
 }
 
 /// A value as it is stored.
@@ -93,6 +99,12 @@ impl Index {
             .put(request_key(&op.request_id), op.number.to_string())
     }
 
+    /// Adds the spec that a new operation replaces to a transaction. It is kept as long as the
+    /// operation: it is what there is to go back to.
+    pub fn keep(txn: Txn, op: &Operation, replaced: &Written) -> Txn {
+        txn.put(replaced_key(op.number), encode(replaced))
+    }
+
     /// Adds the operation's present state to a transaction and, when it has ended, drops the oldest.
     pub fn update(&self, txn: Txn, op: &Operation) -> Txn {
         let mut txn = txn.put(key(op.number), encode(op));
@@ -100,7 +112,10 @@ impl Index {
             && self.ended.len() >= ENDED_MAX
             && let Some((oldest, request_id)) = self.ended.front()
         {
-            txn = txn.delete(key(*oldest)).delete(request_key(request_id));
+            txn = txn
+                .delete(key(*oldest))
+                .delete(request_key(request_id))
+                .delete(replaced_key(*oldest));
         }
         txn
     }
@@ -132,6 +147,15 @@ pub async fn by_request(
         Some(number) => by_number(store, number).await,
         None => Ok(None),
     }
+}
+
+/// The spec that an operation replaced.
+pub async fn replaced(store: &dyn Store, number: u64) -> Result<Option<Written>, StoreError> {
+    let key = replaced_key(number);
+    Ok(store
+        .get(&key)
+        .await?
+        .and_then(|item| decode(&key, &item.value)))
 }
 
 /// The operation of that number.

@@ -1,8 +1,14 @@
 //! The operation as it is stored and shown.
 
 use serde::{Deserialize, Serialize};
-use tanako_fleet::plan::Cost;
+use tanako_fleet::{plan::Cost, rollout::Strategy};
 use tanako_proto::fleet::v1 as wire;
+
+use super::{
+    receipt::{self, Receipt},
+    step::{Step, StepAction, StepState},
+    watching::Watch,
+};
 
 /// What an operation does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,6 +22,10 @@ pub enum Kind {
     Stop,
     /// Restarts processes, a few at a time.
     Restart,
+    /// Brings a change to processes by one of the strategies.
+    Rollout,
+    /// Changes a bot's number of shards.
+    Reshard,
     /// Makes a backup set.
     Backup,
     /// Reads a backup set back.
@@ -34,6 +44,8 @@ impl Kind {
             Self::Start => "start",
             Self::Stop => "stop",
             Self::Restart => "restart",
+            Self::Rollout => "rollout",
+            Self::Reshard => "reshard",
             Self::Backup => "backup",
             Self::BackupVerify => "backup-verify",
             Self::BackupPrune => "backup-prune",
@@ -42,10 +54,12 @@ impl Kind {
     }
 
     /// The kinds that a request may name.
-    pub const REQUESTABLE: [Self; 7] = [
+    pub const REQUESTABLE: [Self; 9] = [
         Self::Start,
         Self::Stop,
         Self::Restart,
+        Self::Rollout,
+        Self::Reshard,
         Self::Backup,
         Self::BackupVerify,
         Self::BackupPrune,
@@ -95,144 +109,6 @@ impl OpState {
     /// Whether nothing more happens.
     pub fn is_ended(self) -> bool {
         matches!(self, Self::Succeeded | Self::Failed | Self::Aborted)
-    }
-}
-
-/// What a step does to its object.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum StepAction {
-    /// Start, until ready.
-    Start,
-    /// Stop, until gone.
-    Stop,
-    /// Stop and start, until the new attempt is ready.
-    Restart,
-    /// Stop for good and forget.
-    Remove,
-    /// A database node or an archive works on a backup.
-    Archive,
-}
-
-impl StepAction {
-    /// The word users see and the wire carries.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Start => "start",
-            Self::Stop => "stop",
-            Self::Restart => "restart",
-            Self::Remove => "remove",
-            Self::Archive => "archive",
-        }
-    }
-}
-
-/// Where a step is in its life.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum StepState {
-    /// Not begun.
-    #[default]
-    Pending,
-    /// At work.
-    Running,
-    /// Done.
-    Succeeded,
-    /// Did not come to its end.
-    Failed,
-    /// Not needed, or not begun because something before it failed.
-    Skipped,
-}
-
-impl StepState {
-    /// The word users see and the wire carries.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Pending => "pending",
-            Self::Running => "running",
-            Self::Succeeded => "succeeded",
-            Self::Failed => "failed",
-            Self::Skipped => "skipped",
-        }
-    }
-
-    /// Whether nothing more happens.
-    pub fn is_ended(self) -> bool {
-        matches!(self, Self::Succeeded | Self::Failed | Self::Skipped)
-    }
-}
-
-/// One step of an operation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Step {
-    /// A process, a database node, or a backup set.
-    pub object: String,
-    /// What happens to it.
-    pub action: StepAction,
-    /// Steps of a phase begin when all of the phases before it have ended.
-    #[serde(default)]
-    pub phase: u16,
-    /// Where it is.
-    pub state: StepState,
-    /// For people.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub message: String,
-    /// Milliseconds since 1970; 0 = not begun.
-    #[serde(default)]
-    pub started_at: i64,
-    /// Milliseconds since 1970; 0 = not ended.
-    #[serde(default)]
-    pub ended_at: i64,
-    /// How long it may take, in milliseconds.
-    #[serde(default)]
-    pub timeout_ms: i64,
-    /// The process's attempt when the step began: tells what happened because of it.
-    #[serde(default)]
-    pub attempt_before: u64,
-    /// Latest sign of life of that attempt, in milliseconds since 1970.
-    #[serde(default)]
-    pub last_seen_before: i64,
-    /// Whether the process was wanted stopped before, to go back to when the step is never begun.
-    #[serde(default)]
-    pub was_stopped: bool,
-    /// Progress within the step.
-    #[serde(default)]
-    pub done: u64,
-    /// Its end.
-    #[serde(default)]
-    pub total: u64,
-    /// Whether this life of the agent has asked the supervisor for it.
-    #[serde(skip)]
-    pub issued: bool,
-}
-
-impl Step {
-    /// A step that has not begun.
-    pub fn new(object: impl Into<String>, action: StepAction, phase: u16, timeout_ms: i64) -> Self {
-        Self {
-            object: object.into(),
-            action,
-            phase,
-            state: StepState::Pending,
-            message: String::new(),
-            started_at: 0,
-            ended_at: 0,
-            timeout_ms,
-            attempt_before: 0,
-            last_seen_before: 0,
-            was_stopped: false,
-            done: 0,
-            total: 0,
-            issued: false,
-        }
-    }
-
-    /// A step that is not needed.
-    pub fn skipped(object: impl Into<String>, action: StepAction, why: &str) -> Self {
-        let mut step = Self::new(object, action, 0, 0);
-        step.state = StepState::Skipped;
-        why.clone_into(&mut step.message);
-        step
     }
 }
 
@@ -296,19 +172,15 @@ impl From<Failure> for wire::Problem {
     }
 }
 
-/// What a restart cost one shard.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Receipt {
-    /// Its process.
-    pub process: String,
-    /// The shard.
-    pub shard_id: u32,
-    /// resumed, identified, unknown.
-    pub how: String,
-    /// From the last sign of the old process to readiness of the new one.
-    pub gap_ms: u64,
-    /// Events replayed by the resume.
-    pub replayed: u64,
+/// Which way an operation goes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Course {
+    /// To what was asked for.
+    #[default]
+    Forward,
+    /// To what was before.
+    Back,
 }
 
 /// A durable operation.
@@ -373,9 +245,97 @@ pub struct Operation {
     /// `backup-prune`: how many to keep.
     #[serde(default)]
     pub keep: u32,
+    /// Rollout: how the change is brought.
+    #[serde(default)]
+    pub strategy: Option<Strategy>,
+    /// Blue-green, reshard: the bots that get a new generation.
+    #[serde(default)]
+    pub bots: Vec<String>,
+    /// Reshard: the number of shards before.
+    #[serde(default)]
+    pub old_shards: u32,
+    /// A rollout that brings another spec; the one that it replaces is kept beside it.
+    #[serde(default)]
+    pub replaces: bool,
+    /// A mark of the spec that it brings.
+    #[serde(default)]
+    pub brings: u64,
+    /// Which way it goes.
+    #[serde(default)]
+    pub course: Course,
+    /// Those that have changed, while they are watched.
+    #[serde(default)]
+    pub watch: Option<Watch>,
+    /// How many processes may be starting at once; 0 = all. Those that identify would otherwise
+    /// wait for permits beyond the time in which they must become ready.
+    #[serde(default)]
+    pub starting_max: u32,
 }
 
 impl Operation {
+    /// One that has just been accepted.
+    pub fn new(number: u64, kind: Kind, now: i64) -> Self {
+        Self {
+            id: format!("{}-{number}", kind.as_str()),
+            number,
+            kind,
+            targets: Vec::new(),
+            state: OpState::Pending,
+            steps: Vec::new(),
+            aborting: false,
+            max_unavailable: 1,
+            blocked_since: 0,
+            done: 0,
+            total: 0,
+            unit: "processes".to_owned(),
+            message: "accepted".to_owned(),
+            failure: None,
+            requested_by: String::new(),
+            request_id: String::new(),
+            created_at: now,
+            updated_at: now,
+            ended_at: 0,
+            receipt: Vec::new(),
+            cost: Cost::default(),
+            identifies_left: 0,
+            unchanged: false,
+            date: String::new(),
+            keep: 0,
+            strategy: None,
+            bots: Vec::new(),
+            old_shards: 0,
+            replaces: false,
+            brings: 0,
+            course: Course::Forward,
+            watch: None,
+            starting_max: 0,
+        }
+    }
+
+    /// Whether it builds a new generation of processes.
+    pub fn builds_generation(&self) -> bool {
+        self.kind == Kind::Reshard || self.strategy == Some(Strategy::BlueGreen)
+    }
+
+    /// Whether it goes back to what was before when it is aborted.
+    pub fn can_go_back(&self) -> bool {
+        self.builds_generation() || self.replaces
+    }
+
+    /// Whether the new generation has become the one: there is no way back within the operation.
+    pub fn is_past_return(&self) -> bool {
+        self.steps
+            .iter()
+            .any(|step| step.action == StepAction::Adopt && step.state == StepState::Succeeded)
+    }
+
+    /// Whether a step is at work.
+    pub fn is_working(&self) -> bool {
+        self.steps
+            .iter()
+            .any(|step| step.state == StepState::Running)
+    }
+
     /// Whether it will work on `object`, or is at work on it.
     pub fn holds(&self, object: &str) -> bool {
         !self.state.is_ended()
@@ -426,24 +386,14 @@ impl Operation {
             created_at: self.created_at,
             updated_at: self.updated_at,
             ended_at: self.ended_at,
-            receipt: self
-                .receipt
-                .iter()
-                .map(|receipt| wire::ShardReceipt {
-                    process: receipt.process.clone(),
-                    shard_id: receipt.shard_id,
-                    how: receipt.how.clone(),
-                    gap_ms: receipt.gap_ms,
-                    replayed: receipt.replayed,
-                    lost: 0,
-                    duplicated: 0,
-                    ..wire::ShardReceipt::default()
-                })
-                .collect(),
+            receipt: self.receipt.iter().map(Receipt::to_wire).collect(),
+            receipt_totals: receipt::totals(&self.receipt),
+            strategy: self
+                .strategy
+                .map_or_else(String::new, |strategy| strategy.as_str().to_owned()),
             cost: Some(cost_to_wire(&self.cost, self.identifies_left)),
             unchanged: self.unchanged,
             date: self.date.clone(),
-            ..wire::Operation::default()
         }
     }
 }

@@ -4,6 +4,7 @@
 //! - `listen`: the socket, its mode, and how strangers are kept short.
 //! - `admit`: who may speak for a process.
 //! - `clean`: what a report may contain.
+//! - [`duties`]: what each process does with its shards.
 //! - `registry`: the last reports, the live streams, the commands under way.
 //! - `service`: the gRPC service that ties them together.
 //!
@@ -12,6 +13,7 @@
 
 mod admit;
 mod clean;
+pub mod duties;
 mod listen;
 mod registry;
 mod service;
@@ -30,6 +32,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
+    duties::Duties,
     registry::Registry,
     service::{Service, Shared},
 };
@@ -90,6 +93,8 @@ pub struct Config {
     pub group: bool,
     /// How often workers report.
     pub report_interval: Duration,
+    /// What each process does with its shards.
+    pub duties: Duties,
 }
 
 /// A shard, as last reported.
@@ -186,6 +191,7 @@ pub struct Workers {
     changed: Arc<Notify>,
     states: watch::Receiver<Arc<States>>,
     latency: Arc<Latency>,
+    duties: Duties,
 }
 
 impl std::fmt::Debug for Workers {
@@ -219,6 +225,7 @@ impl Workers {
             changed: Arc::new(Notify::new()),
             states,
             latency: Arc::new(Latency::new()),
+            duties: config.duties.clone(),
         };
         let table = processes.table();
         // Processes that identify on their own say nothing here; their readiness shows the same.
@@ -230,6 +237,7 @@ impl Workers {
             registry: Arc::clone(&workers.registry),
             changed: Arc::clone(&workers.changed),
             report_interval: config.report_interval,
+            duties: config.duties,
             latency: Arc::clone(&workers.latency),
             cancel: cancel.clone(),
             tracker: tracker.clone(),
@@ -266,6 +274,11 @@ impl Workers {
     /// What the workers last reported; published at most ten times a second.
     pub fn states(&self) -> watch::Receiver<Arc<States>> {
         self.states.clone()
+    }
+
+    /// What each process does with its shards.
+    pub fn duties(&self) -> &Duties {
+        &self.duties
     }
 
     /// How long a worker's message takes to handle.

@@ -21,6 +21,7 @@ use super::{
     Processes,
     admit::{Admission, Current, admit},
     clean,
+    duties::Duties,
     listen::Peer,
     registry::{Outbox, Registry, StreamId},
 };
@@ -55,6 +56,7 @@ pub(super) struct Service {
     /// Wakes the publisher.
     pub(super) changed: Arc<Notify>,
     pub(super) report_interval: Duration,
+    pub(super) duties: Duties,
     pub(super) latency: Arc<Latency>,
     pub(super) cancel: CancellationToken,
     pub(super) tracker: TaskTracker,
@@ -224,15 +226,22 @@ impl Service {
             process = %current.name, attempt = current.attempt, version = hello.version,
             "worker attached"
         );
-        self.vault.attach(&current.spec, current.attempt);
+        let assignment = self.duties.of(current.name.as_str());
+        let sessions = if assignment.holds_sessions() {
+            self.vault.attach(&current.spec, current.attempt);
+            // The worker itself compares the token's hash, the agent does not read tokens here.
+            self.vault.sessions_for(&current.spec, None)
+        } else {
+            Vec::new()
+        };
         let welcome = wire::Welcome {
             shard_ids: current.spec.shard_ids.clone(),
             shard_count: current.spec.shard_count,
-            // The worker itself compares the token's hash, the agent does not read tokens here.
-            sessions: self.vault.sessions_for(&current.spec, None),
+            sessions,
             report_interval_ms: u32::try_from(self.report_interval.as_millis()).unwrap_or(u32::MAX),
             superseded: false,
-            ..wire::Welcome::default()
+            duty: assignment.duty.into(),
+            cut: assignment.cut,
         };
         let mut stream = Stream {
             service: self,

@@ -533,5 +533,6 @@ pub fn restart_plan() -> PlanReply {
             ..Cost::default()
         }),
         warnings: vec!["tanako/1 was restarted 2 minutes ago".into()],
+        checks: Vec::new(),
     }
 }

@@ -398,5 +398,6 @@ pub fn plan(objects: &[String], kind: &str) -> PlanReply {
             guilds_moved: 0,
         }),
         warnings: Vec::new(),
+        checks: Vec::new(),
     }
 }

@@ -1,0 +1,285 @@
+//! Reshards: what one must satisfy, how it becomes steps, and when one is proposed.
+
+use tanako_fleet::{
+    reshard::{self, Budget, Facts, Memory},
+    spec,
+};
+use tanako_proto::fleet::v1::{self as wire, Problem};
+
+use super::{
+    draft::{Draft, Refused},
+    planning::{self, Sets},
+    rollouts::watch_set,
+    task::Task,
+};
+use crate::{
+    clock::now_ms,
+    desired::{Desired, Generations},
+    history::Severity,
+    operations::Kind,
+    problem,
+    supervisor::State,
+};
+
+/// For how long the new set is watched before the old one goes, unless said else.
+const OBSERVE_S: u32 = 10;
+/// Permits come every 5 s in each bucket.
+const IDENTIFY_S: u64 = 5;
+
+/// The reshards that Discord's recommendation calls for: bot, shards now, shards recommended.
+pub fn proposals(desired: &Desired, identify: &wire::IdentifyStatus) -> Vec<(String, u32, u32)> {
+    let Some(spec) = &desired.spec else {
+        return Vec::new();
+    };
+    spec.bots
+        .iter()
+        .filter(|(_, bot)| bot.auto_shards && bot.worker)
+        .filter_map(|(name, _)| {
+            let now = desired.active(name)?.shards;
+            let known = identify.bots.iter().find(|known| known.bot == *name)?;
+            let to = reshard::propose(now, known.recommended_shards)?;
+            Some((name.clone(), now, to))
+        })
+        .collect()
+}
+
+impl Task {
+    /// Tells of a reshard that Discord's recommendation calls for. Nothing moves by itself.
+    pub(super) fn propose_reshards(&mut self) {
+        let identify = self.parts.broker.status().borrow().clone();
+        for (bot, now, to) in proposals(&self.desired, &identify) {
+            if self.proposed.insert(bot.clone(), to) != Some(to) {
+                self.parts.history.event(
+                    Severity::Warning,
+                    "reshard-proposed",
+                    &bot,
+                    format!(
+                        "Discord recommends {to} shards, it has {now}: `tanakoctl reshard {bot} --shards {to}`"
+                    ),
+                );
+            }
+        }
+    }
+
+    pub(super) fn draft_reshard(&self, request: &wire::OperationRequest) -> Result<Draft, Refused> {
+        let asked = request.reshard.clone().unwrap_or_default();
+        let bot = if asked.bot.is_empty() {
+            request.targets.first().cloned().unwrap_or_default()
+        } else {
+            asked.bot.clone()
+        };
+        let facts = self.facts(&bot, &asked)?;
+        let preflight = reshard::preflight(&facts, asked.shards, asked.shards_per_process);
+        if let Some(check) = preflight.refused() {
+            let mut problem = Problem::new("preflight", &bot, check.text.clone());
+            if !check.hint.is_empty() {
+                problem = problem.hint(check.hint.clone());
+            }
+            return Err(Box::new(problem));
+        }
+        let generations = self.healthy_set(&bot)?;
+        let (from, to) = (generations.active, preflight.to);
+        self.check_rewrite(&bot, to)?;
+        let next = self
+            .desired
+            .with_document(|document, _| {
+                if let Some(spec) = self.desired.spec.as_deref() {
+                    document.build(&bot, spec, to);
+                }
+                Ok(())
+            })
+            .map_err(|error| Box::new(problem::from_spec(&error, "fleet.toml")))?;
+        let mut plan = planning::replace_sets(
+            &Sets {
+                bots: vec![(bot.as_str(), from, to)],
+                next: &next,
+                cuts: true,
+            },
+            facts.budget.max_concurrency,
+        );
+        plan.checks = preflight.checks;
+        plan.warnings.push(format!(
+            "afterwards set shards = {} in your fleet.toml: the stored one is changed, and a file with another number is refused",
+            to.shards
+        ));
+        self.check_conflicts(&plan.steps)?;
+        let text = |names: Vec<tanako_fleet::ProcessName>| -> Vec<String> {
+            names.iter().map(ToString::to_string).collect()
+        };
+        // Each must be ready within its time, waiting for its permits included.
+        let ready_s = next
+            .process(&to.process(&bot, 0))
+            .map_or(60, |spec| spec.ready.timeout.as_secs());
+        let rounds = (ready_s / 2 / IDENTIFY_S).max(1);
+        let shards_at_once = rounds * u64::from(facts.budget.max_concurrency.max(1));
+        let starting = shards_at_once / u64::from(to.shards_per_process.max(1));
+        Ok(Draft {
+            next: Some(next),
+            unit: "steps",
+            bots: vec![bot.clone()],
+            old_shards: from.shards,
+            watch: Some(watch_set(
+                text(to.names(&bot)),
+                text(from.names(&bot)),
+                facts.observe_s,
+            )),
+            starting_max: u32::try_from(starting).unwrap_or(u32::MAX).max(1),
+            seconds: Some(preflight.seconds),
+            ..Draft::new(Kind::Reshard, std::slice::from_ref(&bot), plan)
+        })
+    }
+
+    /// The stored spec must still be good with the new number.
+    fn check_rewrite(&self, bot: &str, to: spec::Generation) -> Result<(), Refused> {
+        let document = &self.desired.document;
+        let rewritten = reshard::rewrite(&document.toml, bot, to).map_err(|error| {
+            Box::new(Problem::new(
+                "invalid-spec",
+                &document.file_name,
+                format!("the new shard count cannot be written into the stored spec: {error}"),
+            ))
+        })?;
+        spec::parse(&rewritten, &document.file_name)
+            .map(drop)
+            .map_err(|error| Box::new(problem::from_spec(&error, &document.file_name)))
+    }
+
+    fn facts(&self, bot: &str, asked: &wire::ReshardRequest) -> Result<Facts, Refused> {
+        let spec = self.desired.spec.as_ref();
+        let (Some(config), Some(generations)) = (
+            spec.and_then(|spec| spec.bots.get(bot)),
+            self.desired.generations(bot),
+        ) else {
+            let known = spec.map(|spec| spec.bots.keys().cloned().collect::<Vec<_>>());
+            let hint = match known.as_deref() {
+                Some([]) | None => "the fleet has no bot".to_owned(),
+                Some(known) => format!("bots are {}", known.join(", ")),
+            };
+            return Err(Box::new(
+                Problem::new("unknown-target", bot, format!("there is no bot {bot:?}")).hint(hint),
+            ));
+        };
+        let table = self.table();
+        let workers = self.parts.workers.states().borrow().clone();
+        let names = generations.active.names(bot);
+        let not_ready = names
+            .iter()
+            .filter(|name| {
+                let process = table.get(*name);
+                process.is_none_or(|process| !process.ready || process.state != State::Ready)
+            })
+            .map(ToString::to_string)
+            .collect();
+        let guilds = names
+            .iter()
+            .filter_map(|name| workers.get(name))
+            .flat_map(|worker| worker.shards.values())
+            .map(|shard| u64::from(shard.report.guilds))
+            .sum();
+        let identify = self.parts.broker.status().borrow().clone();
+        let known = identify.bots.iter().find(|known| known.bot == bot);
+        let budget = known.map_or_else(Budget::default, |known| Budget {
+            total: known.total,
+            remaining: known.remaining,
+            reserve: known.reserve,
+            resets_in_s: u64::try_from((known.resets_at - now_ms()) / 1000).unwrap_or(0),
+            max_concurrency: known.max_concurrency,
+        });
+        Ok(Facts {
+            bot: bot.to_owned(),
+            worker: config.worker,
+            shards: generations.active.shards,
+            shards_per_process: generations.active.shards_per_process,
+            number: generations.last + 1,
+            guilds,
+            recommended: known.map_or(0, |known| known.recommended_shards),
+            not_ready,
+            budget,
+            memory: self.memory_of(bot),
+            observe_s: if asked.observe_s == 0 {
+                OBSERVE_S
+            } else {
+                asked.observe_s
+            },
+        })
+    }
+
+    /// What the processes of a bot use, and what is free beside them.
+    pub(super) fn memory_of(&self, bot: &str) -> Memory {
+        let sample = self.parts.sample.borrow().clone();
+        let own: Vec<u64> = sample
+            .processes
+            .iter()
+            .filter(|(name, _)| name.group() == bot)
+            .map(|(_, process)| process.rss_bytes)
+            .collect();
+        let host = &sample.host;
+        Memory {
+            used_bytes: own.iter().sum(),
+            processes: own.len() as u32,
+            free_bytes: (host.memory_total_bytes > 0).then(|| {
+                host.memory_total_bytes
+                    .saturating_sub(host.memory_used_bytes)
+            }),
+        }
+    }
+
+    /// The sets of a bot whose serving set is whole: every process of it is wanted, and no rollout has
+    /// stopped half-way.
+    pub(super) fn healthy_set(&self, bot: &str) -> Result<Generations, Refused> {
+        let Some(generations) = self.desired.generations(bot) else {
+            return Err(Box::new(Problem::new(
+                "unknown-target",
+                bot,
+                format!("there is no bot {bot:?}"),
+            )));
+        };
+        let worker = self
+            .desired
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.bots.get(bot))
+            .is_some_and(|bot| bot.worker);
+        if !worker {
+            return Err(Box::new(
+                Problem::new(
+                    "unsupported",
+                    bot,
+                    "it does not speak the worker socket, so that its sessions cannot change hands",
+                )
+                .hint("use --strategy rolling"),
+            ));
+        }
+        let names = generations.active.names(bot);
+        if let Some(name) = names.iter().find(|name| !self.desired.is_wanted(name)) {
+            return Err(Box::new(
+                Problem::new("not-ready", name.as_str(), "it was stopped by the operator")
+                    .hint(format!("start it first: `tanakoctl start {name}`")),
+            ));
+        }
+        if names
+            .iter()
+            .any(|name| self.desired.document.held.contains_key(name))
+        {
+            return Err(Box::new(
+                Problem::new(
+                    "half-rolled",
+                    bot,
+                    "a rollout has stopped half-way: some processes run by another spec",
+                )
+                .hint("finish it with `tanakoctl rollout start --file fleet.toml`, or undo it with `tanakoctl rollout undo`"),
+            ));
+        }
+        let table = self.table();
+        let ill = names
+            .iter()
+            .find(|name| !table.get(*name).is_some_and(|process| process.ready));
+        if let Some(name) = ill {
+            return Err(Box::new(
+                Problem::new("not-ready", name.as_str(), "it is not ready")
+                    .hint("see `tanakoctl status`; a second set begins from a healthy first one"),
+            ));
+        }
+        Ok(generations)
+    }
+}

@@ -1,0 +1,193 @@
+//! Steps that start, stop, restart or remove one process.
+
+use super::{
+    core::{Change, Effect, Observation, Observed},
+    model::Operation,
+    step::{Step, StepAction, StepState},
+};
+use crate::supervisor::State;
+
+/// Looks after the step at `index`, which is at work.
+pub(super) fn watch(
+    op: &mut Operation,
+    index: usize,
+    now: i64,
+    observed: &Observed,
+    effects: &mut Vec<Effect>,
+) {
+    let step = &mut op.steps[index];
+    let process = observed.get(&step.object);
+    let verdict = match process {
+        None => match step.action {
+            StepAction::Remove => Some(Ok("removed".to_owned())),
+            StepAction::Stop => Some(Ok("gone".to_owned())),
+            // Asked for, and the table is a little behind.
+            _ => None,
+        },
+        Some(process) => {
+            if process.attempt == step.attempt_before {
+                step.last_seen_before = step.last_seen_before.max(process.last_seen);
+            }
+            judge(step, process)
+        }
+    };
+    match verdict {
+        Some(Ok(message)) => step.finish(now, StepState::Succeeded, message),
+        Some(Err(message)) => step.finish(now, StepState::Failed, message),
+        None if now >= step.started_at + step.timeout_ms => {
+            let state = process.map_or("gone", |process| process.state.as_str());
+            let detail = process.map_or("", |process| process.detail.as_str());
+            let wanted = match step.action {
+                StepAction::Stop | StepAction::Remove => "stopped",
+                _ => "ready",
+            };
+            let seconds = step.timeout_ms / 1000;
+            let mut message = format!("not {wanted} after {seconds} s; it is {state}");
+            if !detail.is_empty() {
+                message = format!("{message}: {detail}");
+            }
+            step.finish(now, StepState::Failed, message);
+        }
+        None => {
+            if !step.issued {
+                step.issued = true;
+                // The life of the agent that began the step may have ended before it asked.
+                if process.is_none_or(|process| process.attempt == step.attempt_before) {
+                    effects.push(effect(step));
+                }
+            }
+            return;
+        }
+    }
+    op.updated_at = now;
+}
+
+/// Whether the step has come to its end; `None` = not yet.
+fn judge(step: &Step, process: &Observation) -> Option<Result<String, String>> {
+    let moved = process.attempt > step.attempt_before;
+    let gave_up = || {
+        let detail = if process.detail.is_empty() {
+            "no reason given"
+        } else {
+            &process.detail
+        };
+        Some(Err(format!("the process failed: {detail}")))
+    };
+    let ended = || Some(Err("the process ended by itself".to_owned()));
+    match step.action {
+        StepAction::Warm => match process.state {
+            State::Ready if process.standby => Some(Ok("stands by".to_owned())),
+            State::Failed if moved => gave_up(),
+            State::Stopped if moved => ended(),
+            _ => None,
+        },
+        StepAction::Start | StepAction::Shadow => match process.state {
+            State::Ready if process.ready => Some(Ok("ready".to_owned())),
+            State::Failed if moved => gave_up(),
+            State::Stopped if moved => ended(),
+            _ => None,
+        },
+        StepAction::Restart => match process.state {
+            State::Ready if process.ready && moved => Some(Ok("ready".to_owned())),
+            State::Failed if moved => gave_up(),
+            State::Stopped if moved => ended(),
+            _ => None,
+        },
+        StepAction::Stop => match process.state {
+            State::Stopped => Some(Ok("stopped".to_owned())),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+fn effect(step: &Step) -> Effect {
+    let object = step.object.clone();
+    match step.action {
+        StepAction::Stop => Effect::Stop(object),
+        StepAction::Restart | StepAction::Archive => Effect::Restart(object),
+        StepAction::Remove => Effect::Forget(object),
+        _ => Effect::Start(object),
+    }
+}
+
+/// Begins the step at `index`.
+pub(super) fn begin(
+    op: &mut Operation,
+    index: usize,
+    now: i64,
+    observed: &Observed,
+    effects: &mut Vec<Effect>,
+) {
+    let releases = op.replaces;
+    let step = &mut op.steps[index];
+    let process = observed.get(&step.object);
+    step.state = StepState::Running;
+    step.started_at = now;
+    step.issued = true;
+    step.attempt_before = process.map_or(0, |process| process.attempt);
+    step.last_seen_before = process.map_or(0, |process| process.last_seen);
+    if releases && matches!(step.action, StepAction::Restart | StepAction::Remove) {
+        effects.push(Effect::Document(Change::Release(step.object.clone())));
+    }
+    if process.is_none() && matches!(step.action, StepAction::Remove | StepAction::Stop) {
+        step.finish(now, StepState::Succeeded, "gone");
+    } else {
+        "waiting".clone_into(&mut step.message);
+        effects.push(effect(step));
+    }
+}
+
+/// Processes of the operation that should be ready, are not, and are not at work. What was left out
+/// because the operator stopped it is not down but as it should be; what could not be brought back
+/// has been given up.
+fn down(op: &Operation, observed: &Observed) -> Vec<String> {
+    let given_up = |object: &str| {
+        op.steps
+            .iter()
+            .any(|step| step.back && step.object == object && step.state == StepState::Failed)
+    };
+    let working = |object: &str| {
+        op.steps
+            .iter()
+            .any(|step| step.object == object && step.state == StepState::Running)
+    };
+    let mut down: Vec<String> = op
+        .steps
+        .iter()
+        .filter(|step| step.action == StepAction::Restart)
+        // Skipped before the operation began.
+        .filter(|step| step.state != StepState::Skipped || step.ended_at > 0)
+        .filter(|step| !working(&step.object) && !given_up(&step.object))
+        .filter(|step| {
+            observed
+                .get(&step.object)
+                .is_some_and(|process| !process.ready)
+        })
+        .map(|step| step.object.clone())
+        .collect();
+    down.sort_unstable();
+    down.dedup();
+    down
+}
+
+/// Whether one more may go down; else the names of those that are down already.
+pub(super) fn may_restart(op: &Operation, index: usize, observed: &Observed) -> Result<(), String> {
+    let working = op
+        .steps
+        .iter()
+        .filter(|step| step.action == StepAction::Restart && step.state == StepState::Running)
+        .count();
+    let max = op.max_unavailable.max(1) as usize;
+    let down = down(op, observed);
+    if working >= max {
+        return Err(down.join(", "));
+    }
+    // A step at work counts as down even while an old observation shows it ready.
+    let own = &op.steps[index].object;
+    if down.contains(own) || working + down.len() < max {
+        Ok(())
+    } else {
+        Err(down.join(", "))
+    }
+}
