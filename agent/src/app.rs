@@ -7,9 +7,9 @@
 //!                       │ service  │◄──────────────────┐           │ http │
 //!                       └────┬─────┘                   │           └───▲──┘
 //!                  mpsc 64   │                   ┌─────┴───────┐       │ watch
-//!                            └──────────────────►│ coordinator │       │
-//!   store writer (thread) ◄── mpsc 1024 ─────────┤  + jobs     │       │
-//!                                                └──┬───────▲──┘       │
+//!                            └──────────────────►│ coordinator │◄── office: begins and ends its terms
+//!   store: writer (thread) ◄── mpsc 1024 ────────┤  + jobs     │       │
+//!          or etcd         ◄── gRPC              └──┬───────▲──┘       │
 //!                                     mpsc 1024     │       │ watch: table
 //!                                                ┌──▼───────┴──┐       │
 //!   children ◄── spawn, signals, pidfds ─────────┤ supervisor  ├───────┤
@@ -41,24 +41,26 @@ use tanako_proto::fleet::v1 as wire;
 use tanako_store::{
     Store,
     embedded::{EmbeddedStore, Options},
+    etcd::EtcdStore,
 };
 use tokio::sync::broadcast;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     clock::now_ms,
-    config::Config,
-    coordinator::{self, Caller, Coordinator, Parts},
-    desired::Desired,
+    config::{Config, StoreConfig},
+    coordinator::{self, Caller, Parts},
+    desired::DesiredError,
     history::{self, History, Severity},
     http,
     identify::Broker,
     metrics::Metrics,
+    office::{self, Front, Seat, Standing},
     service::{Service, Upgrades, socket},
     supervisor::{self, Supervisor},
     upgrade::Origin,
     vault::Vault,
-    worker::{self, Workers},
+    worker::{self, Workers, duties::Duties},
 };
 
 /// How often workers report.
@@ -67,6 +69,9 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 const STOP_STAGE: Duration = Duration::from_secs(5);
 /// Revisions that the embedded store keeps for watchers. One machine has no late ones.
 const STORE_HISTORY: u64 = 256;
+
+/// Life of the coordinator's lease in the embedded store, which nobody else can open meanwhile.
+const EMBEDDED_LEASE: Duration = Duration::from_secs(3600);
 
 /// A group of tasks that stop together.
 struct Stage {
@@ -103,7 +108,7 @@ pub struct App {
     supervising: Stage,
     keeping: Stage,
     supervisor: Supervisor,
-    store: Arc<EmbeddedStore>,
+    store: Opened,
     history: History,
     config: Arc<Config>,
     http: SocketAddr,
@@ -138,8 +143,9 @@ impl App {
         );
         private_dir(&config.run_dir, config.group_access)?;
 
-        let store = open_store(&config.data_dir.join("store")).await?;
-        let shared: Arc<dyn Store> = store.clone();
+        let store = Opened::open(&config).await?;
+        let shared = store.store();
+        let seat = Seat::new();
         let history = History::start(
             history::Config {
                 directory: config.data_dir.join("history"),
@@ -165,8 +171,6 @@ impl App {
         let places = spec::Places {
             data_dir: config.data_dir.to_string_lossy().into_owned(),
         };
-        let desired = Desired::load(&*shared, places).await?;
-
         let supervisor = Supervisor::start(
             supervisor_config(&config),
             Arc::new(broker.clone()),
@@ -189,7 +193,7 @@ impl App {
                 socket: config.worker_socket(),
                 group: config.group_access,
                 report_interval: REPORT_INTERVAL,
-                duties: coordinator::duties(&*shared).await?,
+                duties: duties(&config, &*shared).await?,
             },
             Arc::new(supervisor.clone()),
             broker.clone(),
@@ -209,11 +213,8 @@ impl App {
             &supervising.tracker,
         );
 
-        let first_spec = match &config.spec {
-            Some(path) if desired.spec.is_none() => Some(read_spec(path)?),
-            _ => None,
-        };
-        let coordinator = Coordinator::start(
+        let coordinator = seat.start(
+            office_settings(&config),
             Parts {
                 store: shared.clone(),
                 supervisor: supervisor.clone(),
@@ -224,25 +225,11 @@ impl App {
                 history: history.clone(),
                 host: config.host.clone(),
             },
-            desired,
+            places,
             coordinating.cancel.clone(),
             &coordinating.tracker,
-        )
-        .await?;
-        if let Some(request) = first_spec {
-            let file = request.file_name.clone();
-            let applied = coordinator
-                .apply(request, Caller::agent("agent (--spec)"))
-                .await;
-            if let Err(problem) = applied {
-                bail!(
-                    "{file} cannot be applied: {} {}; {}",
-                    problem.message,
-                    problem.cause,
-                    problem.hint
-                );
-            }
-        }
+        );
+        first_decision(&config, &coordinator, &coordinating).await?;
 
         let http = http::start(
             config.http,
@@ -329,9 +316,7 @@ impl App {
         }
         self.supervising.stop().await;
         self.keeping.stop().await;
-        let store = self.store.clone();
-        // Joins the writer thread, which is quick, but blocks.
-        let _ = tokio::task::spawn_blocking(move || store.close()).await;
+        self.store.close().await;
         for path in [self.config.agent_socket(), self.config.worker_socket()] {
             let _ = std::fs::remove_file(path);
         }
@@ -389,7 +374,41 @@ pub fn private_dir(path: &Path, group: bool) -> anyhow::Result<()> {
         .with_context(|| format!("the directory {} cannot be made", path.display()))
 }
 
-async fn open_store(path: &Path) -> anyhow::Result<Arc<EmbeddedStore>> {
+/// The store, by what has to be done with it at the end.
+enum Opened {
+    Embedded(Arc<EmbeddedStore>),
+    Etcd(Arc<EtcdStore>),
+}
+
+impl Opened {
+    async fn open(config: &Config) -> anyhow::Result<Self> {
+        match &config.store {
+            StoreConfig::Embedded => open_embedded(&config.data_dir.join("store"))
+                .await
+                .map(Self::Embedded),
+            StoreConfig::Etcd { options, .. } => {
+                let store = EtcdStore::open(options.clone()).context("etcd cannot be used")?;
+                Ok(Self::Etcd(Arc::new(store)))
+            }
+        }
+    }
+
+    fn store(&self) -> Arc<dyn Store> {
+        match self {
+            Self::Embedded(store) => store.clone(),
+            Self::Etcd(store) => store.clone(),
+        }
+    }
+
+    async fn close(self) {
+        if let Self::Embedded(store) = self {
+            // Joins the writer thread, which is quick, but blocks.
+            let _ = tokio::task::spawn_blocking(move || store.close()).await;
+        }
+    }
+}
+
+async fn open_embedded(path: &Path) -> anyhow::Result<Arc<EmbeddedStore>> {
     let options = Options {
         history_max: STORE_HISTORY,
         ..Options::default()
@@ -404,6 +423,97 @@ async fn open_store(path: &Path) -> anyhow::Result<Arc<EmbeddedStore>> {
             let hint = error.hint();
             Err(anyhow::Error::new(error).context(format!("the store cannot be opened; {hint}")))
         }
+    }
+}
+
+/// The duties of workers before the first of them says hello. Those that cannot be read now follow
+/// when the store answers.
+async fn duties(config: &Config, store: &dyn Store) -> Result<Duties, DesiredError> {
+    match coordinator::duties(store).await {
+        Err(DesiredError::Store(error)) if config.store != StoreConfig::Embedded => {
+            tracing::warn!(%error, "the duties of workers are not known yet");
+            Ok(Duties::default())
+        }
+        known => known,
+    }
+}
+
+fn office_settings(config: &Config) -> office::Settings {
+    match &config.store {
+        StoreConfig::Embedded => office::Settings {
+            ttl: EMBEDDED_LEASE,
+            shared: false,
+            memory: None,
+            take_over: None,
+        },
+        StoreConfig::Etcd {
+            lease, take_over, ..
+        } => office::Settings {
+            ttl: *lease,
+            shared: true,
+            memory: Some(config.data_dir.join("coordinator.lease")),
+            take_over: take_over.clone(),
+        },
+    }
+}
+
+/// Waits until it is known who decides; applies the spec to begin with when it is this agent and there
+/// is none yet. When the store of a fleet does not answer, that waits and the agent goes on.
+async fn first_decision(
+    config: &Config,
+    coordinator: &Front,
+    coordinating: &Stage,
+) -> anyhow::Result<()> {
+    let mut standing = coordinator.standing();
+    let known = standing.wait_for(|standing| *standing != Standing::Starting);
+    let known = known.await.context("the coordinator")?.clone();
+    if let (Standing::Unusable { why }, StoreConfig::Embedded) = (&known, &config.store) {
+        bail!("{why}");
+    }
+    let Some(path) = &config.spec else {
+        return Ok(());
+    };
+    if matches!(known, Standing::Holding { .. }) {
+        return apply_first(path, coordinator).await;
+    }
+    // Looked at now, so that a mistake in it is told now.
+    read_spec(path)?;
+    let (path, coordinator) = (path.clone(), coordinator.clone());
+    let cancel = coordinating.cancel.clone();
+    coordinating
+        .tracker
+        .spawn(cancel.run_until_cancelled_owned(async move {
+            let holding = |standing: &Standing| matches!(standing, Standing::Holding { .. });
+            while standing.wait_for(holding).await.is_ok() {
+                match apply_first(&path, &coordinator).await {
+                    Ok(()) => return,
+                    Err(error) => tracing::error!("{error:#}"),
+                }
+                if standing.changed().await.is_err() {
+                    return;
+                }
+            }
+        }));
+    Ok(())
+}
+
+async fn apply_first(path: &Path, coordinator: &Front) -> anyhow::Result<()> {
+    if coordinator.watch_desired().borrow().spec.is_some() {
+        return Ok(());
+    }
+    let request = read_spec(path)?;
+    let file = request.file_name.clone();
+    match coordinator
+        .apply(request, Caller::agent("agent (--spec)"))
+        .await
+    {
+        Ok(_) => Ok(()),
+        Err(problem) => bail!(
+            "{file} cannot be applied: {} {}; {}",
+            problem.message,
+            problem.cause,
+            problem.hint
+        ),
     }
 }
 
@@ -444,7 +554,7 @@ fn supervisor_config(config: &Config) -> supervisor::Config {
 }
 
 /// Operations that run or ended lately, by state.
-fn operation_counts(coordinator: Coordinator) -> http::Counts {
+fn operation_counts(coordinator: Front) -> http::Counts {
     let operations = coordinator.watch_operations();
     Arc::new(move || {
         let mut counts: BTreeMap<String, u64> = BTreeMap::new();
@@ -456,7 +566,7 @@ fn operation_counts(coordinator: Coordinator) -> http::Counts {
 }
 
 /// The agent lives while its coordinator does: everything else it can do without it.
-fn health(coordinator: Coordinator) -> http::HealthCheck {
+fn health(coordinator: Front) -> http::HealthCheck {
     Arc::new(move || {
         if coordinator.is_running() {
             Ok(())

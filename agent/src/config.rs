@@ -1,11 +1,14 @@
 //! The command line of the agent, and the places that follow from it.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Parser, ValueEnum};
+use tanako_store::etcd;
 
 /// The longest path that a unix socket may have on Linux, without the closing zero.
 const SOCKET_PATH_MAX: usize = 107;
+/// Longest that a call to etcd may take. Three fit into the shortest lease.
+const ETCD_TIMEOUT_MAX: Duration = Duration::from_secs(5);
 
 /// Supervises the shard processes and database nodes of one host.
 #[derive(Debug, Clone, Parser)]
@@ -39,6 +42,94 @@ pub struct Args {
     /// Let the members of the sockets' group use them too (mode 0660 instead of 0600)
     #[arg(long)]
     pub group_access: bool,
+    /// Where the fleet's state is kept: here, or in an etcd that several hosts share
+    #[arg(
+        long,
+        value_name = "STORE",
+        value_enum,
+        default_value_t = StoreKind::Embedded,
+        env = "TANAKO_STORE"
+    )]
+    pub store: StoreKind,
+    /// URLs of the etcd members, separated by commas
+    #[arg(
+        long,
+        value_name = "URLS",
+        value_delimiter = ',',
+        env = "TANAKO_ETCD_ENDPOINTS",
+        help_heading = "Etcd"
+    )]
+    pub etcd_endpoints: Vec<String>,
+    /// What all keys of this fleet begin with, for example tanako/prod/
+    #[arg(
+        long,
+        value_name = "PREFIX",
+        env = "TANAKO_ETCD_PREFIX",
+        help_heading = "Etcd"
+    )]
+    pub etcd_prefix: Option<String>,
+    /// CA that signed the members' certificates (PEM); https needs it
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "TANAKO_ETCD_CA",
+        help_heading = "Etcd"
+    )]
+    pub etcd_ca: Option<PathBuf>,
+    /// Own client certificate (PEM)
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "TANAKO_ETCD_CERT",
+        help_heading = "Etcd"
+    )]
+    pub etcd_cert: Option<PathBuf>,
+    /// Key of the client certificate (PEM, mode 0600)
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "TANAKO_ETCD_KEY",
+        help_heading = "Etcd"
+    )]
+    pub etcd_key: Option<PathBuf>,
+    /// User of etcd
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "TANAKO_ETCD_USER",
+        help_heading = "Etcd"
+    )]
+    pub etcd_user: Option<String>,
+    /// File of mode 0600 that holds the user's password
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "TANAKO_ETCD_PASSWORD_FILE",
+        help_heading = "Etcd"
+    )]
+    pub etcd_password_file: Option<PathBuf>,
+    /// Seconds until another agent may decide after the one that did has fallen silent
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 10,
+        value_parser = clap::value_parser!(u64).range(3..=600),
+        env = "TANAKO_ETCD_LEASE_SECONDS",
+        help_heading = "Etcd"
+    )]
+    pub etcd_lease_seconds: u64,
+    /// Run the processes of HOST here from now on; only when that host is off for good
+    #[arg(long, value_name = "HOST", help_heading = "Etcd")]
+    pub take_over: Option<String>,
+}
+
+/// Where the fleet's state is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum StoreKind {
+    /// In the data directory: one machine, nothing to install.
+    Embedded,
+    /// In an existing etcd, 3.4 or later.
+    Etcd,
 }
 
 /// Form of the agent's own log.
@@ -67,6 +158,24 @@ pub struct Config {
     pub info_file: Option<PathBuf>,
     /// Whether the sockets' group may use them.
     pub group_access: bool,
+    /// Where the fleet's state is.
+    pub store: StoreConfig,
+}
+
+/// Where the fleet's state is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoreConfig {
+    /// In the data directory.
+    Embedded,
+    /// In etcd.
+    Etcd {
+        /// How it is reached.
+        options: etcd::Options,
+        /// Life of the coordinator's lease.
+        lease: Duration,
+        /// The host whose processes are taken over.
+        take_over: Option<String>,
+    },
 }
 
 /// Why the arguments cannot be used.
@@ -86,6 +195,15 @@ pub enum ConfigError {
     /// The host's name cannot be used.
     #[error("{0:?} is not a host name; give one with --host: letters, digits, dashes and dots")]
     Host(String),
+    /// Flags of one store with another.
+    #[error("{0} is for --store etcd, but the store is embedded; add --store etcd or leave it out")]
+    NotEtcd(&'static str),
+    /// Etcd without something that it needs.
+    #[error("--store etcd needs {0}")]
+    Missing(&'static str),
+    /// Etcd cannot be reached in that way.
+    #[error(transparent)]
+    Etcd(#[from] etcd::OptionsError),
     /// A directory cannot be found or made absolute.
     #[error("{path} cannot be used")]
     Path {
@@ -127,6 +245,7 @@ impl Config {
             spec: args.spec.as_ref().map(absolute).transpose()?,
             info_file: args.info_file.as_ref().map(absolute).transpose()?,
             group_access: args.group_access,
+            store: store(args, absolute)?,
         };
         for path in [config.agent_socket(), config.worker_socket()] {
             let length = path.as_os_str().len();
@@ -146,6 +265,83 @@ impl Config {
     pub fn worker_socket(&self) -> PathBuf {
         self.run_dir.join("worker.sock")
     }
+}
+
+fn store(
+    args: &Args,
+    absolute: impl Fn(&PathBuf) -> Result<PathBuf, ConfigError>,
+) -> Result<StoreConfig, ConfigError> {
+    if args.store == StoreKind::Embedded {
+        let given = [
+            ("--etcd-endpoints", !args.etcd_endpoints.is_empty()),
+            ("--etcd-prefix", args.etcd_prefix.is_some()),
+            ("--etcd-ca", args.etcd_ca.is_some()),
+            ("--etcd-cert", args.etcd_cert.is_some()),
+            ("--etcd-key", args.etcd_key.is_some()),
+            ("--etcd-user", args.etcd_user.is_some()),
+            ("--etcd-password-file", args.etcd_password_file.is_some()),
+            ("--take-over", args.take_over.is_some()),
+        ];
+        return match given.iter().find(|(_, given)| *given) {
+            Some((flag, _)) => Err(ConfigError::NotEtcd(flag)),
+            None => Ok(StoreConfig::Embedded),
+        };
+    }
+    if args.etcd_endpoints.is_empty() {
+        return Err(ConfigError::Missing(
+            "--etcd-endpoints, for example https://etcd-1.example:2379,https://etcd-2.example:2379",
+        ));
+    }
+    let Some(prefix) = &args.etcd_prefix else {
+        return Err(ConfigError::Missing(
+            "--etcd-prefix, one for each fleet, for example tanako/prod/",
+        ));
+    };
+    let path = |path: &Option<PathBuf>| path.as_ref().map(&absolute).transpose();
+    let (ca, cert, key) = (
+        path(&args.etcd_ca)?,
+        path(&args.etcd_cert)?,
+        path(&args.etcd_key)?,
+    );
+    let tls = match ca {
+        Some(ca) => Some(etcd::Tls { ca, cert, key }),
+        None if cert.is_some() || key.is_some() => {
+            return Err(ConfigError::Missing(
+                "--etcd-ca beside --etcd-cert and --etcd-key",
+            ));
+        }
+        None => None,
+    };
+    let user = match (&args.etcd_user, path(&args.etcd_password_file)?) {
+        (Some(name), Some(password_file)) => Some(etcd::User {
+            name: name.clone(),
+            password_file,
+        }),
+        (None, None) => None,
+        (Some(_), None) => {
+            return Err(ConfigError::Missing(
+                "--etcd-password-file beside --etcd-user; without a password use a client certificate",
+            ));
+        }
+        (None, Some(_)) => {
+            return Err(ConfigError::Missing(
+                "--etcd-user beside --etcd-password-file",
+            ));
+        }
+    };
+    let lease = Duration::from_secs(args.etcd_lease_seconds);
+    let options = etcd::Options {
+        endpoints: args.etcd_endpoints.clone(),
+        prefix: prefix.clone(),
+        tls,
+        user,
+        timeout: ETCD_TIMEOUT_MAX.min(lease / 3),
+    };
+    Ok(StoreConfig::Etcd {
+        options: options.checked()?,
+        lease,
+        take_over: args.take_over.clone(),
+    })
 }
 
 fn system_host() -> String {
@@ -181,6 +377,49 @@ mod tests {
         );
         let config = parsed(&["--data-dir", &long, "--run-dir", "/run/t"]).expect("short enough");
         assert_eq!(config.agent_socket(), PathBuf::from("/run/t/agent.sock"));
+    }
+
+    #[test]
+    fn etcd_needs_to_be_told_where_and_under_what() {
+        let etcd = ["--data-dir", "/d", "--store", "etcd"];
+        let endpoints = ["--etcd-endpoints", "http://127.0.0.1:1,http://127.0.0.1:2"];
+        let prefix = ["--etcd-prefix", "tanako/t/"];
+        let good = [&etcd[..], &endpoints, &prefix].concat();
+        let StoreConfig::Etcd { options, lease, .. } = parsed(&good).expect("good").store else {
+            panic!("etcd was asked for");
+        };
+        assert_eq!(options.endpoints.len(), 2);
+        assert_eq!(lease, Duration::from_secs(10));
+        assert!(options.timeout * 3 <= lease);
+        for (args, says) in [
+            ([&etcd[..], &prefix].concat(), "--etcd-endpoints"),
+            ([&etcd[..], &endpoints].concat(), "--etcd-prefix"),
+            (
+                [&good[..], &["--etcd-user", "u"]].concat(),
+                "--etcd-password-file",
+            ),
+            (
+                [&good[..], &["--etcd-password-file", "p"]].concat(),
+                "--etcd-user",
+            ),
+            ([&good[..], &["--etcd-cert", "c"]].concat(), "--etcd-ca"),
+            ([&good[..], &["--etcd-ca", "c"]].concat(), "https"),
+            (
+                [&["--data-dir", "/d"][..], &prefix].concat(),
+                "--store etcd",
+            ),
+            (
+                [&["--data-dir", "/d"][..], &["--take-over", "h"]].concat(),
+                "--store etcd",
+            ),
+        ] {
+            let error = parsed(&args).expect_err("refused").to_string();
+            assert!(error.contains(says), "{args:?}: {error}");
+        }
+        assert_eq!(
+            parsed(&["--data-dir", "/d"]).expect("good").store,
+            StoreConfig::Embedded
+        );
     }
 
     #[test]

@@ -24,6 +24,7 @@ pub mod identify;
 pub mod lock;
 pub mod logs;
 pub mod metrics;
+pub mod office;
 pub mod operations;
 pub mod problem;
 pub mod service;

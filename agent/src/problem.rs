@@ -8,7 +8,9 @@ use tonic::{Code, Status};
 /// A store that refused. Nothing was changed, or it is not known whether; the hint says.
 pub fn from_store(error: &StoreError) -> Problem {
     let code = match error {
-        StoreError::NoSpace { .. } => "no-space",
+        StoreError::NoSpace { .. } | StoreError::Full { .. } => "no-space",
+        StoreError::Denied(_) => "store-denied",
+        StoreError::Fenced { .. } => "not-coordinator",
         StoreError::Corrupt { .. } | StoreError::Format { .. } => "store-damaged",
         StoreError::TooLarge { .. } => "too-large",
         _ => "store-unavailable",
@@ -16,7 +18,8 @@ pub fn from_store(error: &StoreError) -> Problem {
     let mut problem = Problem::new(code, "store", "the change could not be written down")
         .cause(error.to_string())
         .hint(error.hint());
-    problem.retryable = error.is_retryable();
+    // Fenced: whoever decides now can do it.
+    problem.retryable = error.is_retryable() || matches!(error, StoreError::Fenced { .. });
     problem
 }
 
@@ -67,11 +70,10 @@ pub fn status(problem: Problem) -> Status {
         "conflict" | "stale-plan" => Code::Aborted,
         "denied" => Code::PermissionDenied,
         "no-space" | "too-large" => Code::ResourceExhausted,
-        "store-unavailable" | "stopping" => Code::Unavailable,
+        "store-unavailable" | "not-coordinator" | "stopping" => Code::Unavailable,
         "timeout" => Code::DeadlineExceeded,
-        "not-ready" | "store-damaged" | "already-ended" | "upgrade-failed" | "no-database" => {
-            Code::FailedPrecondition
-        }
+        "not-ready" | "store-damaged" | "store-denied" | "already-ended" | "upgrade-failed"
+        | "no-database" => Code::FailedPrecondition,
         "internal" => Code::Internal,
         _ => Code::InvalidArgument,
     };

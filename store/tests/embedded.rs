@@ -112,8 +112,9 @@ async fn keys_of_a_process_that_is_gone_vanish() {
 async fn a_full_disk_refuses_writes_and_reading_goes_on() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = open(dir.path()).expect("opens");
+    let lease = store.grant(Duration::from_secs(600)).await.expect("grants");
     store
-        .commit(Txn::new().put("k", "kept"))
+        .commit(Txn::new().put("k", "kept").put_leased("orphan", "x", lease))
         .await
         .expect("commits");
     store.close();
@@ -139,6 +140,7 @@ async fn a_full_disk_refuses_writes_and_reading_goes_on() {
         .commit(Txn::new().put("k", "new"))
         .await
         .expect("space again");
+    assert!(store.get("orphan").await.expect("reads").is_none());
 }
 
 #[tokio::test]

@@ -52,6 +52,18 @@ pub enum DesiredError {
 }
 
 impl Desired {
+    /// Nothing is wanted, or nobody knows yet what is.
+    pub fn empty(places: spec::Places) -> Self {
+        Self {
+            document: Document::default(),
+            revision: 0,
+            spec: None,
+            processes: Arc::default(),
+            by_name: Arc::default(),
+            places,
+        }
+    }
+
     /// Reads the desired state.
     pub async fn load(store: &dyn Store, places: spec::Places) -> Result<Self, DesiredError> {
         let (document, revision) = match store.get(KEY).await? {

@@ -19,11 +19,12 @@ use crate::{
     backup::set,
     clock::now_ms,
     config::Config,
-    coordinator::{Caller, Coordinator},
+    coordinator::Caller,
     desired::Desired,
     history::History,
     identify::Broker,
     metrics::{Metrics, Sample},
+    office::Front,
     problem,
     supervisor::{Supervisor, Table},
     upgrade,
@@ -67,7 +68,7 @@ pub struct Sources {
     /// The durable state.
     pub store: Arc<dyn tanako_store::Store>,
     /// What is wanted and done.
-    pub coordinator: Coordinator,
+    pub coordinator: Front,
     /// The processes.
     pub supervisor: Supervisor,
     /// Their reports.
@@ -86,13 +87,24 @@ impl Sources {
     /// The status now.
     pub fn status(&self) -> wire::FleetStatus {
         let parts = self.parts();
-        view::compose(&parts.inputs(&self.config.host, self.started_at))
+        let mut status = view::compose(&parts.inputs(&self.config.host, self.started_at));
+        if let Some(reason) = self.undecided() {
+            status.healthy = false;
+            status.reasons.insert(0, reason);
+        }
+        status
     }
 
     /// Why the fleet is not healthy.
     pub fn reasons(&self) -> Vec<String> {
         let parts = self.parts();
-        view::reasons(&parts.inputs(&self.config.host, self.started_at))
+        let reasons = view::reasons(&parts.inputs(&self.config.host, self.started_at));
+        self.undecided().into_iter().chain(reasons).collect()
+    }
+
+    /// Why nothing is decided here.
+    fn undecided(&self) -> Option<String> {
+        self.coordinator.standing().borrow().reason()
     }
 
     fn parts(&self) -> Parts {
@@ -572,7 +584,7 @@ impl Fleet for Service {
 }
 
 async fn follow_operation(
-    coordinator: Coordinator,
+    coordinator: Front,
     mut changes: watch::Receiver<Arc<crate::coordinator::Operations>>,
     first: wire::Operation,
     updates: &mpsc::Sender<Result<wire::Operation, Status>>,

@@ -110,7 +110,17 @@ impl Writer {
         if keys.is_empty() {
             return Ok(());
         }
-        self.check_space()?;
+        if let Err(error) = self.check_space() {
+            // A full disk must not keep the store from being read: they go as soon as it can be written.
+            tracing::warn!(%error, "keys of ended leases cannot be dropped yet");
+            let lease = Lease {
+                ttl: Duration::ZERO,
+                ends: Instant::now(),
+                keys: keys.into_iter().collect(),
+            };
+            self.leases.insert(0, lease);
+            return Ok(());
+        }
         let mut group = Group::default();
         self.delete_keys(&mut group, keys);
         self.write(&mut group)

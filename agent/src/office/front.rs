@@ -1,0 +1,102 @@
+//! What the rest of the agent asks of the coordinator, whether this agent decides or not.
+
+use std::sync::Arc;
+
+use tanako_proto::fleet::v1::{self as wire, Problem};
+use tokio::sync::watch;
+
+use super::Standing;
+use crate::{
+    audit::Record,
+    coordinator::{Caller, Coordinator, Operations},
+    desired::Desired,
+};
+
+/// The coordinator of the present term, or why there is none; clones are cheap.
+#[derive(Clone)]
+pub struct Front {
+    pub(super) current: watch::Receiver<Option<Coordinator>>,
+    pub(super) standing: watch::Receiver<Standing>,
+    pub(super) operations: watch::Receiver<Arc<Operations>>,
+    pub(super) desired: watch::Receiver<Arc<Desired>>,
+}
+
+impl Front {
+    /// Starts an operation, or returns the one that the same request id has started.
+    pub async fn submit(
+        &self,
+        request: wire::OperationRequest,
+        caller: Caller,
+    ) -> Result<wire::Operation, Problem> {
+        self.current()?.submit(request, caller).await
+    }
+
+    /// Makes a new spec the desired state, as an operation.
+    pub async fn apply(
+        &self,
+        request: wire::ApplyRequest,
+        caller: Caller,
+    ) -> Result<wire::Operation, Problem> {
+        self.current()?.apply(request, caller).await
+    }
+
+    /// What a request would do and cost.
+    pub async fn plan(&self, request: wire::PlanRequest) -> Result<wire::PlanReply, Problem> {
+        self.current()?.plan(request).await
+    }
+
+    /// Pauses, resumes or aborts an operation.
+    pub async fn control(
+        &self,
+        request: wire::ControlRequest,
+        caller: Caller,
+    ) -> Result<wire::Operation, Problem> {
+        self.current()?.control(request, caller).await
+    }
+
+    /// Writes a record for a change that is made elsewhere.
+    pub async fn audit(&self, record: Record) -> Result<(), Problem> {
+        self.current()?.audit(record).await
+    }
+
+    /// The operation of that id, however old.
+    pub async fn operation(&self, id: &str) -> Result<wire::Operation, Problem> {
+        self.current()?.operation(id).await
+    }
+
+    /// The latest operations, newest first.
+    pub async fn operations(&self, limit: usize) -> Result<Vec<wire::Operation>, Problem> {
+        self.current()?.operations(limit).await
+    }
+
+    /// The operations that run or ended lately, as a value that changes. Between terms the latest
+    /// known.
+    pub fn watch_operations(&self) -> watch::Receiver<Arc<Operations>> {
+        self.operations.clone()
+    }
+
+    /// The desired state, as a value that changes. Between terms the latest known.
+    pub fn watch_desired(&self) -> watch::Receiver<Arc<Desired>> {
+        self.desired.clone()
+    }
+
+    /// Where this agent stands, as a value that changes.
+    pub fn standing(&self) -> watch::Receiver<Standing> {
+        self.standing.clone()
+    }
+
+    /// Whether its task lives, whoever decides.
+    pub fn is_running(&self) -> bool {
+        self.current.has_changed().is_ok()
+            && self
+                .current
+                .borrow()
+                .as_ref()
+                .is_none_or(Coordinator::is_running)
+    }
+
+    fn current(&self) -> Result<Coordinator, Problem> {
+        let current = self.current.borrow().clone();
+        current.ok_or_else(|| self.standing.borrow().problem())
+    }
+}
