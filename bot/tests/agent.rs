@@ -44,6 +44,11 @@ async fn says_hello_reports_limits_and_figures() {
                     && shard.events_by_type.get("GUILD_CREATE") == Some(&6)
                     && shard.events == shard.events_by_type.values().sum::<u64>()
                     && shard.members > 0
+                    && shard.first_event_at > 1_700_000_000_000
+                    && shard.established_at >= shard.first_event_at
+                    && shard.last_event_at >= shard.established_at
+                    && shard.newest_handled > 1_700_000_000_000
+                    && (shard.lost, shard.misplaced_guilds, shard.held) == (0, 0, 0)
                     && report
                         .metrics
                         .get("rest_calls_total")
