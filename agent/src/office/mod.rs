@@ -25,6 +25,7 @@
 //! another host that is elected decides nothing about them: it hands the office over as soon as the
 //! host's own agent asks for it. [`Settings::take_over`] is the operator's word that the host is off.
 
+mod authority;
 mod front;
 mod keeper;
 mod lapse;
@@ -34,12 +35,13 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tanako_fleet::spec;
 use tanako_proto::fleet::v1::Problem;
-use tanako_store::{Revision, Store};
+use tanako_store::Store;
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::coordinator::Parts;
 
+use authority::Authority;
 pub use front::Front;
 
 /// Key of the office.
@@ -59,22 +61,8 @@ pub struct Settings {
     pub take_over: Option<String>,
 }
 
-/// One term, for those who write with the office's authority.
-#[derive(Clone)]
-pub struct Term {
-    /// Rises with each election.
-    pub fencing: Revision,
-    /// The store, fenced by this term. What was read through an earlier one must be read again.
-    pub store: Arc<dyn Store>,
-}
-
-impl std::fmt::Debug for Term {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Term")
-            .field("fencing", &self.fencing)
-            .finish_non_exhaustive()
-    }
-}
+/// The store, fenced by the present term.
+type Term = Arc<dyn Store>;
 
 /// Where this agent stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -179,9 +167,14 @@ impl Seat {
         }
     }
 
-    /// The present term; `None` = this agent does not decide.
-    pub fn terms(&self) -> watch::Receiver<Option<Term>> {
-        self.terms.subscribe()
+    /// `store` for those who outlive terms: each commit is fenced by the term in which it is made, and
+    /// refused as [`tanako_store::StoreError::Fenced`] between terms. Whoever uses it compares what it
+    /// builds on, for another agent may have decided in between.
+    pub fn authorize(&self, store: Arc<dyn Store>) -> Arc<dyn Store> {
+        Arc::new(Authority {
+            store,
+            term: self.terms.subscribe(),
+        })
     }
 
     /// Takes the office when it is vacant and holds it until cancelled. `parts.store` is the store

@@ -386,10 +386,7 @@ impl Task {
         };
         self.desired.send_replace(Arc::new(desired.clone()));
         // Those that follow the terms read theirs while the coordinator reads its own.
-        self.terms.send_replace(Some(Term {
-            fencing: leadership.fencing,
-            store,
-        }));
+        self.terms.send_replace(Some(store));
         let started = Coordinator::start(parts, desired, cancel.clone(), &tracker).await;
         let coordinator = match started {
             Ok(coordinator) => coordinator,
