@@ -18,7 +18,8 @@
 //!   workers ── unix socket ──► worker socket ───────┘       ▼          │
 //!                                │      │              event pump ──► history (sled thread)
 //!                                ▼      ▼                              ▲
-//!                              vault  broker ──────────────────────────┤
+//!            store ◄── copies ── vault  broker ──────────────────────────┤
+//!                  workers, supervisor ◄── commands ── health, 1 Hz ─────┤
 //!                              metrics sampler, 1 Hz ──────────────────┘
 //! ```
 //!
@@ -51,6 +52,7 @@ use crate::{
     config::{Config, StoreConfig},
     coordinator::{self, Caller, Parts},
     desired::DesiredError,
+    health::{self, Health},
     history::{self, History, Severity},
     http,
     identify::Broker,
@@ -59,7 +61,7 @@ use crate::{
     service::{Service, Upgrades, socket},
     supervisor::{self, Supervisor},
     upgrade::Origin,
-    vault::Vault,
+    vault::{self, Vault},
     worker::{self, Workers, duties::Duties},
 };
 
@@ -161,6 +163,15 @@ impl App {
             &keeping.tracker,
         )
         .await?;
+        vault.copy_to(
+            shared.clone(),
+            match &config.store {
+                StoreConfig::Embedded => vault::Pace::lone(),
+                StoreConfig::Etcd { .. } => vault::Pace::fleet(),
+            },
+            keeping.cancel.clone(),
+            &keeping.tracker,
+        );
         let broker = Broker::start(
             config.data_dir.join("identify"),
             history.clone(),
@@ -231,6 +242,21 @@ impl App {
         );
         first_decision(&config, &coordinator, &coordinating).await?;
 
+        let health = Health::start(
+            health::Parts {
+                supervisor: supervisor.clone(),
+                workers: workers.clone(),
+                identify: broker.status(),
+                operations: coordinator.watch_operations(),
+                desired: coordinator.watch_desired(),
+                store: shared.clone(),
+                history: history.clone(),
+                audit: audit_sink(coordinator.clone()),
+            },
+            coordinating.cancel.clone(),
+            &coordinating.tracker,
+        );
+
         let http = http::start(
             config.http,
             http::Sources {
@@ -241,7 +267,9 @@ impl App {
                 identify_wait: broker.latency(),
                 worker_message: workers.latency(),
                 operations: Some(operation_counts(coordinator.clone())),
-                health: health(coordinator.clone()),
+                health: living(coordinator.clone()),
+                shards: health.view(),
+                vault: vault_status(vault.clone()),
                 version: env!("CARGO_PKG_VERSION"),
             },
             accepting.cancel.clone(),
@@ -259,6 +287,7 @@ impl App {
             vault,
             broker,
             metrics,
+            health,
             history: history.clone(),
         };
         let listener = socket::bind(&config.agent_socket(), config.group_access)?;
@@ -566,13 +595,30 @@ fn operation_counts(coordinator: Front) -> http::Counts {
 }
 
 /// The agent lives while its coordinator does: everything else it can do without it.
-fn health(coordinator: Front) -> http::HealthCheck {
+fn living(coordinator: Front) -> http::HealthCheck {
     Arc::new(move || {
         if coordinator.is_running() {
             Ok(())
         } else {
             Err("the coordinator has stopped".to_owned())
         }
+    })
+}
+
+fn vault_status(vault: Vault) -> http::VaultCheck {
+    Arc::new(move || vault.status())
+}
+
+/// What is done about shards goes into the audit log, if the store takes it; the events tell it
+/// anyway.
+fn audit_sink(coordinator: Front) -> health::AuditSink {
+    Arc::new(move |record| {
+        let coordinator = coordinator.clone();
+        Box::pin(async move {
+            if let Err(problem) = coordinator.audit(record).await {
+                tracing::warn!(problem = %problem.message, "an action on a shard was not audited");
+            }
+        })
     })
 }
 

@@ -5,6 +5,7 @@
 //! - [`supervisor`], [`logs`]: the processes and their output;
 //! - [`worker`], [`identify`], [`vault`]: what our own bot and database node say, their IDENTIFYs,
 //!   their sessions;
+//! - [`health`]: what is thought of shards, and done about those that are not well;
 //! - [`metrics`], [`history`], [`http`]: what is measured, what was, and where it is scraped;
 //! - [`desired`], [`operations`], [`coordinator`], [`backup`], [`audit`]: what is wanted, and the way
 //!   there;
@@ -18,6 +19,7 @@ pub mod clock;
 pub mod config;
 pub mod coordinator;
 pub mod desired;
+pub mod health;
 pub mod history;
 pub mod http;
 pub mod identify;

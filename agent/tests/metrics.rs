@@ -13,13 +13,18 @@ use std::{
 };
 
 use tanako_agent::{
+    health,
     history::{self, Feeds, History, Severity},
     http::{self, Sources},
     metrics::{Latency, Metrics},
     supervisor::{Desired, ProcessStatus, State, Table},
+    vault::VaultStatus,
     worker::{ShardState, States, WorkerState},
 };
-use tanako_fleet::{ProcessKind, ProcessName};
+use tanako_fleet::{
+    ProcessKind, ProcessName,
+    health::{Verdict, Word},
+};
 use tanako_proto::{
     fleet::v1::{IdentifyBot, IdentifyStatus},
     worker::v1 as wire,
@@ -292,6 +297,7 @@ async fn pages() -> Pages {
             total: 1000,
             used: 7,
             remaining: 993,
+            mode: "normal".to_owned(),
             ..IdentifyBot::default()
         }],
         ..IdentifyStatus::default()
@@ -312,6 +318,12 @@ async fn pages() -> Pages {
                 Err("the supervisor's task has ended".to_owned())
             }
         }),
+        shards: watch::channel(Arc::new(judged())).1,
+        vault: Arc::new(|| VaultStatus {
+            sessions: 3,
+            unwritable: true,
+            ..VaultStatus::default()
+        }),
         version: "0.0.1",
     };
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
@@ -324,6 +336,28 @@ async fn pages() -> Pages {
         table: table_tx,
         tasks,
         _rest: Box::new((sample_tx, workers_tx, identify_tx)),
+    }
+}
+
+/// A shard that is silent, in a storm, without a store.
+fn judged() -> health::View {
+    let verdict = Verdict {
+        word: Word::Silent,
+        detail: "no MESSAGE_CREATE".to_owned(),
+        since: 0,
+        unhealthy: true,
+        silent: vec!["MESSAGE_CREATE".to_owned()],
+        resume_ratio: Some(0.75),
+    };
+    health::View {
+        shards: [(name("tanako/0"), [(0, verdict)].into())].into(),
+        storms: vec![health::Storm {
+            bot: "tanako".to_owned(),
+            troubled: 2,
+            total: 2,
+        }],
+        actions: [("resume", 2)].into(),
+        store_answers: Some(false),
     }
 }
 
@@ -362,6 +396,16 @@ async fn the_pages_tell_what_is() {
         "tanako_worker_metric{process=\"tanako/0\",name=\"cache_bytes\"} 5",
         "tanako_agent_info{version=\"0.0.1\"} 1",
         "tanako_identify_wait_seconds_count 0",
+        "tanako_identify_mode{bot=\"tanako\",mode=\"normal\"} 1",
+        "tanako_shard_health{bot=\"tanako\",shard=\"0\",process=\"tanako/0\",health=\"silent\"} 1",
+        "tanako_shard_silent{bot=\"tanako\",shard=\"0\",process=\"tanako/0\",type=\"MESSAGE_CREATE\"} 1",
+        "tanako_shard_resume_ratio{bot=\"tanako\",shard=\"0\",process=\"tanako/0\"} 0.75",
+        "tanako_health_actions_total{step=\"resume\"} 2",
+        "tanako_storm_brake{bot=\"tanako\"} 1",
+        "tanako_store_available 0",
+        "tanako_vault_sessions 3",
+        "tanako_vault_writable 0",
+        "tanako_vault_copy_ok 1",
     ] {
         assert!(text.lines().any(|l| l == line), "{line} is not in {text}");
     }
@@ -475,6 +519,8 @@ fn sources_of_nothing() -> Sources {
         worker_message: Arc::new(Latency::new()),
         operations: None,
         health: Arc::new(|| Ok(())),
+        shards: watch::channel(Arc::default()).1,
+        vault: Arc::new(VaultStatus::default),
         version: "0",
     }
 }

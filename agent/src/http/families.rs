@@ -2,6 +2,10 @@
 //! Cardinality is bounded: labels are names of the spec, shard numbers, and what `worker::clean`
 //! lets through.
 
+use std::collections::BTreeSet;
+
+use tanako_fleet::{ProcessName, health::Verdict};
+
 use super::{
     Sources,
     exposition::{
@@ -10,8 +14,10 @@ use super::{
     },
 };
 use crate::{
+    health::View,
     metrics::{LatencySummary, ProcessSample, Sample},
     supervisor::{Desired, ProcessStatus, Table},
+    vault::VaultStatus,
     worker::{DbState, ShardState, States, WorkerState},
 };
 
@@ -25,6 +31,8 @@ pub(super) fn render(sources: &Sources) -> String {
     host(&mut page, &sample);
     processes(&mut page, &table, &sample);
     shards(&mut page, &workers);
+    health(&mut page, &sources.shards.borrow().clone());
+    vault(&mut page, (sources.vault)());
     databases(&mut page, &workers);
     extras(&mut page, &workers);
     identify(&mut page, sources);
@@ -326,6 +334,42 @@ fn shards(page: &mut Page, workers: &States) {
         "Interactions that were not answered well.",
         |s| s.report.interactions_failed as f64,
     );
+    of_shard(
+        "tanako_shard_lost_total",
+        Counter,
+        "Dispatches that never came: holes in the sequence.",
+        |s| s.report.lost as f64,
+    );
+    of_shard(
+        "tanako_shard_duplicated_total",
+        Counter,
+        "Effects that turned out to have happened before.",
+        |s| s.report.duplicated as f64,
+    );
+    of_shard(
+        "tanako_shard_repeated_total",
+        Counter,
+        "Replayed interactions that were recognised as handled.",
+        |s| s.report.repeated as f64,
+    );
+    of_shard(
+        "tanako_shard_zombies_total",
+        Counter,
+        "Connections given up for a missing heartbeat acknowledgement.",
+        |s| s.report.zombies as f64,
+    );
+    of_shard(
+        "tanako_shard_event_lag_seconds",
+        Gauge,
+        "From an event's time to its handling; 0 = not known.",
+        |s| s.report.event_lag_ms / 1000.0,
+    );
+    of_shard(
+        "tanako_shard_misplaced_guilds",
+        Gauge,
+        "Guilds received that belong to another shard.",
+        |s| s.report.misplaced_guilds as f64,
+    );
     let mut stages = page.family(
         "tanako_shard_stage",
         Gauge,
@@ -344,6 +388,112 @@ fn shards(page: &mut Page, workers: &States) {
             events.add(&labels, *count as f64);
         }
     });
+}
+
+fn health(page: &mut Page, view: &View) {
+    let each = |visit: &mut dyn FnMut(&[(&str, &str)], &Verdict)| {
+        for (process, shards) in &view.shards {
+            for (id, verdict) in shards {
+                let id = id.to_string();
+                let labels = [
+                    ("bot", process.group()),
+                    ("shard", &id),
+                    ("process", process.as_str()),
+                ];
+                visit(&labels, verdict);
+            }
+        }
+    };
+    let mut words = page.family(
+        "tanako_shard_health",
+        Gauge,
+        "1 for what is thought of the shard.",
+    );
+    each(&mut |labels, verdict| {
+        let mut labels = labels.to_vec();
+        labels.push(("health", verdict.word.as_str()));
+        words.add(&labels, 1.0);
+    });
+    let mut silent = page.family(
+        "tanako_shard_silent",
+        Gauge,
+        "1 for each type of event that has stopped coming.",
+    );
+    each(&mut |labels, verdict| {
+        for kind in &verdict.silent {
+            let mut labels = labels.to_vec();
+            labels.push(("type", kind));
+            silent.add(&labels, 1.0);
+        }
+    });
+    let mut ratio = page.family(
+        "tanako_shard_resume_ratio",
+        Gauge,
+        "Part of this process's later connections that resumed.",
+    );
+    each(&mut |labels, verdict| {
+        if let Some(resumed) = verdict.resume_ratio {
+            ratio.add(labels, resumed);
+        }
+    });
+    let mut actions = page.family(
+        "tanako_health_actions_total",
+        Counter,
+        "What was done about shards that were not well.",
+    );
+    for (step, count) in &view.actions {
+        actions.add(&[("step", step)], *count as f64);
+    }
+    let bots: BTreeSet<&str> = view.shards.keys().map(ProcessName::group).collect();
+    let mut brakes = page.family(
+        "tanako_storm_brake",
+        Gauge,
+        "Whether so many shards are in trouble at once that nothing is done about them.",
+    );
+    for bot in bots {
+        let on = view.storms.iter().any(|storm| storm.bot == bot);
+        brakes.add(&[("bot", bot)], f64::from(u8::from(on)));
+    }
+    if let Some(answers) = view.store_answers {
+        page.family(
+            "tanako_store_available",
+            Gauge,
+            "Whether the store answers.",
+        )
+        .add(&[], f64::from(u8::from(answers)));
+    }
+}
+
+fn vault(page: &mut Page, vault: VaultStatus) {
+    let mut gauge = |name, help, value: f64| {
+        page.family(name, Gauge, help).add(&[], value);
+    };
+    gauge(
+        "tanako_vault_sessions",
+        "Sessions kept for their successors.",
+        vault.sessions as f64,
+    );
+    gauge(
+        "tanako_vault_writable",
+        "Whether sessions can be written to the disk.",
+        f64::from(u8::from(!vault.unwritable)),
+    );
+    gauge(
+        "tanako_vault_copy_ok",
+        "Whether the store takes the copy of the sessions.",
+        f64::from(u8::from(!vault.copy_failing)),
+    );
+    gauge(
+        "tanako_vault_uncopied",
+        "Sessions that wait to be copied to the store.",
+        vault.uncopied as f64,
+    );
+    page.family(
+        "tanako_vault_copies_total",
+        Counter,
+        "Transactions that copied sessions to the store.",
+    )
+    .add(&[], vault.copies as f64);
 }
 
 fn each_shard(
@@ -471,6 +621,14 @@ fn identify(page: &mut Page, sources: &Sources) {
         "Shards that wait for a permit.",
         |b| f64::from(b.waiting),
     );
+    let mut modes = page.family(
+        "tanako_identify_mode",
+        Gauge,
+        "1 for the mode of the broker: normal, probing, exhausted.",
+    );
+    for bot in status.bots.iter().filter(|bot| !bot.mode.is_empty()) {
+        modes.add(&[("bot", &bot.bot), ("mode", &bot.mode)], 1.0);
+    }
     summary(
         page,
         "tanako_identify_wait_seconds",

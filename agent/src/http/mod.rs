@@ -31,8 +31,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
 
 use crate::{
+    health,
     metrics::{Latency, Sample},
     supervisor::{Desired, Table},
+    vault::VaultStatus,
     worker::States,
 };
 
@@ -57,6 +59,9 @@ pub type Counts = Arc<dyn Fn() -> Vec<(String, u64)> + Send + Sync>;
 /// Why the agent is not healthy, if it is not.
 pub type HealthCheck = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 
+/// How the session vault is.
+pub type VaultCheck = Arc<dyn Fn() -> VaultStatus + Send + Sync>;
+
 /// Where the pages take their figures from. Nothing here may block.
 #[derive(Clone)]
 pub struct Sources {
@@ -76,6 +81,10 @@ pub struct Sources {
     pub operations: Option<Counts>,
     /// Whether the agent's tasks live.
     pub health: HealthCheck,
+    /// What is thought of the shards.
+    pub shards: watch::Receiver<Arc<health::View>>,
+    /// How the session vault is.
+    pub vault: VaultCheck,
     /// Version of the agent.
     pub version: &'static str,
 }

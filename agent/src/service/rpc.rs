@@ -21,6 +21,7 @@ use crate::{
     config::Config,
     coordinator::Caller,
     desired::Desired,
+    health::{self, Health},
     history::History,
     identify::Broker,
     metrics::{Metrics, Sample},
@@ -79,6 +80,8 @@ pub struct Sources {
     pub broker: Broker,
     /// What is measured.
     pub metrics: Metrics,
+    /// What is thought of their shards.
+    pub health: Health,
     /// What was.
     pub history: History,
 }
@@ -115,6 +118,7 @@ impl Sources {
             sample: self.metrics.latest().borrow().clone(),
             identify: self.broker.status().borrow().clone(),
             operations: self.coordinator.watch_operations().borrow().clone(),
+            health: self.health.view().borrow().clone(),
         }
     }
 
@@ -131,6 +135,7 @@ struct Parts {
     sample: Arc<Sample>,
     identify: Arc<wire::IdentifyStatus>,
     operations: Arc<crate::coordinator::Operations>,
+    health: Arc<health::View>,
 }
 
 impl Parts {
@@ -145,6 +150,7 @@ impl Parts {
             sample: &self.sample,
             identify: &self.identify,
             operations: &self.operations,
+            health: &self.health,
         }
     }
 }

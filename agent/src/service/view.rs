@@ -8,11 +8,13 @@ use std::{
     },
 };
 
+use tanako_fleet::health::Verdict;
 use tanako_proto::{fleet::v1 as wire, worker::v1::ShardStage};
 
 use crate::{
     coordinator::Operations,
     desired::Desired,
+    health,
     metrics::Sample,
     supervisor::{Desired as Wanted, ProcessStatus, State, Table},
     worker::{DbState, ShardState, States, WorkerState},
@@ -46,6 +48,8 @@ pub struct Inputs<'a> {
     pub identify: &'a wire::IdentifyStatus,
     /// What is being done.
     pub operations: &'a Operations,
+    /// What is thought of their shards.
+    pub health: &'a health::View,
 }
 
 /// The whole view.
@@ -76,8 +80,8 @@ pub fn compose(inputs: &Inputs<'_>) -> wire::FleetStatus {
     }
 }
 
-/// Why the fleet is not healthy; empty = it is: every process that shall run is ready, and the host
-/// is well.
+/// Why the fleet is not healthy; empty = it is: every process that shall run is ready, its shards are
+/// well, and so is the host.
 pub fn reasons(inputs: &Inputs<'_>) -> Vec<String> {
     let mut reasons: Vec<String> = Vec::new();
     let host = &inputs.sample.host;
@@ -120,6 +124,7 @@ pub fn reasons(inputs: &Inputs<'_>) -> Vec<String> {
     if more > 0 {
         reasons.push(format!("{more} more processes are not ready"));
     }
+    unwell(inputs, &mut reasons);
     // What was asked for and has not been started yet is not stopped on purpose.
     for operation in inputs.operations {
         if matches!(operation.kind.as_str(), "apply" | "start")
@@ -132,6 +137,40 @@ pub fn reasons(inputs: &Inputs<'_>) -> Vec<String> {
         }
     }
     reasons
+}
+
+/// Adds the shards that are not well.
+fn unwell(inputs: &Inputs<'_>, reasons: &mut Vec<String>) {
+    for storm in &inputs.health.storms {
+        reasons.push(format!(
+            "{}: {} of {} shards have lost their connection at once; nothing is restarted while \
+             that lasts",
+            storm.bot, storm.troubled, storm.total
+        ));
+    }
+    let mut shown = 0usize;
+    let mut more = 0usize;
+    for (process, shards) in &inputs.health.shards {
+        // That a process is not ready has been said above.
+        let ready = inputs
+            .table
+            .get(process)
+            .is_some_and(|process| process.ready && process.desired == Wanted::Running);
+        for (shard, verdict) in shards.iter().filter(|(_, v)| v.unhealthy && ready) {
+            if shown >= REASONS_MAX {
+                more += 1;
+                continue;
+            }
+            shown += 1;
+            reasons.push(format!(
+                "shard {shard} of {process} is {}: {}",
+                verdict.word, verdict.detail
+            ));
+        }
+    }
+    if more > 0 {
+        reasons.push(format!("{more} more shards are not well"));
+    }
 }
 
 fn compose_host(inputs: &Inputs<'_>) -> wire::Host {
@@ -200,7 +239,10 @@ fn compose_process(inputs: &Inputs<'_>, process: &Arc<ProcessStatus>) -> wire::P
         shards: process
             .shard_ids
             .iter()
-            .map(|&id| compose_shard(id, process.shard_count, worker))
+            .map(|&id| {
+                let verdict = inputs.health.of(name, id);
+                compose_shard(id, process.shard_count, worker, verdict)
+            })
             .collect(),
         desired: match process.desired {
             Wanted::Running => "running",
@@ -223,7 +265,15 @@ fn compose_process(inputs: &Inputs<'_>, process: &Arc<ProcessStatus>) -> wire::P
     }
 }
 
-fn compose_shard(id: u32, count: u32, worker: Option<&WorkerState>) -> wire::Shard {
+fn compose_shard(
+    id: u32,
+    count: u32,
+    worker: Option<&WorkerState>,
+    verdict: Option<&Verdict>,
+) -> wire::Shard {
+    let (health, health_detail) = verdict.map_or_else(Default::default, |verdict| {
+        (verdict.word.as_str().to_owned(), verdict.detail.clone())
+    });
     let Some(ShardState {
         report,
         events_per_s,
@@ -233,6 +283,8 @@ fn compose_shard(id: u32, count: u32, worker: Option<&WorkerState>) -> wire::Sha
             id,
             count,
             stage: "unknown".to_owned(),
+            health,
+            health_detail,
             ..wire::Shard::default()
         };
     };
@@ -261,7 +313,8 @@ fn compose_shard(id: u32, count: u32, worker: Option<&WorkerState>) -> wire::Sha
         event_lag_ms: report.event_lag_ms,
         misplaced_guilds: report.misplaced_guilds,
         zombies: report.zombies,
-        ..wire::Shard::default()
+        health,
+        health_detail,
     }
 }
 
