@@ -12,19 +12,32 @@ use tempfile::TempDir;
 use crate::{binaries, fleet::text, processes, wait};
 
 /// A directory with a `fleet.toml`, and the agent that runs it.
+#[derive(Debug)]
 pub struct Agent {
     home: TempDir,
     child: Option<Child>,
+    nice: i32,
 }
 
 impl Agent {
-    /// A place for an agent; nothing runs yet.
+    /// A place for an agent; nothing runs yet. `TANAKO_E2E_KEEP=1` keeps it for a look at its logs.
     pub fn new() -> Self {
         let home = tempfile::Builder::new()
             .prefix("tanako-agent-")
+            .disable_cleanup(std::env::var_os("TANAKO_E2E_KEEP").is_some())
             .tempdir()
             .expect("a temporary directory");
-        Self { home, child: None }
+        Self {
+            home,
+            child: None,
+            nice: 0,
+        }
+    }
+
+    /// How the agent, and all that it starts, stand against what else the machine does: -20 first,
+    /// 19 last. Where the user may not ask for that, nothing changes.
+    pub fn nice(&mut self, nice: i32) {
+        self.nice = nice;
     }
 
     /// A path in the directory.
@@ -41,8 +54,10 @@ impl Agent {
 
     /// The agent's command line, on the given spec.
     pub fn command(&self) -> Command {
-        let mut command = Command::new(binaries::path("tanako-agent"));
+        let mut command = Command::new("nice");
         command
+            .args(["-n", &self.nice.to_string()])
+            .arg(binaries::path("tanako-agent"))
             .arg("--data-dir")
             .arg(self.path("data"))
             .arg("--run-dir")

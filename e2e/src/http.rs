@@ -11,15 +11,21 @@ use serde_json::Value;
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
-fn request(method: &str, url: &str, body: &str) -> anyhow::Result<(u16, String)> {
+fn request(
+    method: &str,
+    url: &str,
+    headers: &[String],
+    body: &str,
+) -> anyhow::Result<(u16, String)> {
     let rest = url.strip_prefix("http://").context("only http:// URLs")?;
     let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
     let address = authority.parse().context("an address with a port")?;
     let mut stream = TcpStream::connect_timeout(&address, DEADLINE)?;
     stream.set_read_timeout(Some(DEADLINE))?;
+    let headers: String = headers.iter().map(|line| format!("{line}\r\n")).collect();
     write!(
         stream,
-        "{method} /{path} HTTP/1.1\r\nhost: {authority}\r\nconnection: close\r\n\
+        "{method} /{path} HTTP/1.1\r\nhost: {authority}\r\nconnection: close\r\n{headers}\
          content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     )?;
@@ -59,7 +65,12 @@ fn unchunk(mut body: &str) -> String {
 
 /// Status and body of a GET.
 pub fn get(url: &str) -> anyhow::Result<(u16, String)> {
-    request("GET", url, "")
+    get_with(url, &[])
+}
+
+/// As [`get`], with header lines.
+pub fn get_with(url: &str, headers: &[String]) -> anyhow::Result<(u16, String)> {
+    request("GET", url, headers, "")
 }
 
 /// The JSON that a GET answers.
@@ -73,7 +84,7 @@ pub fn get_json(url: &str) -> anyhow::Result<Value> {
 
 /// The JSON that a POST answers; null when it answers nothing.
 pub fn post_json(url: &str, body: &Value) -> anyhow::Result<Value> {
-    let (status, answer) = request("POST", url, &body.to_string())?;
+    let (status, answer) = request("POST", url, &[], &body.to_string())?;
     if !(200..300).contains(&status) {
         bail!("{url}: {status} {answer}");
     }

@@ -3,14 +3,23 @@
 //! [`Fleet`] is a demo fleet of its own in a temporary directory; dropping it ends every process that
 //! was started in that directory, whatever the test did. [`db`] speaks to the database nodes as a bot
 //! would, [`http`] reads the accounts that the simulated Discord keeps.
+//!
+//! [`Rig`] is a fleet under load with a [`Discord`] of its own, for proofs: nothing missed, nothing
+//! handled twice, no IDENTIFY spent. [`Warnings`] add commands that leave rows in the database.
 
 pub mod agent;
 pub mod binaries;
 pub mod db;
+pub mod discord;
 pub mod fleet;
 pub mod http;
 pub mod processes;
+pub mod rig;
 pub mod wait;
+pub mod warnings;
 
 pub use agent::Agent;
+pub use discord::Discord;
 pub use fleet::Fleet;
+pub use rig::{Rig, Size};
+pub use warnings::Warnings;
