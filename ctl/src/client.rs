@@ -126,7 +126,9 @@ impl Endpoint {
             )
             .cause(chain(status))
             .hint("check --socket and the context's socket (tanakoctl context show)");
-        } else if bare && (problem.code == "unreachable" || io_error(status).is_some()) {
+        } else if bare
+            && (problem.code == "unreachable" || io_error(status).is_some() || is_cut(status))
+        {
             // Also one that ended in the middle of the call.
             problem = self.unreachable(status);
         } else if bare && problem.code == "unsupported" {
@@ -317,6 +319,9 @@ async fn bounded<T>(
 
 /// Whether the failure came from something that speaks no gRPC.
 fn is_foreign(status: &Status) -> bool {
+    if is_cut(status) {
+        return false;
+    }
     // What an agent sends has no source here, and a lost connection is `Unavailable` or an IO error.
     let local = status.source().is_some() && io_error(status).is_none();
     let text = chain(status);
@@ -325,6 +330,12 @@ fn is_foreign(status: &Status) -> bool {
         || text.contains("http2 error")
         || text.contains("protocol error")
         || text.contains("grpc-status header missing")
+}
+
+/// Whether the agent ended in the middle of an answer. h2 calls that a protocol error and keeps the IO
+/// error behind it to itself; its words are stable.
+fn is_cut(status: &Status) -> bool {
+    chain(status).contains("stream closed because of a broken pipe")
 }
 
 /// The error and its sources, `: ` between, repetitions left out.
@@ -393,5 +404,15 @@ mod tests {
         );
         assert!(problem.hint.contains("demo up"));
         assert!(problem.object.ends_with("agent.sock"));
+    }
+
+    #[test]
+    fn an_agent_that_dies_while_it_answers_is_unreachable_and_no_stranger() {
+        let words = "h2 protocol error: error reading a body from connection: stream closed because of a broken pipe";
+        assert!(!is_foreign(&Status::internal(words)));
+        assert!(is_cut(&Status::internal(words)));
+        assert!(is_foreign(&Status::internal(
+            "h2 protocol error: http2 error"
+        )));
     }
 }
