@@ -153,9 +153,13 @@ fn blast(wish: &Wish, plan: &PlanView, now: &FleetStatus) -> String {
         .map(|shard| u64::from(shard.guilds))
         .sum();
     let mut text = format!("{}s {}", wish.request.kind, wish.request.targets.join(" "));
+    if wish.request.rollout.is_some() {
+        text = format!("rolls out {}", wish.request.targets.join(" "));
+    }
     if let Some(loses) = &wish.loses {
         text.clone_from(loses);
     }
+    text.truncate(text.trim_end().len());
     if !disrupted.is_empty() {
         text = format!(
             "{text}: {} ({} with {}) of fleet {}",

@@ -18,8 +18,10 @@ mod man;
 mod monitor;
 mod operation;
 mod plan;
+mod reshard;
 mod restart;
 mod restore;
+mod rollout;
 mod sizing;
 mod start;
 mod status;
@@ -39,6 +41,8 @@ pub enum Command {
     Start(start::Args),
     Stop(stop::Args),
     Restart(restart::Args),
+    Rollout(rollout::Args),
+    Reshard(reshard::Args),
     Status(status::Args),
     Monitor(monitor::Args),
     Logs(logs::Args),
@@ -71,6 +75,8 @@ impl Command {
             Self::Start(args) => args.run(session).await,
             Self::Stop(args) => args.run(session).await,
             Self::Restart(args) => args.run(session).await,
+            Self::Rollout(args) => args.run(session).await,
+            Self::Reshard(args) => args.run(session).await,
             Self::Status(args) => args.run(session).await,
             Self::Monitor(args) => args.run(session).await,
             Self::Logs(args) => args.run(session).await,

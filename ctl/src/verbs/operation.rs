@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::Subcommand;
-use tanako_proto::fleet::v1::{ControlRequest, ListOperationsRequest, OperationId};
+use tanako_proto::fleet::v1::{ControlRequest, ListOperationsRequest, Operation, OperationId};
 
 use crate::{
     confirm::{Change, Consent, Severity, confirm},
@@ -51,19 +51,19 @@ enum Verb {
     Pause(Control),
     /// Let a paused operation go on
     Resume(Control),
-    /// End an operation after the step it is at; what is done stays done
+    /// End an operation after the step it is at; rollouts of a new spec, blue-green and reshards go back
     Abort(Control),
 }
 
 #[derive(Debug, clap::Args)]
-struct Control {
+pub(super) struct Control {
     /// Its id
-    id: String,
+    pub(super) id: String,
     /// Show the operation, change nothing
     #[arg(long)]
-    dry_run: bool,
+    pub(super) dry_run: bool,
     #[command(flatten)]
-    consent: Consent,
+    pub(super) consent: Consent,
 }
 
 impl Args {
@@ -99,7 +99,7 @@ impl Args {
     }
 }
 
-async fn get(session: &Session, id: String) -> Result<tanako_proto::fleet::v1::Operation, Failure> {
+pub(super) async fn get(session: &Session, id: String) -> Result<Operation, Failure> {
     let mut fleet = session.fleet().await?;
     match fleet.get_operation(OperationId { id: id.clone() }).await {
         Ok(operation) => Ok(operation),
@@ -126,7 +126,12 @@ async fn get(session: &Session, id: String) -> Result<tanako_proto::fleet::v1::O
     }
 }
 
-async fn control(session: &Session, args: Control, action: &str, severity: Severity) -> Outcome {
+pub(super) async fn control(
+    session: &Session,
+    args: Control,
+    action: &str,
+    severity: Severity,
+) -> Outcome {
     if !args.dry_run {
         session.may_write()?;
     }

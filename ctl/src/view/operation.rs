@@ -3,7 +3,9 @@
 use std::fmt::Write as _;
 
 use serde::Serialize;
-use tanako_proto::fleet::v1::{Cost, Operation, OperationStep, Problem, ShardReceipt};
+use tanako_proto::fleet::v1::{
+    Cost, Operation, OperationStep, Problem, ReceiptTotals, ShardReceipt,
+};
 
 use super::{clock, text, time};
 use crate::{
@@ -31,6 +33,7 @@ pub struct OperationSummary {
     ended_at: Option<String>,
     date: Option<String>,
     unchanged: bool,
+    strategy: Option<String>,
     #[serde(skip)]
     created_at_ms: i64,
     #[serde(skip)]
@@ -44,6 +47,7 @@ pub struct OperationView {
     summary: OperationSummary,
     cost: CostView,
     steps: Vec<StepView>,
+    receipt_totals: Option<TotalsView>,
     receipt: Vec<ReceiptView>,
 }
 
@@ -143,6 +147,7 @@ impl From<&OperationStep> for StepView {
 struct ReceiptView {
     process: String,
     shard_id: u32,
+    shard_count: u32,
     how: String,
     gap_ms: u64,
     replayed: u64,
@@ -155,12 +160,70 @@ impl From<&ShardReceipt> for ReceiptView {
         Self {
             process: receipt.process.clone(),
             shard_id: receipt.shard_id,
+            shard_count: receipt.shard_count,
             how: receipt.how.clone(),
             gap_ms: receipt.gap_ms,
             replayed: receipt.replayed,
             lost: receipt.lost,
             duplicated: receipt.duplicated,
         }
+    }
+}
+
+/// The sums of a receipt.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct TotalsView {
+    shards: u32,
+    resumed: u32,
+    identified: u32,
+    unknown: u32,
+    gap_p50_ms: u64,
+    gap_p99_ms: u64,
+    gap_max_ms: u64,
+    replayed: u64,
+    lost: u64,
+    duplicated: u64,
+}
+
+impl From<&ReceiptTotals> for TotalsView {
+    fn from(totals: &ReceiptTotals) -> Self {
+        Self {
+            shards: totals.shards,
+            resumed: totals.resumed,
+            identified: totals.identified,
+            unknown: totals.unknown,
+            gap_p50_ms: totals.gap_p50_ms,
+            gap_p99_ms: totals.gap_p99_ms,
+            gap_max_ms: totals.gap_max_ms,
+            replayed: totals.replayed,
+            lost: totals.lost,
+            duplicated: totals.duplicated,
+        }
+    }
+}
+
+impl TotalsView {
+    fn line(self, paint: Paint) -> String {
+        let unknown = match self.unknown {
+            0 => String::new(),
+            unknown => format!(", {unknown} unknown"),
+        };
+        let bad = |count: u64, what: &str| {
+            let text = format!("{count} {what}");
+            if count > 0 { paint.bad(&text) } else { text }
+        };
+        format!(
+            "  receipt: {}: {} resumed, {} identified{unknown}; gap p50 {} ms, p99 {} ms, longest {} ms; {} events replayed, {}, {}\n",
+            count(self.shards.into(), "shard", "shards"),
+            self.resumed,
+            self.identified,
+            self.gap_p50_ms,
+            self.gap_p99_ms,
+            self.gap_max_ms,
+            self.replayed,
+            bad(self.lost, "lost"),
+            bad(self.duplicated, "twice"),
+        )
     }
 }
 
@@ -186,6 +249,7 @@ impl From<&Operation> for OperationSummary {
             ended_at: time(operation.ended_at),
             date: text(operation.date.clone()),
             unchanged: operation.unchanged,
+            strategy: text(operation.strategy.clone()),
             created_at_ms: operation.created_at,
             ended_at_ms: operation.ended_at,
         }
@@ -198,6 +262,7 @@ impl From<&Operation> for OperationView {
             summary: operation.into(),
             cost: operation.cost.as_ref().map(Into::into).unwrap_or_default(),
             steps: operation.steps.iter().map(Into::into).collect(),
+            receipt_totals: operation.receipt_totals.as_ref().map(Into::into),
             receipt: operation.receipt.iter().map(Into::into).collect(),
         }
     }
@@ -211,6 +276,9 @@ impl OperationSummary {
 
     fn what(&self) -> String {
         let mut what = self.kind.clone();
+        if let Some(strategy) = &self.strategy {
+            let _ = write!(what, " {strategy}");
+        }
         for target in &self.targets {
             let _ = write!(what, " {target}");
         }
@@ -300,60 +368,45 @@ impl Report for OperationView {
 }
 
 impl OperationView {
+    /// The totals, then shard by shard.
     fn receipt_text(&self, paint: Paint, wide: bool) -> String {
+        const SHOWN: usize = 32;
         if self.receipt.is_empty() {
             return String::new();
         }
-        if wide {
-            let mut table = Table::new(&[
-                "PROCESS",
-                "SHARD",
-                "HOW",
-                "GAP",
-                "REPLAYED",
-                "LOST",
-                "DUPLICATED",
+        let mut text = self
+            .receipt_totals
+            .map_or_else(String::new, |totals| totals.line(paint));
+        let shown = if wide { usize::MAX } else { SHOWN };
+        let mut table = Table::new(&[
+            "PROCESS",
+            "SHARD",
+            "HOW",
+            "GAP",
+            "REPLAYED",
+            "LOST",
+            "DUPLICATED",
+        ]);
+        for receipt in self.receipt.iter().take(shown) {
+            table.row(vec![
+                receipt.process.as_str().into(),
+                Cell::number(receipt.shard_id),
+                Cell::state(&receipt.how),
+                Cell::number(format!("{}ms", receipt.gap_ms)),
+                Cell::number(receipt.replayed),
+                Cell::number(receipt.lost),
+                Cell::number(receipt.duplicated),
             ]);
-            for receipt in &self.receipt {
-                table.row(vec![
-                    receipt.process.as_str().into(),
-                    Cell::number(receipt.shard_id),
-                    Cell::state(&receipt.how),
-                    Cell::number(format!("{}ms", receipt.gap_ms)),
-                    Cell::number(receipt.replayed),
-                    Cell::number(receipt.lost),
-                    Cell::number(receipt.duplicated),
-                ]);
-            }
-            return table.render(paint);
         }
-        let how = |word: &str| {
-            self.receipt
-                .iter()
-                .filter(|receipt| receipt.how == word)
-                .count()
-        };
-        let sum = |value: fn(&ReceiptView) -> u64| self.receipt.iter().map(value).sum::<u64>();
-        let unknown = self.receipt.len() - how("resumed") - how("identified");
-        let unknown = if unknown == 0 {
-            String::new()
-        } else {
-            format!(", {unknown} unknown")
-        };
-        format!(
-            "  receipt: {}: {} resumed, {} identified{unknown}; longest gap {} ms; {} events replayed, {} lost, {} twice\n",
-            count(self.receipt.len() as u64, "shard", "shards"),
-            how("resumed"),
-            how("identified"),
-            self.receipt
-                .iter()
-                .map(|receipt| receipt.gap_ms)
-                .max()
-                .unwrap_or(0),
-            sum(|receipt| receipt.replayed),
-            sum(|receipt| receipt.lost),
-            sum(|receipt| receipt.duplicated),
-        )
+        text.push_str(&table.render(paint));
+        if self.receipt.len() > shown {
+            let _ = writeln!(
+                text,
+                "and {} more (-o wide shows all)",
+                self.receipt.len() - shown
+            );
+        }
+        text
     }
 }
 

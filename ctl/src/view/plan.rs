@@ -20,6 +20,15 @@ pub struct PlanView {
     changes: Vec<ChangeView>,
     cost: CostView,
     warnings: Vec<String>,
+    checks: Vec<CheckView>,
+}
+
+/// Something that was looked at before anything moves.
+#[derive(Debug, Clone, Serialize)]
+struct CheckView {
+    check: String,
+    state: String,
+    message: String,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -48,6 +57,15 @@ impl From<&PlanReply> for PlanView {
             changes,
             cost: plan.cost.as_ref().map(Into::into).unwrap_or_default(),
             warnings: plan.warnings.clone(),
+            checks: plan
+                .checks
+                .iter()
+                .map(|check| CheckView {
+                    check: check.check.clone(),
+                    state: check.state.clone(),
+                    message: check.message.clone(),
+                })
+                .collect(),
         }
     }
 }
@@ -99,6 +117,19 @@ impl Report for PlanView {
                 text,
                 "    and {} more (-o wide shows all)",
                 moving().count() - shown
+            );
+        }
+        for check in &self.checks {
+            let state = match check.state.as_str() {
+                "ok" => paint.good("ok"),
+                other => paint.warn(other),
+            };
+            let pad = " ".repeat(8_usize.saturating_sub(check.state.len()));
+            let _ = writeln!(
+                text,
+                "  {state}{pad} {:<10} {}",
+                check.check,
+                clean(&check.message, false)
             );
         }
         for warning in &self.warnings {

@@ -487,6 +487,16 @@ pub fn restarted() -> Operation {
                 ..ShardReceipt::default()
             })
             .collect(),
+        receipt_totals: Some(ReceiptTotals {
+            shards: 4,
+            resumed: 3,
+            identified: 1,
+            gap_p50_ms: 501,
+            gap_p99_ms: 503,
+            gap_max_ms: 503,
+            replayed: 40,
+            ..ReceiptTotals::default()
+        }),
         cost: Some(Cost {
             processes_restarted: 2,
             identifies: 1,
@@ -505,6 +515,7 @@ pub fn restarting() -> Operation {
         done: 1,
         ended_at: 0,
         receipt: vec![],
+        receipt_totals: None,
         ..restarted()
     }
 }
