@@ -48,6 +48,8 @@ pub const EXIT_CONFIG: u8 = 78;
 const FLUSH_WITHIN: Duration = Duration::from_secs(3);
 /// `/gateway/bot` is asked again this often, so that the agent knows what is left.
 const LIMITS_EVERY: Duration = Duration::from_secs(600);
+/// The same on standby: it keeps a connection to REST open for the moment of a takeover.
+const LIMITS_EVERY_WARM: Duration = Duration::from_secs(45);
 
 const TOKEN_REFUSED: &str = "Discord refuses the token (HTTP 401 from /gateway/bot): check that the token file holds the bot's current token";
 
@@ -188,6 +190,7 @@ pub async fn run(config: Config) -> anyhow::Result<ExitCode> {
         Arc::clone(&services),
         limits_tx,
         Arc::clone(&nudge),
+        process.terms(),
         refused.clone(),
         stop.clone(),
     ));
@@ -340,6 +343,7 @@ async fn keep_limits(
     services: Arc<Services>,
     limits: watch::Sender<Option<Limits>>,
     nudge: Arc<Notify>,
+    terms: watch::Receiver<Terms>,
     refused: CancellationToken,
     stop: CancellationToken,
 ) {
@@ -359,7 +363,11 @@ async fn keep_limits(
                 *missing() = None;
                 limits.send_replace(Some(now));
                 nudge.notify_one();
-                LIMITS_EVERY
+                if terms.borrow().duty == Duty::Warm {
+                    LIMITS_EVERY_WARM
+                } else {
+                    LIMITS_EVERY
+                }
             }
             Err(error) => {
                 if error.is_unauthorized() {

@@ -355,6 +355,47 @@ async fn a_dead_resume_url_costs_no_identify() {
     fleet.nothing_missed(2, 2).await;
 }
 
+/// A successor finds a URL that answers nothing: after some tries it goes to the general gateway.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stored_session_with_a_dead_resume_url_is_resumed_elsewhere() {
+    let mut fleet = Fleet::new(quick(10)).await;
+    let mut bot = fleet.start().await;
+    assert_eq!(bot.terminate().await, 0);
+    for session in fleet.agent.state().sessions.values_mut() {
+        session.resume_url = "ws://127.0.0.1:1".to_owned();
+    }
+    let _bot = fleet.start().await;
+    assert_eq!(fleet.guilds_reported(), 10);
+    fleet.nothing_missed(2, 2).await;
+}
+
+/// Discord does not know the session any more: the next one costs a permit, and the old one is forgotten.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stored_session_that_discord_forgot_is_replaced_by_permit() {
+    let mut fleet = Fleet::new(quick(10)).await;
+    let mut bot = fleet.start().await;
+    assert_eq!(bot.terminate().await, 0);
+    let forgotten = "0123456789abcdef0123456789abcdef";
+    for session in fleet.agent.state().sessions.values_mut() {
+        session.session_id = forgotten.to_owned();
+    }
+    let _bot = fleet.start().await;
+    let account = fleet.world.account().await;
+    assert_eq!(
+        (&account["identifies"], &account["resumes_refused"]),
+        (&json!(4), &json!(2))
+    );
+    let state = fleet.agent.state();
+    assert_eq!(state.permits.len(), 4);
+    assert!(
+        state
+            .discards
+            .iter()
+            .all(|discard| discard.session_id == forgotten)
+    );
+    assert_eq!(state.discards.len(), 2);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_of_another_bot_is_not_resumed() {
     let mut fleet = Fleet::new(quick(10)).await;

@@ -24,7 +24,7 @@ use super::Identity;
 use super::report::{self, Binding, Deposited};
 use crate::backoff::Backoff;
 use crate::rest::Limits;
-use crate::shard::ShardStatus;
+use crate::shard::{ShardStatus, Stage};
 
 /// Welcome after Hello.
 const WELCOME_WITHIN: Duration = Duration::from_secs(10);
@@ -125,6 +125,8 @@ struct Link {
     was_ready: bool,
     streams: u64,
     next_ack: u64,
+    /// The stages in the latest report.
+    reported: Vec<Stage>,
 }
 
 struct Stream {
@@ -166,6 +168,7 @@ pub async fn run(setup: LinkSetup) {
         was_ready: false,
         streams: 0,
         next_ack: 0,
+        reported: Vec::new(),
     };
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     let mut pending_farewell = None;
@@ -282,11 +285,11 @@ impl Link {
                     let message = message?.ok_or(LinkError::Closed)?;
                     self.received(message, stream).await?;
                 }
-                _ = tick.tick() => { soon = None; self.tell(stream).await?; }
+                _ = tick.tick() => { soon = None; self.tell(stream, true).await?; }
                 () = nudge.notified(), if soon.is_none() => soon = Some(Instant::now() + COALESCE),
                 () = tokio::time::sleep_until(soon.unwrap_or_else(Instant::now)), if soon.is_some() => {
                     soon = None;
-                    self.tell(stream).await?;
+                    self.tell(stream, false).await?;
                 }
                 Some(farewell) = self.setup.farewell.recv() => {
                     stream.farewell = Some(farewell);
@@ -395,12 +398,16 @@ impl Link {
             .collect()
     }
 
-    /// A report, and whatever else has changed.
-    async fn tell(&mut self, stream: &mut Stream) -> Result<(), LinkError> {
+    /// Whatever has changed. The report goes along when it is due or says something new of a stage: answered
+    /// interactions alone call for deposits, and there may be many.
+    async fn tell(&mut self, stream: &mut Stream, report_due: bool) -> Result<(), LinkError> {
         let statuses = self.statuses();
-        let view = (self.setup.process)();
-        let report = self.report(&statuses, view);
-        send(&stream.tx, ToAgent::Report(report)).await?;
+        let stages = statuses.iter().map(|status| status.stage).collect();
+        if report_due || stages != self.reported {
+            self.reported = stages;
+            let report = self.report(&statuses, (self.setup.process)());
+            send(&stream.tx, ToAgent::Report(report)).await?;
+        }
         let limits = self.setup.limits.borrow().clone();
         if let Some(limits) = limits
             && stream.limits_sent.as_ref() != Some(&limits)
@@ -434,7 +441,7 @@ impl Link {
 
     /// A report, every session with an acknowledgement asked for, and the answers that are due.
     async fn say_farewell(&mut self, stream: &mut Stream) -> Result<(), LinkError> {
-        self.tell(stream).await?;
+        self.tell(stream, true).await?;
         stream.acks_open.clear();
         stream.acks_sent = 0;
         for status in self.statuses() {
@@ -452,7 +459,6 @@ impl Link {
     }
 
     fn report(&mut self, statuses: &[ShardStatus], view: ProcessView) -> ProcessReport {
-        use crate::shard::Stage;
         let all_ready =
             !statuses.is_empty() && statuses.iter().all(|status| is_ready(status, &view));
         self.was_ready |= all_ready;
@@ -497,7 +503,6 @@ impl Link {
 
 /// A shard on standby does what it is meant to once it could take over at once.
 fn is_ready(status: &ShardStatus, view: &ProcessView) -> bool {
-    use crate::shard::Stage;
     status.stage == Stage::Ready || status.stage == Stage::Standby && view.prepared
 }
 

@@ -67,13 +67,12 @@ impl ShardTask {
         let mut limits = self.url.limits.clone();
         loop {
             // An error means that the process ends: then an order follows.
-            let _ = self
-                .until(async {
-                    if limits.wait_for(Option::is_some).await.is_err() {
-                        std::future::pending::<()>().await;
-                    }
-                })
-                .await?;
+            self.until(async {
+                if limits.wait_for(Option::is_some).await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            })
+            .await?;
             if let Some(url) = self.url.known() {
                 self.status.last_error.clear();
                 return Some(url);

@@ -36,14 +36,13 @@ pub struct SetSetup<'a> {
     pub services: &'a Arc<Services>,
     /// Wakes whoever reports.
     pub nudge: &'a Arc<Notify>,
-    /// Owns the tasks that wait for permits.
+    /// Owns the shards' tasks and those that wait for permits.
     pub tasks: &'a TaskTracker,
 }
 
 /// Tells the shards what to do and shows what they say.
 pub struct ShardSet {
     members: Vec<Member>,
-    tasks: TaskTracker,
 }
 
 struct Member {
@@ -59,7 +58,6 @@ impl ShardSet {
         let base: Config<()> = ConfigBuilder::new(setup.token.expose().to_owned(), setup.intents)
             .queue(())
             .build();
-        let tasks = TaskTracker::new();
         let members = setup
             .ids
             .iter()
@@ -79,7 +77,7 @@ impl ShardSet {
                     stage,
                     ..ShardStatus::default()
                 });
-                tasks.spawn(task::run(ShardSetup {
+                setup.tasks.spawn(task::run(ShardSetup {
                     id: *id,
                     count: setup.count,
                     gateway: ConfigBuilder::from(base.clone()).queue(queue).build(),
@@ -97,8 +95,7 @@ impl ShardSet {
                 }
             })
             .collect();
-        tasks.close();
-        Self { members, tasks }
+        Self { members }
     }
 
     /// What the shards say.
@@ -107,13 +104,6 @@ impl ShardSet {
             .iter()
             .map(|member| member.status.clone())
             .collect()
-    }
-
-    /// Shows the latest word of each shard to a question.
-    pub fn all(&self, question: impl Fn(&ShardStatus) -> bool) -> bool {
-        self.members
-            .iter()
-            .all(|member| question(&member.status.borrow()))
     }
 
     async fn tell(&self, id: u32, order: ShardOrder) {
@@ -191,12 +181,6 @@ impl ShardSet {
     /// Returns once every shard is fatal.
     pub fn all_fatal(&self) -> impl Future<Output = ()> + use<> {
         until_all(self.statuses(), |status| status.stage == Stage::Fatal)
-    }
-
-    /// Ends the tasks.
-    pub async fn end(self) {
-        drop(self.members);
-        self.tasks.wait().await;
     }
 }
 

@@ -287,6 +287,9 @@ impl ShardTask {
                     Some(ShardOrder::Release) => {
                         self.session = None;
                         self.inherited.clear();
+                        // They are another process's to report now.
+                        let status = &self.status;
+                        self.guilds = Guilds::new(Instant::now(), status.id, status.count);
                         self.publish();
                     }
                     Some(ShardOrder::Share { .. } | ShardOrder::Reconnect { .. }) => {}
@@ -513,6 +516,7 @@ impl ShardTask {
         };
         tokio::join!(quiesced, closing);
         self.status.last_error.clear();
+        self.status.latency_ms = 0.0;
         self.stage(Stage::Standby);
         leaving.closed.map(|closed| closed.send(()));
     }

@@ -8,8 +8,8 @@ use super::{Event, Intents, Shard};
 use crate::world::GuildIndex;
 
 /// What a session keeps at least, however long ago it was acknowledged: clients may resume from a sequence
-/// number somewhat before the one of their last heartbeat.
-const KEPT_AFTER_PROOF: Duration = Duration::from_secs(30);
+/// number somewhat before the one of their last heartbeat, as one that held an event back for half a minute.
+const KEPT_AFTER_PROOF: Duration = Duration::from_secs(45);
 /// Bytes that an entry costs besides its body.
 const ENTRY_OVERHEAD: usize = 64;
 
