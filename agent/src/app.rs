@@ -415,8 +415,8 @@ impl Opened {
             StoreConfig::Embedded => open_embedded(&config.data_dir.join("store"))
                 .await
                 .map(Self::Embedded),
-            StoreConfig::Etcd { options, .. } => {
-                let store = EtcdStore::open(options.clone()).context("etcd cannot be used")?;
+            StoreConfig::Etcd(etcd) => {
+                let store = EtcdStore::open(etcd.options.clone()).context("etcd cannot be used")?;
                 Ok(Self::Etcd(Arc::new(store)))
             }
         }
@@ -475,13 +475,11 @@ fn office_settings(config: &Config) -> office::Settings {
             memory: None,
             take_over: None,
         },
-        StoreConfig::Etcd {
-            lease, take_over, ..
-        } => office::Settings {
-            ttl: *lease,
+        StoreConfig::Etcd(etcd) => office::Settings {
+            ttl: etcd.lease,
             shared: true,
             memory: Some(config.data_dir.join("coordinator.lease")),
-            take_over: take_over.clone(),
+            take_over: etcd.take_over.clone(),
         },
     }
 }

@@ -168,14 +168,18 @@ pub enum StoreConfig {
     /// In the data directory.
     Embedded,
     /// In etcd.
-    Etcd {
-        /// How it is reached.
-        options: etcd::Options,
-        /// Life of the coordinator's lease.
-        lease: Duration,
-        /// The host whose processes are taken over.
-        take_over: Option<String>,
-    },
+    Etcd(Box<EtcdConfig>),
+}
+
+/// Etcd, and the office in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EtcdConfig {
+    /// How it is reached.
+    pub options: etcd::Options,
+    /// Life of the coordinator's lease.
+    pub lease: Duration,
+    /// The host whose processes are taken over.
+    pub take_over: Option<String>,
 }
 
 /// Why the arguments cannot be used.
@@ -337,11 +341,11 @@ fn store(
         user,
         timeout: ETCD_TIMEOUT_MAX.min(lease / 3),
     };
-    Ok(StoreConfig::Etcd {
+    Ok(StoreConfig::Etcd(Box::new(EtcdConfig {
         options: options.checked()?,
         lease,
         take_over: args.take_over.clone(),
-    })
+    })))
 }
 
 fn system_host() -> String {
@@ -385,9 +389,10 @@ mod tests {
         let endpoints = ["--etcd-endpoints", "http://127.0.0.1:1,http://127.0.0.1:2"];
         let prefix = ["--etcd-prefix", "tanako/t/"];
         let good = [&etcd[..], &endpoints, &prefix].concat();
-        let StoreConfig::Etcd { options, lease, .. } = parsed(&good).expect("good").store else {
+        let StoreConfig::Etcd(etcd_config) = parsed(&good).expect("good").store else {
             panic!("etcd was asked for");
         };
+        let EtcdConfig { options, lease, .. } = *etcd_config;
         assert_eq!(options.endpoints.len(), 2);
         assert_eq!(lease, Duration::from_secs(10));
         assert!(options.timeout * 3 <= lease);

@@ -28,7 +28,10 @@ impl Front {
         request: wire::OperationRequest,
         caller: Caller,
     ) -> Result<wire::Operation, Problem> {
-        self.current()?.submit(request, caller).await
+        self.current()
+            .map_err(|refused| *refused)?
+            .submit(request, caller)
+            .await
     }
 
     /// Makes a new spec the desired state, as an operation.
@@ -37,12 +40,18 @@ impl Front {
         request: wire::ApplyRequest,
         caller: Caller,
     ) -> Result<wire::Operation, Problem> {
-        self.current()?.apply(request, caller).await
+        self.current()
+            .map_err(|refused| *refused)?
+            .apply(request, caller)
+            .await
     }
 
     /// What a request would do and cost.
     pub async fn plan(&self, request: wire::PlanRequest) -> Result<wire::PlanReply, Problem> {
-        self.current()?.plan(request).await
+        self.current()
+            .map_err(|refused| *refused)?
+            .plan(request)
+            .await
     }
 
     /// Pauses, resumes or aborts an operation.
@@ -51,22 +60,34 @@ impl Front {
         request: wire::ControlRequest,
         caller: Caller,
     ) -> Result<wire::Operation, Problem> {
-        self.current()?.control(request, caller).await
+        self.current()
+            .map_err(|refused| *refused)?
+            .control(request, caller)
+            .await
     }
 
     /// Writes a record for a change that is made elsewhere.
     pub async fn audit(&self, record: Record) -> Result<(), Problem> {
-        self.current()?.audit(record).await
+        self.current()
+            .map_err(|refused| *refused)?
+            .audit(record)
+            .await
     }
 
     /// The operation of that id, however old.
     pub async fn operation(&self, id: &str) -> Result<wire::Operation, Problem> {
-        self.current()?.operation(id).await
+        self.current()
+            .map_err(|refused| *refused)?
+            .operation(id)
+            .await
     }
 
     /// The latest operations, newest first.
     pub async fn operations(&self, limit: usize) -> Result<Vec<wire::Operation>, Problem> {
-        self.current()?.operations(limit).await
+        self.current()
+            .map_err(|refused| *refused)?
+            .operations(limit)
+            .await
     }
 
     /// The operations that run or ended lately, as a value that changes. Between terms the latest
@@ -95,8 +116,8 @@ impl Front {
                 .is_none_or(Coordinator::is_running)
     }
 
-    fn current(&self) -> Result<Coordinator, Problem> {
+    fn current(&self) -> Result<Coordinator, Box<Problem>> {
         let current = self.current.borrow().clone();
-        current.ok_or_else(|| self.standing.borrow().problem())
+        current.ok_or_else(|| Box::new(self.standing.borrow().problem()))
     }
 }

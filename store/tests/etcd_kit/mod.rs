@@ -15,6 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+#[allow(unused_imports)] // likewise
 pub use proxy::Proxy;
 
 /// Longer than a loaded machine needs to start a cluster.

@@ -1,0 +1,457 @@
+//! Real agents on a real etcd: who decides, and what happens to processes and operations when the
+//! store, the agent, or the one that decides goes away.
+
+#[path = "../../store/tests/etcd_kit/mod.rs"]
+mod etcd_kit;
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use etcd_kit::Etcd;
+use hyper_util::rt::TokioIo;
+use tanako_proto::fleet::v1::{self as wire, Problem, fleet_client::FleetClient};
+use tonic::transport::{Channel, Endpoint};
+
+const SOON: Duration = Duration::from_secs(90);
+/// The shortest life that a coordinator's lease may have.
+const LEASE: &str = "3";
+
+type Client = FleetClient<Channel>;
+
+/// An agent on a directory of its own. Dropping it kills the agent and everything it started.
+struct Agent {
+    dir: tempfile::TempDir,
+    host: &'static str,
+    endpoints: String,
+    extra: Vec<&'static str>,
+    child: Option<Child>,
+}
+
+/// Processes that only run.
+fn spec(processes: u32, ready_after: &str) -> String {
+    format!(
+        "[fleet]\nname = \"t\"\n[bots.a]\n\
+         command = [\"/bin/sh\", \"-c\", \"trap 'exit 0' TERM; while :; do sleep 0.1; done\"]\n\
+         shards = {processes}\nworker = true\ntoken_file = \"TOKEN\"\n\
+         ready = {{ kind = \"started\", after = \"{ready_after}\", timeout = \"60s\" }}\n\
+         stop = {{ signal = \"TERM\", grace = \"5s\" }}\n"
+    )
+}
+
+impl Agent {
+    fn new(etcd: &Etcd, host: &'static str, toml: &str) -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix("tae")
+            .tempdir()
+            .expect("a directory");
+        let token = dir.path().join("token");
+        fs::write(&token, "secret").expect("writes");
+        fs::set_permissions(&token, fs::Permissions::from_mode(0o600)).expect("sets");
+        let toml = toml.replace("TOKEN", &token.display().to_string());
+        fs::write(dir.path().join("fleet.toml"), toml).expect("writes");
+        let mut agent = Self {
+            dir,
+            host,
+            endpoints: etcd.urls().join(","),
+            extra: Vec::new(),
+            child: None,
+        };
+        agent.start();
+        agent
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn start(&mut self) {
+        let _ = fs::remove_file(self.path("info.json"));
+        let log = fs::File::options()
+            .append(true)
+            .create(true)
+            .open(self.path("log"))
+            .expect("opens");
+        let child = Command::new(env!("CARGO_BIN_EXE_tanako-agent"))
+            .arg("--data-dir")
+            .arg(self.path("d"))
+            .args(["--http", "127.0.0.1:0", "--host", self.host, "--spec"])
+            .arg(self.path("fleet.toml"))
+            .arg("--info-file")
+            .arg(self.path("info.json"))
+            .args(["--store", "etcd", "--etcd-prefix", "tanako/t/"])
+            .args(["--etcd-endpoints", &self.endpoints])
+            .args(["--etcd-lease-seconds", LEASE])
+            .args(&self.extra)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("starts");
+        self.child = Some(child);
+        let until = Instant::now() + SOON;
+        while !self.path("info.json").exists() {
+            let child = self.child.as_mut().expect("started");
+            let ended = child.try_wait().expect("asks");
+            assert!(ended.is_none(), "the agent ended: {}", self.log());
+            assert!(Instant::now() < until, "it did not come up: {}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+
+    fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().expect("kills");
+            child.wait().expect("ends");
+        }
+    }
+
+    /// SIGTERM; whether it ended well.
+    fn terminate(&mut self) -> bool {
+        let mut child = self.child.take().expect("started");
+        signal(child.id(), "TERM");
+        child.wait().expect("ends").success()
+    }
+
+    /// As if the power of its host had failed.
+    fn kill_with_children(&mut self) {
+        self.kill();
+        let needle = self.dir.path().display().to_string().into_bytes();
+        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else {
+                continue;
+            };
+            let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
+            if environment.windows(needle.len()).any(|part| part == needle)
+                && pid != std::process::id()
+            {
+                signal(pid, "KILL");
+            }
+        }
+    }
+
+    async fn client(&self) -> Client {
+        connect(&self.path("d/run/agent.sock")).await
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.kill_with_children();
+    }
+}
+
+fn signal(pid: u32, name: &str) {
+    let _ = Command::new("kill")
+        .args([&format!("-{name}"), &pid.to_string()])
+        .status();
+}
+
+fn lives(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or("").starts_with(" Z"))
+}
+
+async fn connect(socket: &Path) -> Client {
+    let socket = socket.to_owned();
+    let channel = Endpoint::from_static("http://agent")
+        .connect_with_connector(tower::service_fn(move |_| {
+            let socket = socket.clone();
+            async move {
+                tokio::net::UnixStream::connect(socket)
+                    .await
+                    .map(TokioIo::new)
+            }
+        }))
+        .await
+        .expect("connects");
+    FleetClient::new(channel)
+}
+
+/// Waits until the status is as wished.
+async fn until(
+    client: &mut Client,
+    what: &str,
+    wish: impl Fn(&wire::FleetStatus) -> bool,
+) -> wire::FleetStatus {
+    let end = Instant::now() + SOON;
+    loop {
+        let now = client.get_status(wire::StatusRequest {}).await;
+        let now = now.expect("answers").into_inner();
+        if wish(&now) {
+            return now;
+        }
+        assert!(Instant::now() < end, "not {what} in time: {now:#?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn ready(status: &wire::FleetStatus, count: usize) -> bool {
+    status.healthy && running(status, count)
+}
+
+fn running(status: &wire::FleetStatus, count: usize) -> bool {
+    status.processes.iter().filter(|p| p.ready).count() == count
+}
+
+fn says(status: &wire::FleetStatus, part: &str) -> bool {
+    !status.healthy && status.reasons.iter().any(|reason| reason.contains(part))
+}
+
+fn pids(status: &wire::FleetStatus) -> Vec<(String, u32)> {
+    let processes = status.processes.iter();
+    processes.map(|p| (p.name.clone(), p.pid)).collect()
+}
+
+async fn submit(client: &mut Client, kind: &str, target: &str) -> Result<wire::Operation, Problem> {
+    let request = wire::OperationRequest {
+        kind: kind.to_owned(),
+        targets: vec![target.to_owned()],
+        ..wire::OperationRequest::default()
+    };
+    match client.submit(request).await {
+        Ok(op) => Ok(op.into_inner()),
+        Err(status) => Err(Problem::from_status(&status)),
+    }
+}
+
+/// Asks until it is accepted; every refusal on the way must be one that says to try again.
+async fn insist(client: &mut Client, kind: &str, target: &str) -> wire::Operation {
+    let end = Instant::now() + SOON;
+    loop {
+        match submit(client, kind, target).await {
+            Ok(op) => return op,
+            Err(problem) => {
+                assert!(problem.retryable, "{problem:?}");
+                assert!(Instant::now() < end, "never accepted: {problem:?}");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+/// Waits for the end of an operation.
+async fn succeeded(client: &mut Client, id: &str) -> wire::Operation {
+    let status = until(client, "the end of the operation", |status| {
+        let mut ops = status.operations.iter();
+        ops.any(|op| op.id == id && op.ended_at > 0)
+    })
+    .await;
+    let op = status.operations.into_iter().find(|op| op.id == id);
+    let op = op.expect("shown");
+    assert_eq!(op.state, "succeeded", "{op:#?}");
+    op
+}
+
+fn half_done(status: &wire::FleetStatus, id: &str) -> bool {
+    let mut ops = status.operations.iter();
+    ops.any(|op| op.id == id && op.done >= 1 && op.ended_at == 0)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operation_is_finished_by_the_next_agent() {
+    let etcd = Etcd::single();
+    let mut agent = Agent::new(&etcd, "a", &spec(4, "700ms"));
+    let mut client = agent.client().await;
+    let before = until(&mut client, "ready", |status| ready(status, 4)).await;
+    let op = submit(&mut client, "restart", "all")
+        .await
+        .expect("accepted");
+    until(&mut client, "half way", |status| half_done(status, &op.id)).await;
+    agent.kill();
+    // It knows the office that it held and need not wait for the lease.
+    let begun = Instant::now();
+    agent.start();
+    let mut client = agent.client().await;
+    until(&mut client, "in office", |status| status.version > 0).await;
+    let waited = begun.elapsed();
+    succeeded(&mut client, &op.id).await;
+    let after = until(&mut client, "ready", |status| ready(status, 4)).await;
+    for (old, new) in before.processes.iter().zip(&after.processes) {
+        assert_ne!(old.pid, new.pid, "{} was restarted", old.name);
+        assert_eq!((new.attempt, new.restarts), (2, 0), "{} once", new.name);
+    }
+    assert!(
+        agent
+            .log()
+            .contains("ending the office of the agent that was killed here"),
+        "waited {waited:?}"
+    );
+    // A clean stop leaves the office; the next agent has it at once and finds everything.
+    assert!(agent.terminate());
+    agent.start();
+    let mut client = agent.client().await;
+    let again = until(&mut client, "ready", |status| ready(status, 4)).await;
+    assert_eq!(pids(&again), pids(&after));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upgrade_in_place_keeps_every_process() {
+    let etcd = Etcd::single();
+    let agent = Agent::new(&etcd, "a", &spec(2, "100ms"));
+    let mut client = agent.client().await;
+    let before = until(&mut client, "ready", |status| ready(status, 2)).await;
+    fs::remove_file(agent.path("info.json")).expect("there");
+    client
+        .upgrade(wire::UpgradeRequest {})
+        .await
+        .expect("accepted");
+    let end = Instant::now() + SOON;
+    while !agent.path("info.json").exists() {
+        assert!(Instant::now() < end, "no new agent: {}", agent.log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let mut client = agent.client().await;
+    let after = until(&mut client, "ready", |status| ready(status, 2)).await;
+    assert_eq!(pids(&after), pids(&before));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outage_of_the_store_stops_decisions_never_processes() {
+    let mut etcd = Etcd::single();
+    let mut agent = Agent::new(&etcd, "a", &spec(3, "1s"));
+    let mut client = agent.client().await;
+    until(&mut client, "ready", |status| ready(status, 3)).await;
+    // Asked for, begun, and then the store goes.
+    let op = submit(&mut client, "restart", "all")
+        .await
+        .expect("accepted");
+    until(&mut client, "half way", |status| half_done(status, &op.id)).await;
+    etcd.members[0].kill();
+    let during = until(&mut client, "said", |status| {
+        says(status, "etcd") && running(status, 3)
+    })
+    .await;
+    let problem = submit(&mut client, "stop", "a/0")
+        .await
+        .expect_err("nothing is decided");
+    assert!(problem.retryable, "{problem:?}");
+    assert!(
+        matches!(
+            problem.code.as_str(),
+            "store-unavailable" | "not-coordinator"
+        ),
+        "{problem:?}"
+    );
+    assert!(!problem.hint.is_empty());
+    // A crash needs no decision.
+    let victim = during.processes[2].pid;
+    signal(victim, "KILL");
+    let crashed = until(&mut client, "started again", |status| {
+        running(status, 3) && status.processes[2].pid != victim
+    })
+    .await;
+    // Neither does the next agent, for what runs.
+    agent.kill();
+    agent.start();
+    let mut client = agent.client().await;
+    let adopted = until(&mut client, "adopted", |status| {
+        running(status, 3) && says(status, "etcd")
+    })
+    .await;
+    assert_eq!(pids(&adopted), pids(&crashed));
+    // It returns: what was asked for happens, without being asked again.
+    etcd.start();
+    etcd.wait_ready();
+    succeeded(&mut client, &op.id).await;
+    until(&mut client, "ready", |status| ready(status, 3)).await;
+    let stop = insist(&mut client, "stop", "a/0").await;
+    succeeded(&mut client, &stop.id).await;
+    until(&mut client, "stopped", |status| {
+        status.processes[0].state == "stopped" && running(status, 2)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frozen_store_costs_the_office_and_gives_it_back() {
+    let etcd = Etcd::single();
+    let agent = Agent::new(&etcd, "a", &spec(2, "100ms"));
+    let mut client = agent.client().await;
+    for _ in 0..2 {
+        let before = until(&mut client, "ready", |status| ready(status, 2)).await;
+        etcd.members[0].freeze(true);
+        // Longer than the lease lives.
+        until(&mut client, "said", |status| says(status, "no decisions")).await;
+        etcd.members[0].freeze(false);
+        let after = until(&mut client, "ready again", |status| ready(status, 2)).await;
+        assert_eq!(pids(&after), pids(&before));
+        let op = insist(&mut client, "restart", "a/0").await;
+        succeeded(&mut client, &op.id).await;
+        let after = until(&mut client, "ready", |status| ready(status, 2)).await;
+        assert_eq!(pids(&after)[1], pids(&before)[1]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_agents_one_decides_and_no_process_runs_twice() {
+    let etcd = Etcd::single();
+    let toml = spec(3, "100ms");
+    let mut first = Agent::new(&etcd, "a", &toml);
+    let mut client = first.client().await;
+    let before = until(&mut client, "ready", |status| ready(status, 3)).await;
+    let mut second = Agent::new(&etcd, "b", &toml);
+    let mut standby = second.client().await;
+    until(&mut standby, "standing by", |status| {
+        says(status, "the agent of host a decides")
+    })
+    .await;
+    let problem = submit(&mut standby, "restart", "all")
+        .await
+        .expect_err("it does not decide");
+    assert_eq!(
+        (problem.code.as_str(), problem.retryable),
+        ("not-coordinator", true)
+    );
+
+    // The agent dies, its processes do not: the other one has the office, and leaves them alone.
+    first.kill();
+    let begun = Instant::now();
+    let found = until(&mut standby, "in office", |status| {
+        says(status, "the processes are those of host a")
+    })
+    .await;
+    assert!(
+        begun.elapsed() < Duration::from_secs(20),
+        "took {:?}",
+        begun.elapsed()
+    );
+    assert_eq!(found.processes, []);
+    assert!(before.processes.iter().all(|process| lives(process.pid)));
+    let problem = submit(&mut standby, "restart", "all")
+        .await
+        .expect_err("not its processes");
+    assert!(problem.hint.contains("--take-over a"), "{problem:?}");
+
+    // Their own agent is back: it gets the office.
+    first.start();
+    let mut client = first.client().await;
+    let after = until(&mut client, "ready", |status| ready(status, 3)).await;
+    assert_eq!(pids(&after), pids(&before));
+    until(&mut standby, "standing by", |status| {
+        says(status, "the agent of host a decides")
+    })
+    .await;
+    let op = insist(&mut client, "restart", "a/1").await;
+    succeeded(&mut client, &op.id).await;
+
+    // The host is off for good, the operator says so.
+    first.kill_with_children();
+    assert!(second.terminate());
+    second.extra = vec!["--take-over", "a"];
+    second.start();
+    let mut client = second.client().await;
+    let moved = until(&mut client, "ready", |status| ready(status, 3)).await;
+    assert!(moved.processes.iter().all(|process| lives(process.pid)));
+    let op = insist(&mut client, "restart", "a/2").await;
+    succeeded(&mut client, &op.id).await;
+}
