@@ -40,6 +40,8 @@ pub const SILENT_DEFAULT: Duration = Duration::from_secs(300);
 const CONNECTING_MS: i64 = 60_000;
 /// A zombie connection is spoken of for this long.
 const ZOMBIE_MS: i64 = 60_000;
+/// Two within this time make the fleet unhealthy.
+const ZOMBIE_AGAIN_MS: i64 = 10 * 60_000;
 /// Latency and lag above their bounds for this long make a shard lag.
 const LAGGING_MS: i64 = 30_000;
 /// Guilds that have not come this long after the connection stands.
@@ -282,6 +284,8 @@ struct Shard {
     first_resumes: u64,
     zombies: u64,
     zombie_at: Option<i64>,
+    /// Whether there was another shortly before.
+    zombie_again: bool,
     latency: Median,
     lag: Median,
     late_since: Option<i64>,
@@ -561,6 +565,7 @@ impl Shard {
             first_resumes: 0,
             zombies: 0,
             zombie_at: None,
+            zombie_again: false,
             latency: Median::default(),
             lag: Median::default(),
             late_since: None,
@@ -619,6 +624,9 @@ impl Shard {
             self.history.reconnected(now);
         }
         if report.zombies > self.zombies {
+            self.zombie_again = self
+                .zombie_at
+                .is_some_and(|before| now - before < ZOMBIE_AGAIN_MS);
             self.zombie_at = Some(now);
         }
         self.zombies = report.zombies;
@@ -697,7 +705,8 @@ impl Shard {
                 "a heartbeat was not acknowledged {} ago; the connection was replaced",
                 for_s(at)
             );
-            return (Word::Zombie, text, true);
+            // Once is dealt with; again and again is not.
+            return (Word::Zombie, text, self.zombie_again);
         }
         let types = self.ladder.types(silent);
         if !types.is_empty() {

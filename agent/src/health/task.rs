@@ -16,9 +16,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{Parts, Storm, View, observe};
 use crate::{audit::Record, clock::now_ms, history::Severity};
 
-/// A worker replaces a connection within this time, or is taken not to have done so. An IDENTIFY may
-/// have to wait for its turn.
-const RECONNECT_WITHIN: Duration = Duration::from_secs(120);
+/// A worker takes the order to replace a connection within this time, or is taken not to.
+const RECONNECT_WITHIN: Duration = Duration::from_secs(30);
 /// Outcomes that wait to be taken in; there are as many as actions, and those are seldom.
 const OUTCOMES_MAX: usize = 64;
 /// How often the store is asked, and how long it may take.

@@ -141,7 +141,8 @@ pub fn reasons(inputs: &Inputs<'_>) -> Vec<String> {
 
 /// Adds the shards that are not well.
 fn unwell(inputs: &Inputs<'_>, reasons: &mut Vec<String>) {
-    for storm in &inputs.health.storms {
+    // A brake that is still on while all are back is no news.
+    for storm in inputs.health.storms.iter().filter(|s| s.troubled > 0) {
         reasons.push(format!(
             "{}: {} of {} shards have lost their connection at once; nothing is restarted while \
              that lasts",

@@ -60,6 +60,8 @@ pub(super) fn process(process: &mut Process) {
     for shard in &mut process.shards {
         clean_in(&mut shard.stage, TEXT_MAX);
         clean_in(&mut shard.last_error, TEXT_MAX);
+        clean_in(&mut shard.health, TEXT_MAX);
+        clean_in(&mut shard.health_detail, TEXT_MAX);
         if shard
             .events_by_type
             .keys()

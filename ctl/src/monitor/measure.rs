@@ -57,9 +57,14 @@ pub fn is_fault(process: &Process) -> bool {
         "ready" => process
             .shards
             .iter()
-            .any(|s| matches!(s.stage.as_str(), "disconnected" | "fatal")),
+            .any(|s| matches!(s.stage.as_str(), "disconnected" | "fatal") || is_unwell(&s.health)),
         _ => true,
     }
+}
+
+/// Whether a shard's health needs attention. One that is not judged, or on its way, does not.
+pub fn is_unwell(health: &str) -> bool {
+    !matches!(health, "" | "ok" | "connecting")
 }
 
 /// Whether an operation has not ended.

@@ -9,7 +9,7 @@ use tanako_proto::fleet::v1::{
     Event, FleetDelta, FleetStatus, Host, IdentifyStatus, Operation, Process,
 };
 
-pub use super::measure::{guilds, is_fault, is_running, latency, load, shards_ready};
+pub use super::measure::{guilds, is_fault, is_running, is_unwell, latency, load, shards_ready};
 use super::{
     intake::{self, TEXT_MAX},
     measure,

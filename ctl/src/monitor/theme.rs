@@ -250,8 +250,9 @@ impl Theme {
             "running" => (glyphs.running, Role::Warn),
             "draining" | "paused" => (glyphs.draining, Role::Warn),
             "stopping" | "cordoned" => (glyphs.stopping, Role::Warn),
-            "backoff" | "disconnected" => (glyphs.backoff, Role::Bad),
-            "failed" | "fatal" | "aborted" | "unreachable" => (glyphs.failed, Role::Bad),
+            "lagging" | "zombie" => (glyphs.running, Role::Warn),
+            "backoff" | "disconnected" | "silent" | "misplaced" => (glyphs.backoff, Role::Bad),
+            "failed" | "fatal" | "down" | "aborted" | "unreachable" => (glyphs.failed, Role::Bad),
             "stopped" | "skipped" => (glyphs.stopped, Role::Dim),
             _ => (glyphs.unknown, Role::Warn),
         }

@@ -1,6 +1,6 @@
 //! The fleet as it is: `tanakoctl status`.
 
-use std::fmt::Write as _;
+use std::{collections::BTreeMap, fmt::Write as _};
 
 use serde::Serialize;
 use tanako_proto::fleet::v1::{FleetStatus, Host, IdentifyStatus, Operation, Process, Shard};
@@ -92,6 +92,15 @@ struct ShardView {
     interactions: u64,
     interactions_failed: u64,
     last_error: Option<String>,
+    /// ok, connecting, lagging, silent, zombie, misplaced, down; null = not judged.
+    health: Option<String>,
+    health_detail: Option<String>,
+    lost: u64,
+    duplicated: u64,
+    repeated: u64,
+    event_lag_ms: f64,
+    misplaced_guilds: u64,
+    zombies: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -269,6 +278,14 @@ impl From<Shard> for ShardView {
             interactions: shard.interactions,
             interactions_failed: shard.interactions_failed,
             last_error: text(shard.last_error),
+            health: text(shard.health),
+            health_detail: text(shard.health_detail),
+            lost: shard.lost,
+            duplicated: shard.duplicated,
+            repeated: shard.repeated,
+            event_lag_ms: shard.event_lag_ms,
+            misplaced_guilds: shard.misplaced_guilds,
+            zombies: shard.zombies,
         }
     }
 }
@@ -301,6 +318,45 @@ impl ProcessView {
         }
     }
 
+    /// Shards that are not well.
+    fn unwell(&self) -> impl Iterator<Item = &ShardView> {
+        self.shards
+            .iter()
+            .filter(|shard| shard.health.as_deref().is_some_and(|word| word != "ok"))
+    }
+
+    /// `ok`, or the word of the shards that are not, with their number; `-` = not judged.
+    fn health_text(&self) -> String {
+        let mut words: BTreeMap<&str, usize> = BTreeMap::new();
+        for word in self.unwell().filter_map(|shard| shard.health.as_deref()) {
+            *words.entry(word).or_default() += 1;
+        }
+        let judged = self.shards.iter().any(|shard| shard.health.is_some());
+        match (words.is_empty(), judged) {
+            (true, true) => "ok".into(),
+            (true, false) => "-".into(),
+            _ => words
+                .iter()
+                .map(|(word, count)| format!("{count} {word}"))
+                .collect::<Vec<_>>()
+                .join(", "),
+        }
+    }
+
+    /// Why it is as it is: what is wrong with its first shard that is not well, else what the process
+    /// says.
+    fn detail_text(&self) -> String {
+        let of_shard = || {
+            let shard = self.unwell().find(|shard| shard.health_detail.is_some())?;
+            Some(format!(
+                "shard {}: {}",
+                shard.id,
+                shard.health_detail.as_deref()?
+            ))
+        };
+        of_shard().unwrap_or_else(|| self.detail.clone())
+    }
+
     fn wide(&self) -> Vec<Cell> {
         let shard = |value: fn(&ShardView) -> u64| -> String {
             if self.shards.is_empty() {
@@ -326,6 +382,7 @@ impl ProcessView {
             Cell::number(self.attempt),
             Cell::number(format!("{events:.1}")),
             Cell::number(latency.map_or_else(|| "-".into(), |ms| format!("{ms:.0}ms"))),
+            Cell::new(self.health_text()),
             Cell::number(shard(|shard| shard.seq)),
             Cell::number(shard(|shard| shard.resumed)),
             Cell::number(shard(|shard| shard.identified)),
@@ -419,6 +476,7 @@ impl StatusView {
                 "ATTEMPT",
                 "EV/S",
                 "LATENCY",
+                "HEALTH",
                 "SEQ",
                 "RESUMED",
                 "IDENTIFIED",
@@ -457,7 +515,7 @@ impl StatusView {
             }
             row.push(Cell::number(process.age_text()));
             if wide {
-                row.push(Cell::new(clean(&process.detail, false)));
+                row.push(Cell::new(clean(&process.detail_text(), false)));
             }
             table.row(row);
         }
@@ -503,5 +561,46 @@ impl StatusView {
             table.row(row);
         }
         table.render(paint)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_with_shards_is_counted_and_explained() {
+        let shard = |id, health: &str, why: &str| Shard {
+            id,
+            health: health.into(),
+            health_detail: why.into(),
+            ..Shard::default()
+        };
+        let view = |shards: Vec<Shard>| {
+            ProcessView::from(Process {
+                shards,
+                ..Process::default()
+            })
+        };
+        let well = view(vec![shard(0, "ok", ""), shard(1, "ok", "")]);
+        assert_eq!(
+            (well.health_text().as_str(), well.detail_text().as_str()),
+            ("ok", "")
+        );
+        assert_eq!(view(vec![shard(0, "", "")]).health_text(), "-");
+        let sick = view(vec![
+            shard(0, "ok", ""),
+            shard(1, "silent", "no MESSAGE_CREATE for 6m"),
+            shard(2, "silent", ""),
+            shard(3, "lagging", "slow"),
+        ]);
+        assert_eq!(sick.health_text(), "1 lagging, 2 silent");
+        assert_eq!(sick.detail_text(), "shard 1: no MESSAGE_CREATE for 6m");
+        let json = serde_json::to_value(&sick).expect("serialises");
+        assert_eq!(json["shards"][1]["health"], "silent");
+        assert_eq!(
+            json["shards"][1]["health_detail"],
+            "no MESSAGE_CREATE for 6m"
+        );
     }
 }

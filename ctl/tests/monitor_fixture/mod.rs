@@ -48,6 +48,7 @@ pub fn shard(id: u32, count: u32, stage: &str) -> Shard {
         interactions: 9_120,
         interactions_failed: 4,
         members: 1_400_000,
+        health: if ready { "ok" } else { "connecting" }.into(),
         last_error: if ready {
             String::new()
         } else {

@@ -263,7 +263,7 @@ fn shards(canvas: &mut Canvas<'_>, area: Rect, app: &App, process: &Process) {
         column(Cell::Seq, "SEQ", 8, true, 8),
         Column {
             width_max: 60,
-            ..column(Cell::Error, "LAST ERROR", 12, false, 9)
+            ..column(Cell::Error, "WHY", 12, false, 9)
         },
     ];
     table(
@@ -306,8 +306,14 @@ impl Source<Cell> for Shards<'_> {
         vec![match key {
             Cell::Id => piece(format!("{}/{}", shard.id, shard.count), Role::Strong),
             Cell::Stage => {
-                let (glyph, role) = canvas.theme.state(&shard.stage);
-                piece(format!("{glyph} {}", shard.stage), role)
+                // A connection that stands says less than what is thought of it.
+                let word = if shard.stage == "ready" && state::is_unwell(&shard.health) {
+                    &shard.health
+                } else {
+                    &shard.stage
+                };
+                let (glyph, role) = canvas.theme.state(word);
+                piece(format!("{glyph} {word}"), role)
             }
             Cell::Guilds => {
                 let missing = shard.guilds < shard.guilds_expected;
@@ -325,7 +331,10 @@ impl Source<Cell> for Shards<'_> {
             Cell::Reconnects => piece(figures::short_count(shard.reconnects), role),
             Cell::Interactions => piece(figures::short_count(shard.interactions), role),
             Cell::Seq => piece(shard.seq.to_string(), Role::Dim),
-            Cell::Error => piece(shard.last_error.as_str(), Role::Bad),
+            Cell::Error if shard.health_detail.is_empty() => {
+                piece(shard.last_error.as_str(), Role::Bad)
+            }
+            Cell::Error => piece(shard.health_detail.as_str(), Role::Bad),
         }]
     }
 }
