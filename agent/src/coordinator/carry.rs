@@ -57,6 +57,9 @@ impl Task {
                 self.refuse(&error);
                 break;
             }
+            if self.active[index].op.state.is_ended() {
+                self.let_cuts_linger(&before);
+            }
             self.assign_duties();
             self.carry_out(index, effects).await;
             self.announce(index, &before);
@@ -172,7 +175,6 @@ impl Task {
         }
         if op.state != before.state && op.state.is_ended() {
             announce_end(&self.parts.history, op);
-            self.release_shares(op);
             if op.kind == Kind::Reshard && op.state == OpState::Succeeded {
                 self.forget_sessions(op);
             }

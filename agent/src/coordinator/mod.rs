@@ -25,6 +25,7 @@ mod task;
 
 use std::sync::Arc;
 
+pub use reshards::proposals;
 use tanako_proto::fleet::v1::{self as wire, Problem};
 use tanako_store::Store;
 use tokio::sync::{mpsc, oneshot, watch};

@@ -9,8 +9,9 @@ use super::task::Task;
 use crate::{
     clock::now_ms,
     operations::{
+        Operation,
         core::{self, Effect, Input, Request},
-        duties,
+        cut, duties,
     },
     supervisor::{Desired as Wanted, SupervisorError},
 };
@@ -31,13 +32,27 @@ pub(super) struct Answer {
 
 impl Task {
     /// Tells everybody who starts from now on what to do.
-    pub(super) fn assign_duties(&self) {
-        let all = self
+    pub(super) fn assign_duties(&mut self) {
+        let now = now_ms();
+        self.lingering.retain(|(until, _)| now < *until);
+        let over = self.lingering.iter().flat_map(|(_, cuts)| cuts.clone());
+        let current = self
             .active
             .iter()
-            .flat_map(|active| duties::assignments(&active.op))
-            .collect();
+            .flat_map(|active| duties::assignments(&active.op));
+        let all = over.chain(current).collect();
         self.parts.workers.duties().replace(all);
+    }
+
+    /// The cuts of an operation that has ended go on for a while: what is older than the cut may still
+    /// be in the rings of processes, or come again as a replay. Nobody is told that they are over: nothing
+    /// that old comes any more.
+    pub(super) fn let_cuts_linger(&mut self, before: &Operation) {
+        let mut cuts = duties::assignments(before);
+        cuts.retain(|_, assignment| assignment.cut.is_some());
+        if !cuts.is_empty() {
+            self.lingering.push((now_ms() + cut::RING_MS, cuts));
+        }
     }
 
     /// Takes the answer of a worker into its operation.
@@ -183,26 +198,6 @@ impl Task {
         });
         let request = Request::Share { at };
         self.ask_worker(operation, (name, attempt), request, command, SHARE_WITHIN);
-    }
-
-    /// Tells processes whose share has ended that everything is theirs. It changes nothing for what is
-    /// new: nobody waits for it.
-    pub(super) fn release_shares(&self, ended: &crate::operations::Operation) {
-        if ended.kind != crate::operations::Kind::Reshard {
-            return;
-        }
-        for name in crate::operations::cut::new_set(ended)
-            .into_iter()
-            .chain(crate::operations::cut::old_set(ended))
-        {
-            let Ok(name) = name.parse::<ProcessName>() else {
-                continue;
-            };
-            let attempt = self.table().get(&name).map_or(0, |process| process.attempt);
-            if attempt > 0 {
-                self.share(0, name, attempt, 0);
-            }
-        }
     }
 
     /// Gives a command and lets its answer come in among the others.

@@ -1,7 +1,7 @@
 //! The task that owns operations, desired state and audit log.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -23,6 +23,7 @@ use crate::{
         ledger::{Index, Loaded},
     },
     supervisor::{Desired as Wanted, Table},
+    worker::duties::Assignment,
 };
 
 /// Reports of backup jobs that wait.
@@ -72,6 +73,8 @@ pub(super) struct Task {
     job_events_rx: Option<mpsc::Receiver<JobEvent>>,
     pub(super) answers: mpsc::Sender<Answer>,
     answers_rx: Option<mpsc::Receiver<Answer>>,
+    /// Cuts of operations that have ended, and until when they count.
+    pub(super) lingering: Vec<(i64, BTreeMap<String, Assignment>)>,
     /// Shard counts that have been proposed, by bot.
     pub(super) proposed: HashMap<String, u32>,
     pub(super) tracker: TaskTracker,
@@ -109,6 +112,7 @@ impl Task {
             job_events_rx: Some(job_events_rx),
             answers,
             answers_rx: Some(answers_rx),
+            lingering: Vec::new(),
             proposed: HashMap::new(),
             tracker,
             retry_at: None,

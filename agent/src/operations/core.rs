@@ -44,6 +44,17 @@ pub struct Observation {
 }
 
 impl Observation {
+    /// Whether it is down: a restart takes nothing away.
+    pub fn is_down(&self) -> bool {
+        self.state != State::Ready
+    }
+
+    /// Whether it does not serve as it should. After the agent's restart no worker has reported yet:
+    /// what the supervisor took over as ready counts as whole until its worker says otherwise.
+    pub fn is_short(&self) -> bool {
+        self.is_down() || (self.attached && !self.ready)
+    }
+
     /// Whether it does not run, and nothing but the operator or an operation starts it.
     pub fn is_down_for_good(&self) -> bool {
         matches!(self.state, State::Stopped | State::Failed)
@@ -222,7 +233,13 @@ pub fn step(op: &mut Operation, now: i64, input: Input<'_>) -> Vec<Effect> {
         }
     }
     back::turn(op, now, &mut effects);
+    let forward = op.course;
     begin(op, now, observed, &mut effects);
+    // It may have given up waiting.
+    back::turn(op, now, &mut effects);
+    if op.course != forward {
+        begin(op, now, observed, &mut effects);
+    }
     end(op, now, observed, &mut effects);
     op.count_steps();
     effects
@@ -290,7 +307,7 @@ fn begin(op: &mut Operation, now: i64, observed: &Observed, effects: &mut Vec<Ef
     order.sort_by_key(|&index| {
         observed
             .get(&op.steps[index].object)
-            .is_some_and(|process| process.ready)
+            .is_some_and(|process| !process.is_down())
     });
     let mut waits = None;
     for index in order {

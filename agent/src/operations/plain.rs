@@ -131,6 +131,10 @@ pub(super) fn begin(
         effects.push(Effect::Document(Change::Release(step.object.clone())));
     }
     if process.is_none() && matches!(step.action, StepAction::Remove | StepAction::Stop) {
+        if step.action == StepAction::Remove {
+            // The observation may be from before it was made.
+            effects.push(effect(step));
+        }
         step.finish(now, StepState::Succeeded, "gone");
     } else {
         "waiting".clone_into(&mut step.message);
@@ -162,7 +166,7 @@ fn down(op: &Operation, observed: &Observed) -> Vec<String> {
         .filter(|step| {
             observed
                 .get(&step.object)
-                .is_some_and(|process| !process.ready)
+                .is_some_and(Observation::is_short)
         })
         .map(|step| step.object.clone())
         .collect();
@@ -185,7 +189,9 @@ pub(super) fn may_restart(op: &Operation, index: usize, observed: &Observed) -> 
     }
     // A step at work counts as down even while an old observation shows it ready.
     let own = &op.steps[index].object;
-    if down.contains(own) || working + down.len() < max {
+    let is_down = observed.get(own).is_some_and(Observation::is_down);
+    let others = down.iter().filter(|name| *name != own).count();
+    if is_down || working + others < max {
         Ok(())
     } else {
         Err(down.join(", "))

@@ -9,6 +9,8 @@ use tanako_proto::fleet::v1::{DoctorReport, Finding};
 use super::rpc::Sources;
 use crate::{
     clock::now_ms,
+    coordinator,
+    desired::Desired,
     supervisor::{Desired as Wanted, State},
 };
 
@@ -65,6 +67,7 @@ pub async fn examine(sources: &Sources) -> DoctorReport {
     processes(&mut findings, sources);
     ports(&mut findings, sources).await;
     budget(&mut findings, sources);
+    reshards(&mut findings, &desired, sources);
     findings.ok(
         "http",
         format!("/metrics, /health and /ready at http://{}", sources.http),
@@ -351,6 +354,19 @@ async fn ports(findings: &mut Findings, sources: &Sources) {
                 "see who has it (`ss -ltnp`), or choose another base_port",
             );
         }
+    }
+}
+
+/// Bots with `shards = "auto"` for which Discord recommends more shards than they have.
+fn reshards(findings: &mut Findings, desired: &Desired, sources: &Sources) {
+    let identify = sources.broker.status().borrow().clone();
+    for (bot, now, to) in coordinator::proposals(desired, &identify) {
+        findings.add(
+            "warning",
+            "shards",
+            format!("{bot} has {now} shards, Discord recommends {to}"),
+            &format!("see what it takes: `tanakoctl reshard {bot} --shards {to} --dry-run`"),
+        );
     }
 }
 

@@ -6,6 +6,8 @@ use tanako_fleet::{
     shard,
 };
 
+use crate::desired::Desired;
+
 /// A guild's shard in one bot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shard {
@@ -19,18 +21,21 @@ pub struct Shard {
     pub process: ProcessName,
 }
 
-/// The guild's shard in every bot of the fleet.
-pub fn shards(spec: &Spec, guild_id: u64) -> Vec<Shard> {
+/// The guild's shard in every bot of the fleet, in the set of processes that serves it.
+pub fn shards(desired: &Desired, guild_id: u64) -> Vec<Shard> {
+    let Some(spec) = &desired.spec else {
+        return Vec::new();
+    };
     spec.bots
-        .iter()
-        .filter_map(|(bot, config)| {
-            let id = shard::shard_of(guild_id, config.shards);
-            let process = ProcessName::new(bot, id / config.shards_per_process.max(1)).ok()?;
+        .keys()
+        .filter_map(|bot| {
+            let set = desired.active(bot)?;
+            let id = shard::shard_of(guild_id, set.shards);
             Some(Shard {
                 bot: bot.clone(),
                 id,
-                count: config.shards,
-                process,
+                count: set.shards,
+                process: set.process_of(bot, id),
             })
         })
         .collect()

@@ -461,7 +461,7 @@ impl Fleet for Service {
                 "the fleet has no spec yet",
             )));
         };
-        let shards = locate::shards(&spec, guild_id)
+        let shards = locate::shards(&parts.desired, guild_id)
             .into_iter()
             .map(|shard| {
                 let process = parts.table.get(&shard.process);
