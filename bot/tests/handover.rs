@@ -322,3 +322,29 @@ async fn an_abandoned_cut_gives_back_what_was_held() {
         .await;
     exact(&world.calm().await);
 }
+
+/// Two sets that both believe it is their turn: Discord takes one answer, and both sides count the same doubles.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_cut_doubles_are_counted_as_discord_counts_them() {
+    let world = World::new(patient(20)).await;
+    let old = Process::start(&world, "0", Duty::Active, &[0], 1);
+    old.ready(ShardStage::Ready).await;
+    world.commands_registered().await;
+    let new = Process::start(&world, "g2-0", Duty::Active, &[0, 1], 2);
+    new.ready(ShardStage::Ready).await;
+    let rates = json!({ "interactions_per_second": 20 });
+    world.post("rates", rates).await;
+    world
+        .account_reaches("interactions.answered_twice", 10)
+        .await;
+    let account = world.calm().await;
+    assert_eq!(account["interactions"]["unanswered"], 0, "{account}");
+    eventually("the doubles to be reported", || async {
+        let twice = world.account().await["interactions"]["answered_twice"].as_u64();
+        let told = |process: &Process| process.sum(|shard| shard.duplicated);
+        (twice == Some(told(&old) + told(&new))).then_some(())
+    })
+    .await;
+    let failed = |process: &Process| process.sum(|shard| shard.interactions_failed);
+    assert_eq!(failed(&old) + failed(&new), 0, "a double is no failure");
+}
