@@ -147,6 +147,7 @@ impl App {
 
         let store = Opened::open(&config).await?;
         let shared = store.store();
+        refuse_lost_processes(&config, &*shared).await?;
         let seat = Seat::new();
         let history = History::start(
             history::Config {
@@ -453,6 +454,26 @@ async fn open_embedded(path: &Path) -> anyhow::Result<Arc<EmbeddedStore>> {
             Err(anyhow::Error::new(error).context(format!("the store cannot be opened; {hint}")))
         }
     }
+}
+
+/// What ran here must not run again once another host has taken it over.
+async fn refuse_lost_processes(config: &Config, store: &dyn Store) -> anyhow::Result<()> {
+    let StoreConfig::Etcd(etcd) = &config.store else {
+        return Ok(());
+    };
+    if !supervisor::any_left(&config.data_dir) {
+        return Ok(());
+    }
+    if let Some(host) = office::processes_elsewhere(store, &config.host).await
+        && etcd.take_over.as_ref() != Some(&host)
+    {
+        bail!(
+            "host {host} has taken over the processes that ran here; move the data directory {} aside \
+             to stand by, or stop the agent of {host} and start this one with --take-over {host}",
+            config.data_dir.display()
+        );
+    }
+    Ok(())
 }
 
 /// The duties of workers before the first of them says hello. Those that cannot be read now follow

@@ -56,9 +56,12 @@ pub fn stale(base: u64, current: u64) -> Problem {
     .hint("make the plan again and look at it: `tanakoctl plan`")
 }
 
+/// Code of [`stopping`].
+pub const STOPPING: &str = "stopping";
+
 /// The agent is on its way out.
 pub fn stopping() -> Problem {
-    Problem::new("stopping", "agent", "the agent is stopping")
+    Problem::new(STOPPING, "agent", "the agent is stopping")
         .hint("try again when it runs")
         .retryable()
 }

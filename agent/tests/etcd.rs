@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use etcd_kit::Etcd;
+use etcd_kit::{Etcd, Proxy};
 use hyper_util::rt::TokioIo;
 use tanako_proto::fleet::v1::{self as wire, Problem, fleet_client::FleetClient};
 use tonic::transport::{Channel, Endpoint};
@@ -45,6 +45,17 @@ fn spec(processes: u32, ready_after: &str) -> String {
 
 impl Agent {
     fn new(etcd: &Etcd, host: &'static str, toml: &str) -> Self {
+        Self::behind(&etcd.urls().join(","), host, toml)
+    }
+
+    fn behind(endpoints: &str, host: &'static str, toml: &str) -> Self {
+        let mut agent = Self::prepared(endpoints, host, toml);
+        agent.start();
+        agent
+    }
+
+    /// Everything is there, but it does not run yet.
+    fn prepared(endpoints: &str, host: &'static str, toml: &str) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("tae")
             .tempdir()
@@ -54,15 +65,13 @@ impl Agent {
         fs::set_permissions(&token, fs::Permissions::from_mode(0o600)).expect("sets");
         let toml = toml.replace("TOKEN", &token.display().to_string());
         fs::write(dir.path().join("fleet.toml"), toml).expect("writes");
-        let mut agent = Self {
+        Self {
             dir,
             host,
-            endpoints: etcd.urls().join(","),
+            endpoints: endpoints.to_owned(),
             extra: Vec::new(),
             child: None,
-        };
-        agent.start();
-        agent
+        }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -70,6 +79,18 @@ impl Agent {
     }
 
     fn start(&mut self) {
+        self.spawn();
+        let until = Instant::now() + SOON;
+        while !self.path("info.json").exists() {
+            let child = self.child.as_mut().expect("started");
+            let ended = child.try_wait().expect("asks");
+            assert!(ended.is_none(), "the agent ended: {}", self.log());
+            assert!(Instant::now() < until, "it did not come up: {}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn spawn(&mut self) {
         let _ = fs::remove_file(self.path("info.json"));
         let log = fs::File::options()
             .append(true)
@@ -93,14 +114,6 @@ impl Agent {
             .spawn()
             .expect("starts");
         self.child = Some(child);
-        let until = Instant::now() + SOON;
-        while !self.path("info.json").exists() {
-            let child = self.child.as_mut().expect("started");
-            let ended = child.try_wait().expect("asks");
-            assert!(ended.is_none(), "the agent ended: {}", self.log());
-            assert!(Instant::now() < until, "it did not come up: {}", self.log());
-            std::thread::sleep(Duration::from_millis(10));
-        }
     }
 
     fn log(&self) -> String {
@@ -454,4 +467,45 @@ async fn of_two_agents_one_decides_and_no_process_runs_twice() {
     assert!(moved.processes.iter().all(|process| lives(process.pid)));
     let op = insist(&mut client, "restart", "a/2").await;
     succeeded(&mut client, &op.id).await;
+
+    // The host was not that dead: its agent does not start what now runs elsewhere.
+    first.spawn();
+    let ended = first.child.take().expect("started").wait().expect("ends");
+    assert!(!ended.success());
+    assert!(
+        first
+            .log()
+            .contains("host b has taken over the processes that ran here"),
+        "{}",
+        first.log()
+    );
+}
+
+/// The operator was wrong: the host that was declared off runs, cut off from the store.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_was_declared_off_lets_go_of_its_processes() {
+    let etcd = Etcd::single();
+    let proxy = Proxy::to(&etcd.members[0].socket()).await;
+    let toml = spec(2, "100ms");
+    let mut first = Agent::behind(&proxy.url, "a", &toml);
+    let mut client = first.client().await;
+    let before = until(&mut client, "ready", |status| ready(status, 2)).await;
+    proxy.open(false);
+    until(&mut client, "cut off", |status| {
+        says(status, "no decisions") && running(status, 2)
+    })
+    .await;
+    let mut second = Agent::prepared(&etcd.urls().join(","), "b", &toml);
+    second.extra = vec!["--take-over", "a"];
+    second.start();
+    let mut other = second.client().await;
+    until(&mut other, "ready", |status| ready(status, 2)).await;
+    proxy.open(true);
+    until(&mut client, "standing by", |status| {
+        says(status, "the agent of host b decides") && status.processes.is_empty()
+    })
+    .await;
+    assert!(before.processes.iter().all(|process| !lives(process.pid)));
+    until(&mut other, "ready", |status| ready(status, 2)).await;
+    first.kill();
 }

@@ -10,6 +10,7 @@ use crate::{
     audit::Record,
     coordinator::{Caller, Coordinator, Operations},
     desired::Desired,
+    problem,
 };
 
 /// The coordinator of the present term, or why there is none; clones are cheap.
@@ -28,9 +29,7 @@ impl Front {
         request: wire::OperationRequest,
         caller: Caller,
     ) -> Result<wire::Operation, Problem> {
-        self.current()
-            .map_err(|refused| *refused)?
-            .submit(request, caller)
+        self.ask(async |coordinator| coordinator.submit(request, caller).await)
             .await
     }
 
@@ -40,17 +39,13 @@ impl Front {
         request: wire::ApplyRequest,
         caller: Caller,
     ) -> Result<wire::Operation, Problem> {
-        self.current()
-            .map_err(|refused| *refused)?
-            .apply(request, caller)
+        self.ask(async |coordinator| coordinator.apply(request, caller).await)
             .await
     }
 
     /// What a request would do and cost.
     pub async fn plan(&self, request: wire::PlanRequest) -> Result<wire::PlanReply, Problem> {
-        self.current()
-            .map_err(|refused| *refused)?
-            .plan(request)
+        self.ask(async |coordinator| coordinator.plan(request).await)
             .await
     }
 
@@ -60,33 +55,25 @@ impl Front {
         request: wire::ControlRequest,
         caller: Caller,
     ) -> Result<wire::Operation, Problem> {
-        self.current()
-            .map_err(|refused| *refused)?
-            .control(request, caller)
+        self.ask(async |coordinator| coordinator.control(request, caller).await)
             .await
     }
 
     /// Writes a record for a change that is made elsewhere.
     pub async fn audit(&self, record: Record) -> Result<(), Problem> {
-        self.current()
-            .map_err(|refused| *refused)?
-            .audit(record)
+        self.ask(async |coordinator| coordinator.audit(record).await)
             .await
     }
 
     /// The operation of that id, however old.
     pub async fn operation(&self, id: &str) -> Result<wire::Operation, Problem> {
-        self.current()
-            .map_err(|refused| *refused)?
-            .operation(id)
+        self.ask(async |coordinator| coordinator.operation(id).await)
             .await
     }
 
     /// The latest operations, newest first.
     pub async fn operations(&self, limit: usize) -> Result<Vec<wire::Operation>, Problem> {
-        self.current()
-            .map_err(|refused| *refused)?
-            .operations(limit)
+        self.ask(async |coordinator| coordinator.operations(limit).await)
             .await
     }
 
@@ -116,8 +103,22 @@ impl Front {
                 .is_none_or(Coordinator::is_running)
     }
 
-    fn current(&self) -> Result<Coordinator, Box<Problem>> {
+    async fn ask<T>(
+        &self,
+        request: impl AsyncFnOnce(Coordinator) -> Result<T, Problem>,
+    ) -> Result<T, Problem> {
         let current = self.current.borrow().clone();
-        current.ok_or_else(|| Box::new(self.standing.borrow().problem()))
+        let Some(coordinator) = current else {
+            return Err(self.standing.borrow().problem());
+        };
+        request(coordinator).await.map_err(|problem| {
+            // Its term ended in the middle of the request. Why, if the agent goes on?
+            let goes_on = self.current.has_changed().is_ok();
+            if goes_on && problem.code == problem::STOPPING {
+                self.standing.borrow().problem()
+            } else {
+                problem
+            }
+        })
     }
 }

@@ -24,6 +24,8 @@
 //! The processes stay with one host, named in the store, until placement spans hosts. An agent of
 //! another host that is elected decides nothing about them: it hands the office over as soon as the
 //! host's own agent asks for it. [`Settings::take_over`] is the operator's word that the host is off.
+//! An agent whose processes were taken over does not start ([`processes_elsewhere`]); one that was
+//! running all the same stops them when it learns of it.
 
 mod authority;
 mod front;
@@ -46,6 +48,9 @@ pub use front::Front;
 
 /// Key of the office.
 pub const KEY: &str = "coordinator";
+
+/// Key that names the host that the processes are on.
+const HOLDER: &str = "holder";
 
 /// How the office is sought.
 #[derive(Debug, Clone)]
@@ -151,6 +156,14 @@ impl Standing {
             ),
         }
     }
+}
+
+/// The host that the processes are on according to the store, when it is another one than `host`.
+/// `None` also when the store does not answer: then what ran here runs on.
+pub async fn processes_elsewhere(store: &dyn Store, host: &str) -> Option<String> {
+    let item = store.get(HOLDER).await.ok().flatten()?;
+    let holder = String::from_utf8_lossy(&item.value).into_owned();
+    (holder != host).then_some(holder)
 }
 
 /// The ends of the channels that the office publishes on; made before it starts, so that those that

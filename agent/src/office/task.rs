@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tanako_fleet::spec;
+use tanako_fleet::{ProcessName, spec};
 use tanako_store::{
     Fence, Fenced, Store, StoreError, Txn,
     election::{self, Leadership},
@@ -14,7 +14,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Front, KEY, Settings, Standing, Term,
+    Front, HOLDER, KEY, Settings, Standing, Term,
     keeper::{Keeper, Lease},
 };
 use crate::{
@@ -23,8 +23,6 @@ use crate::{
     history::Severity,
 };
 
-/// The host that the processes are on.
-const HOLDER: &str = "holder";
 /// Put by the agent of that host while another holds the office.
 const CLAIM: &str = "claim";
 /// How often one that waits looks who holds the office.
@@ -238,7 +236,11 @@ impl Task {
     async fn look(&self, claim: &mut Option<(u64, Keeper)>) {
         let found = async {
             let leader = election::leader(&*self.store, KEY).await?;
-            let ours = self.holder().await?.as_deref() == Some(self.parts.host.as_str());
+            let holder = self.holder().await?;
+            let ours = holder.as_ref() == Some(&self.parts.host);
+            if let Some(host) = holder.filter(|_| !ours) {
+                self.release_processes(&host).await;
+            }
             let other = leader
                 .as_ref()
                 .is_some_and(|leader| *leader != self.parts.host);
@@ -425,6 +427,7 @@ impl Task {
         match holder {
             Some(host) if host == own => return Ok(None),
             Some(host) if self.settings.take_over.as_ref() != Some(&host) => {
+                self.release_processes(&host).await;
                 return Ok(Some(host));
             }
             Some(host) => self.tell(
@@ -442,6 +445,30 @@ impl Task {
             None => Err(StoreError::Unavailable(
                 "the host of the processes was changed by someone else".to_owned(),
             )),
+        }
+    }
+
+    /// Stops what runs here although `host` was made the one that the processes are on: no shard may be
+    /// held twice.
+    async fn release_processes(&self, host: &str) {
+        let names: Vec<ProcessName> = {
+            let table = self.parts.supervisor.status();
+            let table = table.borrow();
+            table.keys().cloned().collect()
+        };
+        if names.is_empty() {
+            return;
+        }
+        let message = format!(
+            "host {host} has taken them over; {} are stopped here",
+            names.len()
+        );
+        tracing::error!("{message}");
+        self.tell(Severity::Error, "processes-released", &message);
+        for name in names {
+            if let Err(error) = self.parts.supervisor.forget(&name).await {
+                tracing::warn!(process = %name, %error, "a process could not be released");
+            }
         }
     }
 

@@ -46,4 +46,5 @@ mod sweep;
 mod table;
 
 pub use handle::{Config, StartGate, Supervisor, SupervisorError, Ungated, WorkerInput};
+pub use records::any_left;
 pub use status::{Desired, ProcessStatus, Severity, State, SupervisorEvent, Table, kind};

@@ -198,6 +198,11 @@ fn append(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
+/// Whether an earlier agent left processes in the records of `data_dir`.
+pub fn any_left(data_dir: &Path) -> bool {
+    fs::read(data_dir.join("run").join("records")).is_ok_and(|bytes| !load(&bytes).specs.is_empty())
+}
+
 fn load(bytes: &[u8]) -> Loaded {
     let mut loaded = Loaded::default();
     for line in bytes.split(|byte| *byte == b'\n') {
