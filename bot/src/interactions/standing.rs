@@ -15,6 +15,8 @@ use crate::shard::duty::Standing;
 
 /// Message flag: the answer is still to come.
 const LOADING: u64 = 1 << 7;
+/// The interaction's token has ended.
+const INVALID_WEBHOOK_TOKEN: i64 = 50_027;
 /// Tries for one look-up. Discord takes a first answer for three seconds: more would come too late.
 const TRIES: u32 = 3;
 
@@ -55,7 +57,10 @@ fn read(answer: &Result<Vec<u8>, RestError>) -> Standing {
         },
         Err(error) if error.is_not_found() => Standing::Open,
         // A quarter of an hour old: nobody can answer it any more.
-        Err(error) if error.is_unauthorized() => Standing::Answered,
+        Err(RestError::Refused {
+            code: INVALID_WEBHOOK_TOKEN,
+            ..
+        }) => Standing::Answered,
         Err(_) => Standing::Unknown,
     }
 }
@@ -66,10 +71,10 @@ mod tests {
 
     #[test]
     fn answers_are_told_apart() {
-        let refused = |status| {
+        let refused = |status, code| {
             Err(RestError::Refused {
                 status,
-                code: 0,
+                code,
                 message: String::new(),
             })
         };
@@ -79,9 +84,11 @@ mod tests {
         assert_eq!(read(&body(r#"{"id":"1","flags":64}"#)), Standing::Answered);
         assert_eq!(read(&body(r#"{"id":"1"}"#)), Standing::Answered);
         assert_eq!(read(&body("gateway error")), Standing::Unknown);
-        assert_eq!(read(&refused(404)), Standing::Open);
-        assert_eq!(read(&refused(401)), Standing::Answered);
-        assert_eq!(read(&refused(500)), Standing::Unknown);
+        assert_eq!(read(&refused(404, 10_015)), Standing::Open);
+        assert_eq!(read(&refused(401, 50_027)), Standing::Answered);
+        // Of the bot's own token this says nothing about the interaction.
+        assert_eq!(read(&refused(401, 0)), Standing::Unknown);
+        assert_eq!(read(&refused(500, 0)), Standing::Unknown);
         assert_eq!(
             read(&Err(RestError::Unreachable("no connection"))),
             Standing::Unknown

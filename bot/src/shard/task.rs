@@ -140,19 +140,12 @@ pub struct ShardSetup {
     pub nudge: Arc<Notify>,
 }
 
+/// How to stand down, and who waits for it.
+#[derive(Default)]
 pub(super) struct Leaving {
     within: Duration,
-    quiesced: Option<oneshot::Sender<()>>,
-    closed: Option<oneshot::Sender<()>>,
-}
-
-impl Leaving {
-    /// Nobody is there any more who could say how.
-    const ALONE: Self = Self {
-        within: Duration::ZERO,
-        quiesced: None,
-        closed: None,
-    };
+    quiesced: Vec<oneshot::Sender<()>>,
+    closed: Vec<oneshot::Sender<()>>,
 }
 
 /// A share that is in force, and not yet answered.
@@ -419,11 +412,12 @@ impl ShardTask {
             }) => {
                 self.leaving = Some(Leaving {
                     within,
-                    quiesced: Some(quiesced),
-                    closed: Some(closed),
+                    quiesced: vec![quiesced],
+                    closed: vec![closed],
                 });
             }
-            None => self.leaving = Some(Leaving::ALONE),
+            // Nobody is there any more who could say how.
+            None => self.leaving = Some(Leaving::default()),
             Some(ShardOrder::Work { .. } | ShardOrder::Release) => {}
             Some(order @ ShardOrder::Reconnect { .. }) => return Some(order),
         }
@@ -501,7 +495,7 @@ impl ShardTask {
 
     /// From the last event to standby: handlers finish while the connection closes.
     async fn stand_down(&mut self, shard: Option<Shard<ShardQueue>>) {
-        let leaving = self.leaving.take().unwrap_or(Leaving::ALONE);
+        let mut leaving = self.leaving.take().unwrap_or_default();
         self.arm(false);
         self.stopped_at = unix_ms();
         let closing = async {
@@ -509,24 +503,30 @@ impl ShardTask {
                 close_resumably(shard).await;
             }
         };
-        let quiesced = async {
-            self.quiesce(leaving.within).await;
-            // Whoever asked may be gone.
-            leaving.quiesced.map(|quiesced| quiesced.send(()))
-        };
-        tokio::join!(quiesced, closing);
+        tokio::join!(self.quiesce(&mut leaving), closing);
         self.status.last_error.clear();
         self.status.latency_ms = 0.0;
         self.stage(Stage::Standby);
-        leaving.closed.map(|closed| closed.send(()));
+        for closed in leaving.closed {
+            // Whoever asked may be gone.
+            let _ = closed.send(());
+        }
     }
 
     /// Waits for the handlers and publishes the final deposit.
-    async fn quiesce(&mut self, within: Duration) {
-        let deadline = tokio::time::Instant::now() + within;
+    async fn quiesce(&mut self, leaving: &mut Leaving) {
+        let mut deadline = tokio::time::Instant::now() + leaving.within;
         while self.running + self.looking > 0 {
             tokio::select! {
                 Some(progress) = self.progress_rx.recv() => self.progressed(progress),
+                Some(order) = self.orders.recv() => {
+                    // Told again, with less time perhaps. Nothing else is told before this is over.
+                    if let ShardOrder::StandDown { within, quiesced, closed } = order {
+                        deadline = deadline.min(tokio::time::Instant::now() + within);
+                        leaving.quiesced.push(quiesced);
+                        leaving.closed.push(closed);
+                    }
+                }
                 () = tokio::time::sleep_until(deadline) => {
                     warn!(shard = self.status.id, handlers = self.running, "handlers did not finish in time, a successor takes their events up again");
                     break;
@@ -538,5 +538,9 @@ impl ShardTask {
         self.shares.clear();
         self.publish();
         self.nudge.notify_one();
+        for quiesced in leaving.quiesced.drain(..) {
+            // Whoever asked may be gone.
+            let _ = quiesced.send(());
+        }
     }
 }
