@@ -241,6 +241,17 @@ impl App {
             coordinating.cancel.clone(),
             &coordinating.tracker,
         );
+        if let (Opened::Etcd(etcd), StoreConfig::Etcd(settings)) = (&store, &config.store)
+            && let Some(keep) = settings.history
+        {
+            office::keep_history(
+                etcd.clone(),
+                &coordinator,
+                keep,
+                coordinating.cancel.clone(),
+                &coordinating.tracker,
+            );
+        }
         first_decision(&config, &coordinator, &coordinating).await?;
 
         let health = Health::start(

@@ -118,6 +118,17 @@ pub struct Args {
         help_heading = "Etcd"
     )]
     pub etcd_lease_seconds: u64,
+    /// Minutes of etcd's history to keep, for all who use that server; 0 leaves it to the server's own
+    /// auto-compaction
+    #[arg(
+        long,
+        value_name = "MINUTES",
+        default_value_t = 10,
+        value_parser = clap::value_parser!(u64).range(..=10_080),
+        env = "TANAKO_ETCD_HISTORY_MINUTES",
+        help_heading = "Etcd"
+    )]
+    pub etcd_history_minutes: u64,
     /// Run the processes of HOST here from now on; only when that host is off for good
     #[arg(long, value_name = "HOST", help_heading = "Etcd")]
     pub take_over: Option<String>,
@@ -178,6 +189,8 @@ pub struct EtcdConfig {
     pub options: etcd::Options,
     /// Life of the coordinator's lease.
     pub lease: Duration,
+    /// How much of the history is kept; `None` = the server sees to it.
+    pub history: Option<Duration>,
     /// The host whose processes are taken over.
     pub take_over: Option<String>,
 }
@@ -344,6 +357,8 @@ fn store(
     Ok(StoreConfig::Etcd(Box::new(EtcdConfig {
         options: options.checked()?,
         lease,
+        history: (args.etcd_history_minutes > 0)
+            .then(|| Duration::from_secs(args.etcd_history_minutes * 60)),
         take_over: args.take_over.clone(),
     })))
 }

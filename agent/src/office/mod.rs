@@ -14,6 +14,7 @@
 //! - [`lapse`]: how long a lease surely lives; pure.
 //! - `keeper`: keeps one lease alive.
 //! - `task`: campaigns, begins and ends terms.
+//! - `authority`: the store for those who outlive terms. `compact`: its history.
 //! - [`Front`]: what the rest of the agent asks, whoever decides.
 //!
 //! A *term* is one life of the coordinator: it begins by reading everything from the store and ends
@@ -28,6 +29,7 @@
 //! running all the same stops them when it learns of it.
 
 mod authority;
+mod compact;
 mod front;
 mod keeper;
 mod lapse;
@@ -37,7 +39,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tanako_fleet::spec;
 use tanako_proto::fleet::v1::Problem;
-use tanako_store::Store;
+use tanako_store::{Store, etcd::EtcdStore};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -156,6 +158,18 @@ impl Standing {
             ),
         }
     }
+}
+
+/// Keeps `keep` of the history of `store` while this agent decides, until cancelled.
+pub fn keep_history(
+    store: Arc<EtcdStore>,
+    front: &Front,
+    keep: Duration,
+    cancel: CancellationToken,
+    tracker: &TaskTracker,
+) {
+    let task = compact::compact(store, front.standing(), keep);
+    tracker.spawn(cancel.run_until_cancelled_owned(task));
 }
 
 /// The host that the processes are on according to the store, when it is another one than `host`.

@@ -15,8 +15,8 @@
 //! - A watch outlives broken connections and restarts of the server: it resumes after the last whole
 //!   revision that it has given. It ends only with [`StoreError::Compacted`] or
 //!   [`StoreError::Denied`].
-//! - The server's own limits are left alone: history is dropped when its operator's auto-compaction
-//!   says so. Leases last whole seconds, at least as long as the server's minimum (2 s by default).
+//! - History is dropped by the server's own auto-compaction, or by [`EtcdStore::compact`].
+//! - Leases last whole seconds, at least as long as the server's minimum (2 s by default).
 //!
 //! The few calls that are needed are generated from `proto/etcd.proto`. The client crates at hand need
 //! a system `protoc` on every machine that builds, choose among members by themselves, and do not say
@@ -75,8 +75,8 @@ impl EtcdStore {
         })
     }
 
-    /// Drops the server's history before `revision`, for all who use that server: only for one that
-    /// serves this fleet alone and has no auto-compaction.
+    /// Drops the server's history before `revision`, for all who use that server. Keeps every key's
+    /// present value.
     pub async fn compact(&self, revision: Revision) -> Result<(), StoreError> {
         let request = wire::CompactionRequest {
             revision: translate::signed(revision),
