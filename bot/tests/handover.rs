@@ -14,32 +14,51 @@ use tanako_proto::worker::v1::{
 
 /// One process with an agent of its own.
 struct Process {
+    name: &'static str,
+    attempt: u64,
     agent: Agent,
     _served: Served,
     bot: Bot,
 }
 
+fn launch(world: &World, name: &str, attempt: u64) -> Bot {
+    world
+        .bot()
+        .env("TANAKO_SOCKET", world.path(&format!("{name}.sock")))
+        .env("TANAKO_PROCESS", format!("tanako/{name}"))
+        .env("TANAKO_ATTEMPT", attempt.to_string())
+        .start()
+}
+
 impl Process {
-    fn start(world: &World, name: &str, duty: Duty, shards: &[u32], count: u32) -> Self {
+    fn start(world: &World, name: &'static str, duty: Duty, shards: &[u32], count: u32) -> Self {
         let agent = Agent::default();
         {
             let mut state = agent.state();
             state.duty = duty;
             state.shards = (shards.to_vec(), count);
         }
-        let socket = world.path(&format!("{name}.sock"));
-        let served = agent.serve(&socket);
-        let bot = world
-            .bot()
-            .env("TANAKO_SOCKET", socket)
-            .env("TANAKO_PROCESS", format!("tanako/{name}"))
-            .env("TANAKO_ATTEMPT", "1")
-            .start();
+        let served = agent.serve(&world.path(&format!("{name}.sock")));
         Self {
+            name,
+            attempt: 1,
             agent,
             _served: served,
-            bot,
+            bot: launch(world, name, 1),
         }
+    }
+
+    /// kill -9, and the next attempt with what was deposited and these terms.
+    async fn crash(&mut self, world: &World, duty: Duty, cut: Option<Cut>) {
+        self.bot.kill().await;
+        {
+            let mut state = self.agent.state();
+            state.reports.clear();
+            state.duty = duty;
+            state.cut = cut;
+        }
+        self.attempt += 1;
+        self.bot = launch(world, self.name, self.attempt);
     }
 
     async fn ready(&self, stage: ShardStage) {
@@ -225,6 +244,9 @@ async fn a_takeover_without_a_session_identifies_and_can_be_interrupted() {
     assert_eq!(done(&result), json!({ "resumed": 0, "identified": 1 }));
 }
 
+/// From choosing a cut to the cut: enough for a busy machine to tell everybody.
+const LEAD_MS: i64 = 5000;
+
 /// Milliseconds since 1970.
 fn now_ms() -> i64 {
     SystemTime::now()
@@ -256,7 +278,7 @@ async fn two_sets_share_by_a_cut_and_each_interaction_is_answered_once() {
         .await;
     assert_eq!(new.sum(|shard| shard.interactions), 0);
 
-    let at = now_ms().max(old.sum(|shard| shard.newest_handled as u64) as i64) + 3000;
+    let at = now_ms().max(old.sum(|shard| shard.newest_handled as u64) as i64) + LEAD_MS;
     let before = Some(Cut { at, before: true });
     let newest = done(&old.share(Duty::Active, before).await)["newest_handled"].clone();
     assert!(newest.as_i64().unwrap() < at, "{newest} {at}");
@@ -347,4 +369,46 @@ async fn without_a_cut_doubles_are_counted_as_discord_counts_them() {
     .await;
     let failed = |process: &Process| process.sum(|shard| shard.interactions_failed);
     assert_eq!(failed(&old) + failed(&new), 0, "a double is no failure");
+}
+
+/// Both sets are killed on both sides of the cut, and come back with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cut_holds_through_crashes_of_both_sets() {
+    let world = World::new(patient(20)).await;
+    let mut old = Process::start(&world, "0", Duty::Active, &[0], 1);
+    old.ready(ShardStage::Ready).await;
+    world.commands_registered().await;
+    load(&world).await;
+    let mut new = Process::start(&world, "g2-0", Duty::Shadow, &[0, 1], 2);
+    new.ready(ShardStage::Ready).await;
+    new.crash(&world, Duty::Shadow, None).await;
+    new.ready(ShardStage::Ready).await;
+
+    let at = now_ms() + LEAD_MS;
+    let (before, from) = (Cut { at, before: true }, Cut { at, before: false });
+    done(&old.share(Duty::Active, Some(before)).await);
+    old.crash(&world, Duty::Active, Some(before)).await;
+    done(&new.share(Duty::Active, Some(from)).await);
+    old.ready(ShardStage::Ready).await;
+    new.crash(&world, Duty::Active, Some(from)).await;
+    new.ready(ShardStage::Ready).await;
+    eventually("the cut to be over", || async {
+        (now_ms() > at + 500).then_some(())
+    })
+    .await;
+    old.crash(&world, Duty::Active, Some(before)).await;
+    old.ready(ShardStage::Ready).await;
+    new.crash(&world, Duty::Active, Some(from)).await;
+    new.ready(ShardStage::Ready).await;
+    let answered = world.account().await["interactions"]["answered"]
+        .as_u64()
+        .unwrap();
+    world
+        .account_reaches("interactions.answered", answered + 20)
+        .await;
+    let account = world.calm().await;
+    exact(&account);
+    assert_eq!(account["identifies"], 3, "{account}");
+    assert_eq!(old.sum(|shard| shard.duplicated), 0);
+    assert_eq!(new.sum(|shard| shard.duplicated), 0);
 }

@@ -19,6 +19,8 @@ use crate::interactions::{self, Outcome};
 const EVENT_TYPES_MAX: usize = 128;
 /// Interactions of a replay that wait for Discord's word on them.
 const LOOK_UPS_MAX: usize = 10_000;
+/// Shares that wait for their answer.
+const SHARES_MAX: usize = 16;
 /// Weight of the newest value in the event lag.
 const LAG_WEIGHT: f64 = 0.1;
 
@@ -343,6 +345,10 @@ impl ShardTask {
             }
         }
         info!(shard = self.status.id, duty = ?terms.duty, cut = ?terms.cut, released = waiting.len(), "sharing");
+        if self.shares.len() >= SHARES_MAX {
+            // Asked again and again while nothing can be said: the first askers have given up.
+            self.shares.remove(0);
+        }
         self.shares.push(PendingShare { waiting, done });
         self.settle_shares();
         self.publish();
