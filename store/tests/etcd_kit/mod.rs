@@ -97,12 +97,17 @@ impl Member {
         }
     }
 
-    /// Stops it in its tracks, or lets it go on.
+    /// Stops it in its tracks, or lets it go on. Frozen when it returns: every thread has stopped.
     pub fn freeze(&self, frozen: bool) {
         use rustix::process::{Pid, Signal, kill_process};
         let child = self.child.as_ref().expect("it runs");
         let signal = if frozen { Signal::STOP } else { Signal::CONT };
         kill_process(Pid::from_child(child), signal).expect("signals");
+        let until = Instant::now() + SOON;
+        while frozen && !is_stopped(child.id()) {
+            assert!(Instant::now() < until, "it does not stop");
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     fn log(&self) -> String {
@@ -259,6 +264,16 @@ impl Etcd {
         assert!(answer.starts_with("HTTP/1.1 200"), "{path}: {answer}");
         answer
     }
+}
+
+fn is_stopped(pid: u32) -> bool {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("it runs");
+    threads.flatten().all(|thread| {
+        let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        stat.rsplit(')')
+            .next()
+            .is_some_and(|rest| rest.starts_with(" T"))
+    })
 }
 
 fn http(address: &str, method: &str, path: &str, body: &str) -> Option<String> {
