@@ -55,7 +55,7 @@ use crate::{
     health::{self, Health},
     history::{self, History, Severity},
     http,
-    identify::Broker,
+    identify::{self, Broker},
     metrics::Metrics,
     office::{self, Front, Seat, Standing},
     service::{Service, Upgrades, socket},
@@ -174,12 +174,20 @@ impl App {
             &keeping.tracker,
         );
         let broker = Broker::start(
-            config.data_dir.join("identify"),
+            identify::Config {
+                store: seat.authorize(shared.clone()),
+                identity: format!("{} {}", config.host, config.data_dir.display()),
+            },
             history.clone(),
             keeping.cancel.clone(),
             &keeping.tracker,
         )
-        .await?;
+        .await;
+        let bound = http::bind(config.http).await?;
+        let queue_key = config.data_dir.join("identify-queue.key");
+        let queue_addresses = http::Addresses::open(bound.address, &queue_key)
+            .with_context(|| format!("the key {} cannot be used", queue_key.display()))?;
+        broker.set_queue(queue_addresses.clone());
         let places = spec::Places {
             data_dir: config.data_dir.to_string_lossy().into_owned(),
         };
@@ -269,8 +277,9 @@ impl App {
             &coordinating.tracker,
         );
 
-        let http = http::start(
-            config.http,
+        let queue = http::Queue::new(queue_addresses, broker.clone(), supervisor.status());
+        let http = http::serve(
+            bound,
             http::Sources {
                 sample: metrics.latest(),
                 workers: workers.states(),
@@ -284,10 +293,10 @@ impl App {
                 vault: vault_status(vault.clone()),
                 version: env!("CARGO_PKG_VERSION"),
             },
+            Some(queue),
             accepting.cancel.clone(),
             &accepting.tracker,
-        )
-        .await?;
+        );
         let sources = crate::service::Sources {
             config: config.clone(),
             http,

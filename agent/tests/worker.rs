@@ -14,18 +14,17 @@ use futures_util::future::BoxFuture;
 use hyper_util::rt::TokioIo;
 use tanako_agent::{
     history::{self, History},
-    identify::{BotConfig, Broker},
+    identify::{self, BotConfig, Broker},
     supervisor::{Desired, ProcessStatus, State, Table, WorkerInput},
     vault::Vault,
-    worker::{
-        CommandError, Config, Processes, States, WorkerState, Workers, duties::Duties,
-    },
+    worker::{CommandError, Config, Processes, States, WorkerState, Workers, duties::Duties},
 };
 use tanako_fleet::{ProcessKind, ProcessName, ProcessSpec};
 use tanako_proto::worker::v1::{
     self as wire, agent_message::Message as FromAgent, worker_client::WorkerClient,
     worker_message::Message as ToAgent,
 };
+use tanako_store::embedded::EmbeddedStore;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::UnixStream,
@@ -49,6 +48,7 @@ struct Fixture {
     broker: Broker,
     vault: Vault,
     history: History,
+    store: Arc<EmbeddedStore>,
     cancel: CancellationToken,
     tracker: TaskTracker,
 }
@@ -130,14 +130,17 @@ impl Fixture {
             cancel.clone(),
             &tracker,
         );
+        let store = spec_kit::store(&dir.path().join("store"));
         let broker = Broker::start(
-            dir.path().join("identify"),
+            identify::Config {
+                store: store.clone(),
+                identity: dir.path().display().to_string(),
+            },
             history.clone(),
             cancel.clone(),
             &tracker,
         )
-        .await
-        .expect("broker");
+        .await;
         let vault = Vault::start(
             dir.path().join("vault"),
             history.clone(),
@@ -174,6 +177,7 @@ impl Fixture {
             broker,
             vault,
             history,
+            store,
             cancel,
             tracker,
         }
@@ -226,6 +230,7 @@ impl Fixture {
         timeout(SOON, self.tracker.wait())
             .await
             .expect("all tasks end");
+        self.store.close();
         self.dir
     }
 }

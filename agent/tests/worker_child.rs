@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use hyper_util::rt::TokioIo;
 use tanako_agent::{
     history::{self, History},
-    identify::{BotConfig, Broker},
+    identify::{self, BotConfig, Broker},
     supervisor::{self, Desired, ProcessStatus, State, Supervisor},
     vault::Vault,
     worker::{Config, Workers, duties::Duties},
@@ -172,9 +172,11 @@ async fn a_restarted_worker_resumes_and_spends_no_identify() {
         &tracker,
     );
     let place = |name: &str| dir.path().join(name);
-    let broker = Broker::start(place("identify"), history.clone(), cancel.clone(), &tracker)
-        .await
-        .expect("broker");
+    let config = identify::Config {
+        store: spec_kit::store(&place("store")),
+        identity: dir.path().display().to_string(),
+    };
+    let broker = Broker::start(config, history.clone(), cancel.clone(), &tracker).await;
     broker
         .configure(vec![BotConfig {
             bot: "tanako".to_owned(),

@@ -136,6 +136,7 @@ fn difference(old: &ProcessSpec, new: &ProcessSpec) -> Option<String> {
         ("limits", old.limits != new.limits),
         ("logs", old.logs != new.logs),
         ("identify gate", old.gated != new.gated),
+        ("identify queue", old.identify_queue != new.identify_queue),
         ("kind", old.kind != new.kind),
     ];
     parts.extend(
@@ -198,8 +199,9 @@ pub fn cost<'a>(
             (Move::Start | Move::Restart, false) => cost.started += 1,
             (Move::Restart, true) => cost.restarted += 1,
         }
-        // A gated process identifies by itself at each start: its sessions are its own.
-        if spec.kind == ProcessKind::Shard && (spec.gated || !known.resumable) {
+        // A foreign process identifies by itself at each start: its sessions are its own.
+        let foreign = spec.gated || spec.identify_queue;
+        if spec.kind == ProcessKind::Shard && (foreign || !known.resumable) {
             cost.identifies += spec.shard_ids.len() as u32;
         }
     }

@@ -124,6 +124,10 @@ pub struct ProcessSpec {
     /// Whether starts are spaced by the identify broker because the process identifies on its own
     /// (every bot that does not ask for permits over the worker socket).
     pub gated: bool,
+    /// Whether it asks the agent over HTTP before each IDENTIFY: it gets an address of its own in
+    /// `TANAKO_IDENTIFY_QUEUE`, and its starts need no spacing.
+    #[serde(default)]
+    pub identify_queue: bool,
     /// When it counts as ready.
     pub ready: Readiness,
     /// Silence after which it is taken for hung and restarted; unset = never.

@@ -621,6 +621,11 @@ fn identify(page: &mut Page, sources: &Sources) {
         "Shards that wait for a permit.",
         |b| f64::from(b.waiting),
     );
+    of_bot(
+        "tanako_identify_forecast_seconds",
+        "Until every waiting shard has its permit, if each one given holds.",
+        |b| f64::from(b.forecast_s),
+    );
     let mut modes = page.family(
         "tanako_identify_mode",
         Gauge,

@@ -1,15 +1,22 @@
-//! `/metrics` for Prometheus, `/health` and `/ready` for load balancers and people.
+//! `/metrics` for Prometheus, `/health` and `/ready` for load balancers and people, `/identify/…` for
+//! foreign bots.
 //!
-//! Reads only: GET and HEAD, no bodies, no state but what others publish. A slow or greedy client
-//! is cut off by time, size and number.
+//! The pages are read only: GET and HEAD, no bodies, no state but what others publish. A slow or
+//! greedy client is cut off by time, size and number.
 //!
 //! - `exposition`: the text format of Prometheus.
 //! - `families`: which figures there are, and their names.
+//! - `queue`: leave to identify, for foreign bots that ask for it.
 
 mod exposition;
 mod families;
+mod queue;
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use axum::{
     Json, Router,
@@ -25,10 +32,12 @@ use serde::Serialize;
 use tanako_proto::fleet::v1::IdentifyStatus;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
+
+pub use queue::{Addresses, Queue};
 
 use crate::{
     health,
@@ -105,21 +114,44 @@ pub enum StartError {
     },
 }
 
-/// Binds `address` (port 0 = any) and serves until cancelled; returns where.
+/// A bound address that is not served yet: connections wait.
+#[derive(Debug)]
+pub struct Bound {
+    listener: TcpListener,
+    /// Where; never port 0.
+    pub address: SocketAddr,
+}
+
+/// Binds `address` (port 0 = any).
+pub async fn bind(address: SocketAddr) -> Result<Bound, StartError> {
+    let bind = async {
+        let listener = TcpListener::bind(address).await?;
+        let address = listener.local_addr()?;
+        Ok(Bound { listener, address })
+    };
+    bind.await
+        .map_err(|source| StartError::Bind { address, source })
+}
+
+/// Binds `address` (port 0 = any) and serves the pages until cancelled; returns where.
 pub async fn start(
     address: SocketAddr,
     sources: Sources,
     cancel: CancellationToken,
     tracker: &TaskTracker,
 ) -> Result<SocketAddr, StartError> {
-    let bind = async {
-        let listener = TcpListener::bind(address).await?;
-        let bound = listener.local_addr()?;
-        Ok((listener, bound))
-    };
-    let (listener, bound) = bind
-        .await
-        .map_err(|source| StartError::Bind { address, source })?;
+    let bound = bind(address).await?;
+    Ok(serve(bound, sources, None, cancel, tracker))
+}
+
+/// Serves the pages, and the identify queue if there is one, until cancelled; returns where.
+pub fn serve(
+    bound: Bound,
+    sources: Sources,
+    queue: Option<Queue>,
+    cancel: CancellationToken,
+    tracker: &TaskTracker,
+) -> SocketAddr {
     let router = Router::new()
         .route("/metrics", get(metrics))
         .route("/health", get(health))
@@ -131,14 +163,38 @@ pub async fn start(
             )
         })
         .with_state(sources);
+    let server = Server { router, queue };
     let connections = tracker.clone();
-    tracker.spawn(accept_loop(listener, router, cancel, connections));
-    Ok(bound)
+    tracker.spawn(accept_loop(bound.listener, server, cancel, connections));
+    bound.address
+}
+
+#[derive(Clone)]
+struct Server {
+    router: Router,
+    queue: Option<Queue>,
+}
+
+/// What a connection takes up: a place among all, or, once it asked for leave to identify, one among
+/// those that wait for it.
+struct Line {
+    place: Mutex<(OwnedSemaphorePermit, bool)>,
+    own_host: bool,
+}
+
+impl Line {
+    fn queue_up(&self, place: OwnedSemaphorePermit) {
+        *self.place.lock().unwrap_or_else(PoisonError::into_inner) = (place, true);
+    }
+
+    fn is_queued(&self) -> bool {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner).1
+    }
 }
 
 async fn accept_loop(
     listener: TcpListener,
-    router: Router,
+    server: Server,
     cancel: CancellationToken,
     tracker: TaskTracker,
 ) {
@@ -148,8 +204,8 @@ async fn accept_loop(
             () = cancel.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(error = %error, "HTTP cannot accept");
                 tokio::time::sleep(ACCEPT_RETRY).await;
@@ -160,22 +216,22 @@ async fn accept_loop(
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
             continue;
         };
-        let router = router.clone();
-        let cancel = cancel.clone();
-        tracker.spawn(async move {
-            serve(stream, router, cancel).await;
-            drop(place);
+        let own_host = peer.ip().is_loopback()
+            || stream
+                .local_addr()
+                .is_ok_and(|local| local.ip() == peer.ip());
+        let line = Arc::new(Line {
+            place: Mutex::new((place, false)),
+            own_host,
         });
+        tracker.spawn(converse(stream, server.clone(), line, cancel.clone()));
     }
 }
 
-async fn serve(stream: TcpStream, router: Router, cancel: CancellationToken) {
-    let service = service_fn(move |request: Request<hyper::body::Incoming>| {
-        let router = router.clone();
-        async move {
-            let answer: Result<Response, Infallible> = router.oneshot(request.map(Body::new)).await;
-            answer
-        }
+async fn converse(stream: TcpStream, server: Server, line: Arc<Line>, cancel: CancellationToken) {
+    let service = service_fn(|request: Request<hyper::body::Incoming>| {
+        let (server, line) = (server.clone(), Arc::clone(&line));
+        async move { server.answer(request, &line).await }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -184,14 +240,44 @@ async fn serve(stream: TcpStream, router: Router, cancel: CancellationToken) {
         .max_headers(HEADERS_MAX)
         .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
-    let too_long = tokio::time::sleep(CONNECTION_MAX);
-    tokio::select! {
-        // A client that went away, or spoke nonsense, has been answered by hyper.
-        _ = connection.as_mut() => {}
-        () = too_long => {}
-        () = cancel.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            let _ = tokio::time::timeout(STOP_WITHIN, connection).await;
+    loop {
+        tokio::select! {
+            // A client that went away, or spoke nonsense, has been answered by hyper.
+            _ = connection.as_mut() => return,
+            // Who waits to identify has a limit of its own.
+            () = tokio::time::sleep(CONNECTION_MAX) => if !line.is_queued() {
+                return;
+            },
+            () = cancel.cancelled() => {
+                // Any answer is leave to identify, so that those who wait for it get none.
+                if !line.is_queued() {
+                    connection.as_mut().graceful_shutdown();
+                    let _ = tokio::time::timeout(STOP_WITHIN, connection).await;
+                }
+                return;
+            }
+        }
+    }
+}
+
+impl Server {
+    async fn answer(
+        self,
+        request: Request<hyper::body::Incoming>,
+        line: &Line,
+    ) -> Result<Response, queue::NoAnswer> {
+        let asks = request.uri().path().starts_with(queue::PATH);
+        let Some(queue) = self.queue.filter(|_| asks) else {
+            let answer = self.router.oneshot(request.map(Body::new)).await;
+            return Ok(answer.unwrap_or_else(|never| match never {}));
+        };
+        match queue.question(request.uri(), line.own_host) {
+            Err(wrong) => Ok(wrong),
+            Ok(ask) => {
+                let place = queue.place().ok_or(queue::NoAnswer)?;
+                line.queue_up(place);
+                queue.wait(ask).await
+            }
         }
     }
 }

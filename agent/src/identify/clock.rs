@@ -11,16 +11,22 @@ pub(super) struct Clock {
 }
 
 impl Clock {
-    /// Finds out which boot this is.
+    /// Finds out which boot this is. `identity` names what only one agent can be at a time: two that
+    /// share a kernel, as in containers, are not the same.
     ///
-    /// Where the kernel does not tell, the agent takes each of its starts for a boot of its own.
-    /// That is safe as long as the machine has been up for a while, and waits longer otherwise.
-    pub(super) fn new() -> Self {
-        let boot_id = std::fs::read("/proc/sys/kernel/random/boot_id")
+    /// Where the kernel does not tell its boot, the agent takes each of its starts for a boot of its
+    /// own. That is safe, and waits longer.
+    pub(super) fn new(identity: &str) -> Self {
+        let boot = std::fs::read("/proc/sys/kernel/random/boot_id")
             .ok()
             .filter(|id| !id.is_empty())
-            .map_or_else(|| fastrand::u64(..), |id| xxh3_64(id.trim_ascii()));
-        Self { boot_id }
+            .unwrap_or_else(|| fastrand::u128(..).to_le_bytes().to_vec());
+        let mut name = boot.trim_ascii().to_vec();
+        name.push(0);
+        name.extend_from_slice(identity.as_bytes());
+        Self {
+            boot_id: xxh3_64(&name),
+        }
     }
 
     /// Now.

@@ -1,24 +1,27 @@
 //! The identify broker: the one way to an IDENTIFY on this fleet.
 //!
 //! The decisions are [`tanako_fleet::identify`]'s; here they are carried out. One task owns the
-//! ledger and its timer. A permit is given out only after its record is synced to
-//! `DIR/identify/BOT.ledger`; while that file cannot be written, nobody gets one (a RESUME needs
-//! none).
+//! ledger and its timer. A permit is given out only after its record is in the store; while the store
+//! cannot be written, or takes nothing from this agent because another leads, nobody gets one (a
+//! RESUME needs none).
 //!
-//! - `task`: the loop.
-//! - `file`: the ledger on disk.
-//! - `gate`: starts of bots that identify on their own.
+//! - `task`: the loop. `outbox`: what waits for the store.
+//! - `journal`: the ledger in the store.
+//! - `gate`: bots that identify on their own.
+//! - `report`: the state and the news, for people.
 
 mod clock;
-mod file;
 mod gate;
+mod journal;
+mod outbox;
+mod report;
 mod task;
+#[cfg(test)]
+mod tests;
 
 use std::{
-    collections::{HashMap, HashSet},
-    path::PathBuf,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -26,21 +29,34 @@ use std::{
 
 use tanako_fleet::{
     ProcessName,
-    identify::{Input, Ledger, ReportedLimits, Request, RequestId},
+    identify::{Input, ReportedLimits, Request, RequestId, Via},
 };
 use tanako_proto::{fleet::v1 as fleet, worker::v1::GatewayLimits};
+use tanako_store::Store;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub use self::journal::JournalError;
 use self::{
     clock::Clock,
-    file::Files,
-    task::{Message, Task, free_text},
+    journal::Journal,
+    report::free_text,
+    task::{Message, Task},
 };
-use crate::{history::History, metrics::Latency};
+use crate::{history::History, http::Addresses, metrics::Latency};
 
 /// Messages that wait for the task; a sender waits when there are more.
 const INBOX_MAX: usize = 1024;
+
+/// What the broker stands on.
+#[derive(Clone)]
+pub struct Config {
+    /// Holds the ledger. Of all agents that share it, at most one may write at a time: give it
+    /// fenced by the leader's election, or with nobody else.
+    pub store: Arc<dyn Store>,
+    /// Names this agent so that no two that live have the same name: host and data directory.
+    pub identity: String,
+}
 
 /// A bot as the broker knows it before Discord has been asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,19 +112,6 @@ pub enum AcquireError {
     Unavailable(&'static str),
 }
 
-/// The broker cannot start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// Its directory cannot be used.
-    #[error("identify ledger in {directory} cannot be opened")]
-    Directory {
-        /// The directory.
-        directory: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-}
-
 /// Handle to the broker; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Broker {
@@ -119,56 +122,49 @@ pub struct Broker {
     next_id: Arc<AtomicU64>,
     status: watch::Receiver<Arc<fleet::IdentifyStatus>>,
     latency: Arc<Latency>,
+    /// Where foreign bots ask, once that is known.
+    queue: Arc<OnceLock<Addresses>>,
 }
 
 impl Broker {
-    /// Loads the ledgers in `directory` and starts the broker.
+    /// Starts the broker. Where the store does not answer yet it gives no permits until it does.
     pub async fn start(
-        directory: PathBuf,
+        config: Config,
         history: History,
         cancel: CancellationToken,
         tracker: &TaskTracker,
-    ) -> Result<Self, StartError> {
-        let opened = {
-            let directory = directory.clone();
-            tokio::task::spawn_blocking(move || {
-                let files = Files::open(directory)?;
-                let found = files.load()?;
-                Ok((files, found))
-            })
-            .await
-        };
-        let (files, found) = opened
-            .unwrap_or_else(|panic| Err(std::io::Error::other(panic)))
-            .map_err(|source| StartError::Directory { directory, source })?;
-
+    ) -> Self {
         let (inbox, inbox_rx) = mpsc::channel(INBOX_MAX);
         let (gone, gone_rx) = mpsc::unbounded_channel();
         let (status_tx, status) = watch::channel(Arc::default());
         let latency = Arc::new(Latency::new());
-        let mut task = Task {
-            ledger: Ledger::new(),
-            clock: Clock::new(),
-            history,
-            latency: Arc::clone(&latency),
-            status: status_tx,
-            rewrite: HashSet::new(),
-            waiting: HashMap::new(),
-        };
-        for (bot, records) in found {
-            if records.contains(&None) {
-                task.rewrite.insert(bot.clone());
+        let journal = Journal::new(config.store);
+        let known = match journal.bots().await {
+            Ok(bots) => bots,
+            Err(error) => {
+                // Each is found when its spec or one of its shards speaks of it.
+                tracing::warn!(error = %error, "identify ledgers cannot be listed");
+                std::collections::BTreeSet::new()
             }
-            task.load(bot, records);
-        }
-        tracker.spawn(task.run(files, inbox_rx, gone_rx, cancel));
-        Ok(Self {
+        };
+        let clock = Clock::new(&config.identity);
+        let task = Task::new(clock, history, Arc::clone(&latency), status_tx);
+        tracker.spawn(task.run(known, journal, inbox_rx, gone_rx, cancel));
+        Self {
             inbox,
             gone,
             next_id: Arc::new(AtomicU64::new(1)),
             status,
             latency,
-        })
+            queue: Arc::default(),
+        }
+    }
+
+    /// Foreign bots that ask do it at these addresses. Say it once, before anything is started.
+    pub fn set_queue(&self, addresses: Addresses) {
+        if self.queue.set(addresses).is_err() {
+            tracing::error!("the identify queue was set twice");
+        }
     }
 
     /// The bots of the current spec. Bots that are gone keep their ledger.
@@ -183,8 +179,13 @@ impl Broker {
         }
     }
 
-    /// Waits for a permit. Dropping the future gives up the place in the queue.
+    /// Waits for a permit for a worker. Dropping the future gives up the place in the queue.
     pub async fn acquire(&self, ask: Ask) -> Result<Permit, AcquireError> {
+        self.acquire_via(ask, Via::Worker).await
+    }
+
+    /// Waits for a permit that goes out this way.
+    pub async fn acquire_via(&self, ask: Ask, via: Via) -> Result<Permit, AcquireError> {
         const STOPPING: AcquireError = AcquireError::Unavailable("the agent is stopping");
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (answer, answered) = oneshot::channel();
@@ -195,6 +196,7 @@ impl Broker {
             attempt: ask.attempt,
             shard: ask.shard_id,
             count: ask.shard_count,
+            via,
         };
         self.inbox
             .send(Message::Request(request, answer))

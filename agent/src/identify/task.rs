@@ -2,15 +2,12 @@
 //! for, publishes the state.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use tanako_fleet::identify::{
-    BotStatus, Effect, Input, Ledger, Notice, RECORD_BYTES, Record, Refusal, Request, RequestId,
-    VALID_MS,
-};
+use tanako_fleet::identify::{Effect, Input, Ledger, Record, Request, RequestId};
 use tanako_proto::fleet::v1 as fleet;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -18,23 +15,25 @@ use tokio_util::sync::CancellationToken;
 use super::{
     AcquireError, Permit,
     clock::Clock,
-    file::{Files, Job},
+    journal::{Journal, JournalError},
+    outbox::{Outbox, Send},
+    report,
 };
 use crate::{
     history::{History, Severity},
     metrics::Latency,
 };
 
-/// Writes that wait for the disk; the ledger has at most one a bot under way, and notes.
-const WRITES_MAX: usize = 1024;
-/// A file is rewritten when it is larger than this and holds four times what it has to.
-const REWRITE_BYTES_MIN: u64 = 64 << 10;
+/// Transactions that wait for the store: one a bot, so that it needs no bound of its own.
+const JOBS_MAX: usize = 4096;
 /// The timer sleeps no longer than this, since it stops during suspend and the ledger's clock does not.
 const SLEEP_MAX: Duration = Duration::from_secs(30);
 /// The published state changes no more often than this.
 const PUBLISH_EVERY: Duration = Duration::from_millis(100);
+/// At the end, what is under way gets this long.
+const STOP_WITHIN: Duration = Duration::from_secs(3);
 
-/// The answer to a request.
+/// The answer to a request, and how long a permit may be used.
 pub(super) type Answer = Result<Permit, AcquireError>;
 
 /// What the handle sends.
@@ -44,50 +43,94 @@ pub(super) enum Message {
     Request(Request, oneshot::Sender<Answer>),
 }
 
-/// A write for the disk.
-struct Write {
+/// What the store is asked for.
+struct Job {
     bot: String,
-    /// Set when the ledger waits for it.
-    seq: Option<u64>,
-    job: Job,
+    what: What,
 }
 
-/// What became of a write.
-struct Written {
+enum What {
+    Read {
+        seq: u64,
+    },
+    Write {
+        seqs: Vec<u64>,
+        records: Vec<Record>,
+        whole: bool,
+    },
+}
+
+/// What it answered.
+struct Done {
     bot: String,
-    seq: Option<u64>,
-    result: std::io::Result<u64>,
+    result: Answered,
+}
+
+enum Answered {
+    Read(u64, Result<Vec<Option<Record>>, JournalError>),
+    Written(Vec<u64>, Result<usize, JournalError>),
+}
+
+/// Who waits for a permit.
+struct Waiter {
+    answer: oneshot::Sender<Answer>,
+    bot: String,
+    since: Instant,
+    valid: Duration,
 }
 
 /// The task's state.
 pub(super) struct Task {
-    pub(super) ledger: Ledger,
-    pub(super) clock: Clock,
-    pub(super) history: History,
-    pub(super) latency: Arc<Latency>,
-    pub(super) status: watch::Sender<Arc<fleet::IdentifyStatus>>,
-    /// Bots whose file must be replaced before anything is appended.
-    pub(super) rewrite: HashSet<String>,
-    pub(super) waiting: HashMap<RequestId, (oneshot::Sender<Answer>, String, Instant)>,
+    ledger: Ledger,
+    clock: Clock,
+    history: History,
+    latency: Arc<Latency>,
+    status: watch::Sender<Arc<fleet::IdentifyStatus>>,
+    outboxes: HashMap<String, Outbox>,
+    /// Bots whose trouble with the store has been told.
+    troubled: HashSet<String>,
+    waiting: HashMap<RequestId, Waiter>,
 }
 
 impl Task {
+    pub(super) fn new(
+        clock: Clock,
+        history: History,
+        latency: Arc<Latency>,
+        status: watch::Sender<Arc<fleet::IdentifyStatus>>,
+    ) -> Self {
+        Self {
+            ledger: Ledger::new(),
+            clock,
+            history,
+            latency,
+            status,
+            outboxes: HashMap::new(),
+            troubled: HashSet::new(),
+            waiting: HashMap::new(),
+        }
+    }
+
     /// Runs until cancelled; a permit whose record is being written by then is not given out.
     pub(super) async fn run(
         mut self,
-        files: Files,
+        known: BTreeSet<String>,
+        journal: Journal,
         mut inbox: mpsc::Receiver<Message>,
         mut gone: mpsc::UnboundedReceiver<RequestId>,
         cancel: CancellationToken,
     ) {
-        let (writes, writes_rx) = mpsc::channel(WRITES_MAX);
-        let (written_tx, mut written) = mpsc::channel(WRITES_MAX);
-        let writer = write_all(files, writes_rx, written_tx);
-        tokio::pin!(writer);
+        let (jobs, jobs_rx) = mpsc::channel(JOBS_MAX);
+        let (done_tx, mut done) = mpsc::channel(JOBS_MAX);
+        let keeper = keep(journal, jobs_rx, done_tx);
+        tokio::pin!(keeper);
+        for bot in known {
+            self.step(Input::Open { bot });
+        }
         let mut published: Option<Instant> = None;
         let mut dirty = true;
         loop {
-            let until_tick = self.until_deadline();
+            self.send_due(&jobs);
             let until_publish = published
                 .filter(|_| dirty)
                 .map(|at| PUBLISH_EVERY.saturating_sub(at.elapsed()));
@@ -97,52 +140,47 @@ impl Task {
                 dirty = false;
                 continue;
             }
-            let sleep = until_tick
-                .unwrap_or(SLEEP_MAX)
-                .min(until_publish.unwrap_or(SLEEP_MAX));
+            let sleep = [self.until_deadline(), self.until_notes(), until_publish]
+                .into_iter()
+                .flatten()
+                .fold(SLEEP_MAX, Duration::min);
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => break,
-                () = &mut writer => break,
-                Some(done) = written.recv() => self.written(done, &writes),
+                () = &mut keeper => break,
+                Some(done) = done.recv() => self.answered(done),
                 Some(id) = gone.recv() => {
                     self.waiting.remove(&id);
-                    self.step(Input::Cancel { id }, &writes);
+                    self.step(Input::Cancel { id });
                 }
                 message = inbox.recv() => match message {
-                    Some(Message::Input(input)) => self.step(input, &writes),
-                    Some(Message::Request(request, answer)) => {
-                        let id = request.id;
-                        self.waiting.insert(id, (answer, request.bot.clone(), Instant::now()));
-                        self.step(Input::Request(request), &writes);
-                    }
+                    Some(Message::Input(input)) => self.step(input),
+                    Some(Message::Request(request, answer)) => self.request(request, answer),
                     None => break,
                 },
-                () = tokio::time::sleep(sleep) => self.step(Input::Tick, &writes),
+                () = tokio::time::sleep(sleep) => self.step(Input::Tick),
             }
             dirty = true;
         }
-        // Notes that wait for the disk still get there; requests are answered by being dropped.
-        drop(writes);
+        // Notes still get there; requests are answered by being dropped.
         self.waiting.clear();
-        let drain = async {
-            tokio::join!(&mut writer, async {
-                while written.recv().await.is_some() {}
-            });
-        };
-        let _ = tokio::time::timeout(Duration::from_secs(5), drain).await;
-    }
-
-    /// Loads a bot's records, before the task runs.
-    pub(super) fn load(&mut self, bot: String, records: Vec<Option<Record>>) {
-        for effect in self
-            .ledger
-            .step(self.clock.now(), Input::Load { bot, records })
-        {
-            if let Effect::Notice(notice) = effect {
-                self.tell(notice);
+        for (bot, outbox) in &mut self.outboxes {
+            if let Some(records) = outbox.last() {
+                let what = What::Write {
+                    seqs: Vec::new(),
+                    records,
+                    whole: false,
+                };
+                let bot = bot.clone();
+                // Losing a note does no harm, a full queue therefore neither.
+                let _ = jobs.try_send(Job { bot, what });
             }
         }
+        drop(jobs);
+        let drain = async {
+            tokio::join!(&mut keeper, async { while done.recv().await.is_some() {} });
+        };
+        let _ = tokio::time::timeout(STOP_WITHIN, drain).await;
     }
 
     fn until_deadline(&self) -> Option<Duration> {
@@ -151,263 +189,187 @@ impl Task {
         Some(Duration::from_millis(left.max(0) as u64 + 1))
     }
 
+    fn until_notes(&self) -> Option<Duration> {
+        let due = self.outboxes.values().filter_map(Outbox::deadline).min()?;
+        Some(due.saturating_duration_since(Instant::now()))
+    }
+
+    fn request(&mut self, request: Request, answer: oneshot::Sender<Answer>) {
+        let waiter = Waiter {
+            answer,
+            bot: request.bot.clone(),
+            since: Instant::now(),
+            valid: Duration::from_millis(request.via.valid_ms() as u64),
+        };
+        self.waiting.insert(request.id, waiter);
+        self.step(Input::Request(request));
+    }
+
+    fn outbox(&mut self, bot: &str) -> &mut Outbox {
+        self.outboxes.entry(bot.to_owned()).or_default()
+    }
+
     /// Steps the ledger and carries out what it asks for.
-    fn step(&mut self, input: Input, writes: &mpsc::Sender<Write>) {
-        let effects = self.ledger.step(self.clock.now(), input);
-        let mut failed = Vec::new();
-        for effect in effects {
+    fn step(&mut self, input: Input) {
+        for effect in self.ledger.step(self.clock.now(), input) {
             match effect {
-                Effect::Persist { bot, seq, records } => {
-                    let job = if self.rewrite.contains(&bot) {
-                        // Holds the new records too: the ledger has counted them already.
-                        let records = self.ledger.records(&bot, self.clock.now());
-                        Job::Rewrite { records }
-                    } else {
-                        Job::Append {
-                            records,
-                            sync: true,
-                        }
-                    };
-                    let write = Write {
-                        bot: bot.clone(),
-                        seq: Some(seq),
-                        job,
-                    };
-                    if writes.try_send(write).is_err() {
-                        failed.push((bot, seq));
-                    }
-                }
-                Effect::Note { bot, record } => {
-                    if self.rewrite.contains(&bot) {
-                        continue; // The next rewrite holds it.
-                    }
-                    let job = Job::Append {
-                        records: vec![record],
-                        sync: false,
-                    };
-                    // Losing a note does no harm, a full queue therefore neither.
-                    let _ = writes.try_send(Write {
-                        bot,
-                        seq: None,
-                        job,
-                    });
-                }
+                Effect::Load { bot, seq } => self.outbox(&bot).read(seq),
+                Effect::Persist { bot, seq, records } => self.outbox(&bot).persist(seq, records),
+                Effect::Note { bot, record } => self.outbox(&bot).note(record, Instant::now()),
                 Effect::Grant {
                     id,
                     permit,
                     remaining,
                 } => {
-                    if let Some((answer, _, since)) = self.waiting.remove(&id) {
-                        self.latency.record(since.elapsed());
-                        let _ = answer.send(Ok(Permit {
+                    if let Some(waiter) = self.waiting.remove(&id) {
+                        self.latency.record(waiter.since.elapsed());
+                        let _ = waiter.answer.send(Ok(Permit {
                             number: permit,
-                            valid: Duration::from_millis(VALID_MS as u64),
+                            valid: waiter.valid,
                             remaining,
                         }));
                     }
                 }
                 Effect::Refuse { id, why } => {
-                    if let Some((answer, bot, _)) = self.waiting.remove(&id) {
-                        let _ = answer.send(Err(refusal(bot, why)));
+                    if let Some(waiter) = self.waiting.remove(&id) {
+                        let _ = waiter.answer.send(Err(report::refusal(waiter.bot, why)));
                     }
                 }
-                Effect::Notice(notice) => self.tell(notice),
+                Effect::Notice(notice) => {
+                    let (severity, kind, object, message) = report::news(notice);
+                    self.history.event(severity, kind, &object, message);
+                }
             }
-        }
-        for (bot, seq) in failed {
-            self.step(Input::PersistFailed { bot, seq }, writes);
         }
     }
 
-    fn written(&mut self, done: Written, writes: &mpsc::Sender<Write>) {
-        let Written { bot, seq, result } = done;
-        let failed = match result {
-            Ok(bytes) => {
-                let needed = self.ledger.records(&bot, self.clock.now()).len() * RECORD_BYTES;
-                let grown = bytes > REWRITE_BYTES_MIN && bytes > 4 * needed as u64;
-                if grown || seq.is_none() && self.rewrite.contains(&bot) {
-                    self.rewrite.insert(bot.clone());
-                } else {
-                    self.rewrite.remove(&bot);
+    /// Hands the store all that may go out now.
+    fn send_due(&mut self, jobs: &mpsc::Sender<Job>) {
+        let now = Instant::now();
+        loop {
+            let mut failed: Vec<(String, Vec<u64>)> = Vec::new();
+            for (bot, outbox) in &mut self.outboxes {
+                let what = match outbox.next(now) {
+                    None => continue,
+                    Some(Send::Read { seq }) => What::Read { seq },
+                    Some(Send::Fail { seqs }) => {
+                        failed.push((bot.clone(), seqs));
+                        continue;
+                    }
+                    Some(Send::Write { seqs, records }) => {
+                        let all = Some(outbox.keys)
+                            .filter(|keys| Journal::is_grown(*keys))
+                            // Holds the new records too: the ledger has counted them already.
+                            .and_then(|_| self.ledger.records(bot, self.clock.now()));
+                        let whole = all.is_some();
+                        let records = all.unwrap_or(records);
+                        What::Write {
+                            seqs,
+                            records,
+                            whole,
+                        }
+                    }
+                };
+                let job = Job {
+                    bot: bot.clone(),
+                    what,
+                };
+                if let Err(refused) = jobs.try_send(job) {
+                    // More bots than a fleet has, or the end: the ledger asks again later.
+                    let mut seqs = outbox.was_not_written();
+                    let Job { bot, what } = refused.into_inner();
+                    if let What::Write { seqs: given, .. } = what {
+                        seqs.extend(given);
+                    }
+                    failed.push((bot, seqs));
                 }
-                false
             }
-            Err(error) => {
-                tracing::warn!(bot, error = %error, "identify ledger cannot be written");
-                if self.rewrite.insert(bot.clone()) {
-                    self.history.event(
-                        Severity::Error,
-                        "identify-ledger-unwritable",
-                        &bot,
-                        format!(
-                            "no IDENTIFY is permitted until its ledger can be written: {error}; \
-                             free some space or mend the data directory, the agent tries again"
-                        ),
-                    );
-                }
-                true
+            if failed.is_empty() {
+                return;
             }
-        };
-        if let Some(seq) = seq {
-            let input = if failed {
-                Input::PersistFailed { bot, seq }
-            } else {
-                Input::Persisted { bot, seq }
-            };
-            self.step(input, writes);
+            for (bot, seqs) in failed {
+                self.fail(&bot, seqs);
+            }
         }
     }
 
-    fn tell(&self, notice: Notice) {
-        let (severity, kind, object, message) = match notice {
-            Notice::Exhausted { bot, free_at } => (
+    fn fail(&mut self, bot: &str, seqs: Vec<u64>) {
+        for seq in seqs {
+            let bot = bot.to_owned();
+            self.step(Input::PersistFailed { bot, seq });
+        }
+    }
+
+    fn answered(&mut self, done: Done) {
+        let Done { bot, result } = done;
+        match result {
+            Answered::Read(seq, Ok(records)) => {
+                self.outbox(&bot).was_read(true);
+                self.step(Input::Load { bot, seq, records });
+            }
+            Answered::Read(seq, Err(error)) => {
+                self.outbox(&bot).was_read(false);
+                self.tell_trouble(&bot, &error);
+                self.step(Input::LoadFailed { bot, seq });
+            }
+            Answered::Written(seqs, Ok(keys)) => {
+                self.outbox(&bot).was_written(keys);
+                self.troubled.remove(&bot);
+                for seq in seqs {
+                    let bot = bot.clone();
+                    self.step(Input::Persisted { bot, seq });
+                }
+            }
+            Answered::Written(mut seqs, Err(error)) => {
+                self.tell_trouble(&bot, &error);
+                seqs.extend(self.outbox(&bot).was_not_written());
+                self.fail(&bot, seqs);
+            }
+        }
+    }
+
+    fn tell_trouble(&mut self, bot: &str, error: &JournalError) {
+        if error.is_a_matter_of_office() {
+            // Whoever leads gives permits; who that is, is told elsewhere.
+            tracing::debug!(bot, error = %error, "identify ledger: not ours to write");
+            return;
+        }
+        tracing::warn!(bot, error = %error, "identify ledger: the store failed");
+        if self.troubled.insert(bot.to_owned()) {
+            self.history.event(
                 Severity::Error,
-                "identify-refused",
+                "identify-ledger-unwritable",
                 bot,
                 format!(
-                    "the day's IDENTIFY budget is spent down to the reserve; {}. Find out what \
-                     identifies so often: tanakoctl identify",
-                    free_text(free_at)
+                    "no IDENTIFY is permitted until its ledger can be read and written: {error}; {}",
+                    error.hint()
                 ),
-            ),
-            Notice::Delayed {
-                bot: _,
-                process,
-                shard,
-                wasted,
-                wait_ms,
-            } => (
-                Severity::Warning,
-                "identify-delayed",
-                process,
-                format!(
-                    "shard {shard} identified {wasted} times without staying up; its next \
-                     IDENTIFY waits {} s to spare the day's budget",
-                    wait_ms.div_euclid(1000) + 1
-                ),
-            ),
-            Notice::Slowed { bot } => (
-                Severity::Error,
-                "identify-slow-start",
-                bot,
-                "a quarter of the day's IDENTIFY budget came to nothing; shards in trouble get one \
-                 try every few minutes until some stay up"
-                    .to_owned(),
-            ),
-            Notice::BadLimits { bot } => (
-                Severity::Warning,
-                "identify-bad-limits",
-                bot,
-                "a report of Discord's limits made no sense and was ignored".to_owned(),
-            ),
-            Notice::Damaged { bot, records } => (
-                Severity::Warning,
-                "identify-ledger-damaged",
-                bot,
-                format!(
-                    "{records} records of the identify ledger were damaged; each counts as an \
-                     IDENTIFY sent just now"
-                ),
-            ),
-        };
-        self.history.event(severity, kind, &object, message);
+            );
+        }
     }
 
     fn publish(&self) {
         let status = self.ledger.status(self.clock.now());
-        self.status.send_replace(Arc::new(to_wire(&status)));
+        self.status.send_replace(Arc::new(report::to_wire(&status)));
     }
 }
 
-/// Does the writes one by one, off the async threads.
-async fn write_all(
-    mut files: Files,
-    mut writes: mpsc::Receiver<Write>,
-    written: mpsc::Sender<Written>,
-) {
-    while let Some(write) = writes.recv().await {
-        let job = tokio::task::spawn_blocking(move || {
-            let result = files.run(&write.bot, &write.job);
-            (files, write, result)
-        });
-        let Ok((back, write, result)) = job.await else {
-            return; // The runtime is shutting down.
+/// Does the jobs one by one.
+async fn keep(mut journal: Journal, mut jobs: mpsc::Receiver<Job>, done: mpsc::Sender<Done>) {
+    while let Some(Job { bot, what }) = jobs.recv().await {
+        let result = match what {
+            What::Read { seq } => Answered::Read(seq, journal.read(&bot).await),
+            What::Write {
+                seqs,
+                records,
+                whole,
+            } => {
+                let written = journal.write(&bot, &records, whole).await;
+                Answered::Written(seqs, written)
+            }
         };
-        files = back;
-        let done = Written {
-            bot: write.bot,
-            seq: write.seq,
-            result,
-        };
-        if written.send(done).await.is_err() {
+        if done.send(Done { bot, result }).await.is_err() {
             return;
         }
     }
-}
-
-fn refusal(bot: String, why: Refusal) -> AcquireError {
-    match why {
-        Refusal::Exhausted { free_at } => AcquireError::Exhausted { bot, free_at },
-        Refusal::Superseded => AcquireError::Superseded,
-        Refusal::Full => AcquireError::Unavailable("too many shards wait"),
-    }
-}
-
-/// Says in words when the next IDENTIFY is free.
-pub(super) fn free_text(free_at: Option<i64>) -> String {
-    free_at
-        .and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok())
-        .map_or_else(
-            || "the reserve is the whole budget, so none is ever free".to_owned(),
-            |at| {
-                format!(
-                    "the next is free at {}",
-                    at.strftime("%Y-%m-%d %H:%M:%S UTC")
-                )
-            },
-        )
-}
-
-/// The state as `tanakoctl` gets it: sums first, then by bot and bucket.
-fn to_wire(bots: &[BotStatus]) -> fleet::IdentifyStatus {
-    let mut status = fleet::IdentifyStatus::default();
-    let mut forecast_ms = 0;
-    for bot in bots {
-        let remaining = bot.total.saturating_sub(bot.used);
-        status.total = status.total.saturating_add(bot.total);
-        status.used = status.used.saturating_add(bot.used);
-        status.remaining = status.remaining.saturating_add(remaining);
-        status.reserve = status.reserve.saturating_add(bot.reserve);
-        status.max_concurrency = status.max_concurrency.max(bot.max_concurrency);
-        status.resets_at = status.resets_at.max(bot.resets_at);
-        forecast_ms = forecast_ms.max(bot.forecast_ms);
-        let waiting = bot
-            .buckets
-            .iter()
-            .map(|bucket| bucket.waiting.len())
-            .sum::<usize>();
-        status.bots.push(fleet::IdentifyBot {
-            bot: bot.bot.clone(),
-            total: bot.total,
-            used: bot.used,
-            remaining,
-            reserve: bot.reserve,
-            max_concurrency: bot.max_concurrency,
-            resets_at: bot.resets_at,
-            waiting: u32::try_from(waiting).unwrap_or(u32::MAX),
-            recommended_shards: bot.recommended,
-            ..fleet::IdentifyBot::default()
-        });
-        status
-            .buckets
-            .extend(bot.buckets.iter().map(|bucket| fleet::IdentifyBucket {
-                bot: bot.bot.clone(),
-                bucket: bucket.bucket,
-                next_at: bucket.next_at,
-                waiting: bucket.waiting.clone(),
-                granted: bucket.granted,
-            }));
-    }
-    status.forecast_s = u32::try_from(forecast_ms.div_ceil(1000)).unwrap_or(u32::MAX);
-    status
 }

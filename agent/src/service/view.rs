@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use tanako_fleet::health::Verdict;
+use tanako_fleet::{health::Verdict, identify::Mode};
 use tanako_proto::{fleet::v1 as wire, worker::v1::ShardStage};
 
 use crate::{
@@ -92,6 +92,19 @@ pub fn reasons(inputs: &Inputs<'_>) -> Vec<String> {
             inputs.host,
             free / (1024 * 1024)
         ));
+    }
+    for bot in &inputs.identify.bots {
+        if bot.mode == Mode::Probing.as_str() {
+            reasons.push(format!(
+                "{}: its latest IDENTIFYs came to nothing; one at a time until one holds",
+                bot.bot
+            ));
+        } else if bot.mode == Mode::Exhausted.as_str() {
+            reasons.push(format!(
+                "{}: the day's IDENTIFYs are spent down to the reserve of {}",
+                bot.bot, bot.reserve
+            ));
+        }
     }
     let mut more = 0usize;
     for process in inputs.table.values() {

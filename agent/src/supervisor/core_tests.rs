@@ -28,6 +28,7 @@ fn spec() -> ProcessSpec {
         shard_ids: vec![0],
         shard_count: 1,
         gated: false,
+        identify_queue: false,
         ready: Readiness {
             probe: Probe::Worker,
             timeout: Duration::from_secs(30),

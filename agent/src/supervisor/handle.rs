@@ -56,6 +56,12 @@ pub trait StartGate: Send + Sync {
     /// Resolves when the process may start now. An error is a failed start; its text is shown.
     /// The future is dropped when the process is stopped while it waits.
     fn acquire(&self, spec: &ProcessSpec, attempt: u64) -> BoxFuture<'static, Result<(), String>>;
+
+    /// What the process needs in its environment to ask by itself. May hold secrets.
+    fn environment(&self, spec: &ProcessSpec, attempt: u64) -> Vec<(&'static str, String)> {
+        let _ = (spec, attempt);
+        Vec::new()
+    }
 }
 
 /// A gate that is always open.
@@ -191,6 +197,7 @@ impl Supervisor {
                 data_dir: config.data_dir,
                 notify_socket,
                 cgroups,
+                gate: Arc::clone(&gate),
             }),
             outcomes_tx,
         )

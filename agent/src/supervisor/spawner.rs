@@ -30,6 +30,7 @@ use tanako_fleet::{
 
 use super::{
     cgroup::Cgroups,
+    handle::StartGate,
     procfs::{self, RUN_VARIABLE, RunTag},
 };
 use crate::logs::LogFile;
@@ -71,6 +72,8 @@ pub(super) struct Common {
     pub(super) data_dir: PathBuf,
     pub(super) notify_socket: PathBuf,
     pub(super) cgroups: Option<Cgroups>,
+    /// Knows what a process needs to ask for leave to identify.
+    pub(super) gate: Arc<dyn StartGate>,
 }
 
 /// The agent's own values of the variables that children get.
@@ -214,6 +217,7 @@ fn spawn(common: &Common, job: &Job) -> Result<Spawned, String> {
     for (name, secret) in &spec.secret_env {
         command.env(name, read_secret(name, secret)?);
     }
+    command.envs(common.gate.environment(spec, job.tag.attempt));
     let child = command
         .spawn()
         .map_err(|error| explain(&program, &directory, &error))?;

@@ -1,11 +1,20 @@
-//! The spec of a process for tests that care about little of it.
+//! The spec of a process, and a store, for tests that care about little of them.
 
-use std::{collections::BTreeMap, time::Duration};
+#![allow(dead_code)] // each test file uses a part
+
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use tanako_fleet::{
     ProcessKind, ProcessSpec,
     process::{Limits, LogPolicy, Probe, Readiness, RestartPolicy, RestartWhen, StopPolicy},
 };
+use tanako_store::embedded::EmbeddedStore;
+
+/// A store of one machine.
+pub fn store(path: &Path) -> Arc<EmbeddedStore> {
+    let options = tanako_store::embedded::Options::default();
+    Arc::new(EmbeddedStore::open(path, &options).expect("a store"))
+}
 
 /// A worker with these shards. Nothing in it is due before `soon`.
 pub fn worker(name: &str, shard_ids: Vec<u32>, shard_count: u32, soon: Duration) -> ProcessSpec {
@@ -19,6 +28,7 @@ pub fn worker(name: &str, shard_ids: Vec<u32>, shard_count: u32, soon: Duration)
         shard_ids,
         shard_count,
         gated: false,
+        identify_queue: false,
         ready: Readiness {
             probe: Probe::Worker,
             timeout: soon,

@@ -105,6 +105,7 @@ pub fn shell(name: &str, script: &str) -> ProcessSpec {
         shard_ids: vec![0],
         shard_count: 1,
         gated: false,
+        identify_queue: false,
         ready: Readiness {
             probe: Probe::Started {
                 after: Duration::ZERO,

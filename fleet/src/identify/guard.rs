@@ -9,6 +9,9 @@
 //!
 //! So a Discord outage that wasted everyone's IDENTIFY is recovered from by doubling, and a bot that
 //! dies each time spends a probe a quarter of an hour.
+//!
+//! "For a while" is a minute, and longer once half of the day's budget is gone: a loop that takes two
+//! minutes to die looks like health at first, and would otherwise run the budget down to its reserve.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -22,6 +25,9 @@ const SHARD_WAIT_MS: i64 = 30_000;
 const SHARD_WAIT_MAX_MS: i64 = 30 * 60_000;
 /// Ready for this long = the IDENTIFY was not wasted.
 const STABLE_MS: i64 = 60_000;
+/// The same once half of the spendable budget is used, and once three quarters are.
+const STABLE_HALF_MS: i64 = 10 * 60_000;
+const STABLE_MOST_MS: i64 = 60 * 60_000;
 /// Between two probes at first, doubled while none holds.
 const PROBE_WAIT_MS: i64 = 60_000;
 /// Between two probes at most.
@@ -46,8 +52,8 @@ pub(super) struct ShardGuard {
 
 impl ShardGuard {
     /// Wasted ones in a row, were it to ask at `now`.
-    fn wasted(&self, now: i64) -> u32 {
-        let stable = self.ready_at.is_some_and(|at| now - at >= STABLE_MS);
+    fn wasted(&self, now: i64, stable_ms: i64) -> u32 {
+        let stable = self.ready_at.is_some_and(|at| now - at >= stable_ms);
         if stable || now - self.last >= DAY_MS {
             0
         } else {
@@ -57,9 +63,11 @@ impl ShardGuard {
 }
 
 /// Both brakes of one bot.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Guard {
     shards: HashMap<Tuple, ShardGuard>,
+    /// How long a shard has to be ready before it counts as stable.
+    stable_ms: i64,
     /// When IDENTIFYs turned out to be wasted, within 24 hours.
     wasted: VecDeque<i64>,
     /// Set while the bot's brake is on.
@@ -73,9 +81,28 @@ struct SlowStart {
     wait: i64,
 }
 
+impl Default for Guard {
+    fn default() -> Self {
+        Self {
+            shards: HashMap::new(),
+            stable_ms: STABLE_MS,
+            wasted: VecDeque::new(),
+            slow: None,
+        }
+    }
+}
+
 impl Guard {
     /// Keeps the books. True when the bot's brake has just gone on.
-    pub(super) fn advance(&mut self, now: i64, spendable: u32) -> bool {
+    pub(super) fn advance(&mut self, now: i64, used: u32, spendable: u32) -> bool {
+        let (used, all) = (u64::from(used), u64::from(spendable));
+        self.stable_ms = if used * 4 >= all * 3 {
+            STABLE_MOST_MS
+        } else if used * 2 >= all {
+            STABLE_HALF_MS
+        } else {
+            STABLE_MS
+        };
         while self.wasted.front().is_some_and(|at| *at <= now - DAY_MS) {
             self.wasted.pop_front();
         }
@@ -91,7 +118,7 @@ impl Guard {
             wait: PROBE_WAIT_MS,
         });
         for shard in self.shards.values_mut() {
-            if !shard.credited && shard.ready_at.is_some_and(|at| now - at >= STABLE_MS) {
+            if !shard.credited && shard.ready_at.is_some_and(|at| now - at >= self.stable_ms) {
                 shard.credited = true;
                 slow.credits = (slow.credits + CREDITS_PER_SUCCESS).min(CREDITS_MAX);
                 slow.wait = PROBE_WAIT_MS;
@@ -106,8 +133,21 @@ impl Guard {
         newly
     }
 
+    /// The shard asks for a permit: whatever it had is over. From here on time makes it no stabler.
+    pub(super) fn asked(&mut self, tuple: Tuple, now: i64) {
+        let stable_ms = self.stable_ms;
+        if let Some(shard) = self.shards.get_mut(&tuple)
+            && let Some(at) = shard.ready_at.take()
+            && now - at >= stable_ms
+        {
+            shard.streak = 0;
+        }
+    }
+
     pub(super) fn wasted_in_a_row(&self, tuple: Tuple, now: i64) -> u32 {
-        self.shards.get(&tuple).map_or(0, |s| s.wasted(now))
+        self.shards
+            .get(&tuple)
+            .map_or(0, |s| s.wasted(now, self.stable_ms))
     }
 
     /// From when on the shard's own brake lets it go.
@@ -115,19 +155,14 @@ impl Guard {
         let Some(shard) = self.shards.get(&tuple) else {
             return now;
         };
-        let wasted = shard.wasted(now);
+        let wasted = shard.wasted(now, self.stable_ms);
         if wasted < FREE_TRIES {
             return now;
         }
         let wait = SHARD_WAIT_MS
             .saturating_mul(1_i64 << (wasted - FREE_TRIES).min(16))
             .min(SHARD_WAIT_MAX_MS);
-        let mut at = shard.last + wait;
-        if let Some(ready) = shard.ready_at {
-            // Ready and still up: it may just be a moment from being counted as stable.
-            at = at.min(ready + STABLE_MS);
-        }
-        at.max(now)
+        (shard.last + wait).max(now)
     }
 
     /// Whether the bot's brake lets the shard go.
@@ -136,13 +171,18 @@ impl Guard {
             .is_none_or(|slow| slow.credits > 0 || self.wasted_in_a_row(tuple, now) == 0)
     }
 
+    /// Whether the bot's brake is on.
+    pub(super) fn is_slow(&self) -> bool {
+        self.slow.is_some()
+    }
+
     /// When the bot's brake next lets one go.
     pub(super) fn next_probe(&self) -> Option<i64> {
         let slow = self.slow?;
         self.shards
             .values()
             .filter(|s| !s.credited)
-            .filter_map(|s| s.ready_at.map(|at| at + STABLE_MS))
+            .filter_map(|s| s.ready_at.map(|at| at + self.stable_ms))
             .chain([slow.next_probe])
             .min()
     }
@@ -205,6 +245,18 @@ impl Guard {
         self.shards
             .iter()
             .filter_map(|(tuple, shard)| shard.ready_at.map(|at| (*tuple, at)))
+    }
+
+    /// Takes over what `other` knows of shards whose latest permit is the same.
+    pub(super) fn adopt_ready(&mut self, other: &Self) {
+        for (tuple, shard) in &mut self.shards {
+            if let Some(known) = other.shards.get(tuple)
+                && known.last == shard.last
+                && shard.ready_at.is_none()
+            {
+                shard.ready_at = known.ready_at;
+            }
+        }
     }
 
     /// Forgets shards that have been quiet for long, which bounds the memory.

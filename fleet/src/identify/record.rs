@@ -1,7 +1,11 @@
-//! What the ledger keeps on disk: records of a fixed size, each with its own checksum, so that a
-//! torn or rotten one is noticed and its neighbours still count.
+//! What the ledger keeps in the store: records of a fixed size, each with its own checksum, so that
+//! a torn or rotten one is noticed and its neighbours still count.
+
+use std::collections::HashMap;
 
 use xxhash_rust::xxh3::xxh3_64;
+
+use super::SKEW_MAX_MS;
 
 /// Size of an encoded record, in bytes.
 pub const RECORD_BYTES: usize = 64;
@@ -9,13 +13,15 @@ pub const RECORD_BYTES: usize = 64;
 /// Marks a record, and the version of its layout.
 const MAGIC: u16 = 0x1d01;
 
-/// A reading of both clocks.
+/// A reading of both clocks of one agent.
 ///
-/// Within one boot only `boot_ms` counts: CLOCK_BOOTTIME never steps and goes on during suspend.
-/// Between boots `wall_ms` tells how much time has passed, but never less than the uptime.
+/// Within one [`Stamp::boot_id`] only `boot_ms` counts: CLOCK_BOOTTIME never steps and goes on during
+/// suspend. Between two of them `wall_ms` tells how much time has passed, as far as it is believed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stamp {
-    /// Which boot `boot_ms` belongs to (a hash of the kernel's boot id).
+    /// Which agent in which boot `boot_ms` belongs to. Of all that ever had the same, at most one
+    /// lives: that is what lets a successor take the others for dead. A hash of the kernel's boot
+    /// id, the host's name and the data directory, which a lock guards.
     pub boot_id: u64,
     /// CLOCK_BOOTTIME in milliseconds; negative for a moment before this boot.
     pub boot_ms: i64,
@@ -23,17 +29,43 @@ pub struct Stamp {
     pub wall_ms: i64,
 }
 
-impl Stamp {
-    /// When `self` was, on the boot clock of `now`: exact within a boot, and otherwise the most
-    /// recent moment that both clocks allow.
-    pub(super) fn on_clock_of(self, now: Self) -> i64 {
-        if self.boot_id == now.boot_id {
-            return self.boot_ms.min(now.boot_ms);
+/// Places records of other boots and hosts on the clock of the one that reads them.
+#[derive(Debug)]
+pub(super) struct Clocks {
+    now: Stamp,
+    /// By boot: the largest difference between its wall clock and its boot clock. A wall clock that
+    /// was put right while the records were made was wrong before; the largest difference places
+    /// its records latest, which only makes us wait longer.
+    ahead: HashMap<u64, i64>,
+}
+
+impl Clocks {
+    pub(super) fn new<'a>(now: Stamp, records: impl IntoIterator<Item = &'a Record>) -> Self {
+        let mut ahead: HashMap<u64, i64> = HashMap::new();
+        for Record { at, .. } in records {
+            let difference = at.wall_ms.saturating_sub(at.boot_ms);
+            let most = ahead.entry(at.boot_id).or_insert(difference);
+            *most = difference.max(*most);
         }
-        // It was before this boot, so at least the uptime ago. A wall clock that went back says
-        // too little, which only makes us wait longer.
-        let by_wall = now.wall_ms.saturating_sub(self.wall_ms);
-        now.boot_ms.saturating_sub(by_wall.max(now.boot_ms.max(0)))
+        Self { now, ahead }
+    }
+
+    /// Whether the record was made by this agent in this boot.
+    pub(super) fn is_own(&self, at: Stamp) -> bool {
+        at.boot_id == self.now.boot_id
+    }
+
+    /// When that was: exact for our own, and otherwise the most recent moment that the clocks
+    /// allow. Never later than now.
+    pub(super) fn place(&self, at: Stamp) -> i64 {
+        let now = self.now;
+        if self.is_own(at) {
+            return at.boot_ms.min(now.boot_ms);
+        }
+        let ahead = self.ahead.get(&at.boot_id).copied().unwrap_or(0);
+        let wall = at.boot_ms.saturating_add(ahead);
+        let age = now.wall_ms.saturating_sub(wall).saturating_sub(SKEW_MAX_MS);
+        now.boot_ms.saturating_sub(age.max(0))
     }
 }
 
@@ -49,7 +81,7 @@ pub struct Record {
 /// What a record says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Entry {
-    /// A permit is about to be given out. On disk before anyone sees the permit.
+    /// A permit is about to be given out. In the store before anyone sees the permit.
     Grant {
         /// Its number.
         permit: u64,
@@ -59,6 +91,15 @@ pub enum Entry {
         count: u32,
         /// IDENTIFYs of this shard before it that came to nothing.
         streak: u32,
+        /// How long after its release it may be used, in milliseconds.
+        valid_ms: u32,
+    },
+    /// Permits that need not be told apart any more, given at this time or before.
+    Sum {
+        /// How many.
+        permits: u32,
+        /// The highest number among them.
+        newest: u64,
     },
     /// A shard became ready.
     Ready {
@@ -98,7 +139,9 @@ impl Record {
                 shard,
                 count,
                 streak,
-            } => (1, [shard, count, streak, 0], permit),
+                valid_ms,
+            } => (1, [shard, count, streak, valid_ms], permit),
+            Entry::Sum { permits, newest } => (5, [permits, 0, 0, 0], newest),
             Entry::Ready { shard, count } => (2, [shard, count, 0, 0], 0),
             Entry::Refund { permit } => (4, [0; 4], permit),
             Entry::Limits {
@@ -148,6 +191,7 @@ impl Record {
                 shard: word(4),
                 count: word(8),
                 streak: word(12),
+                valid_ms: word(16),
             },
             2 => Entry::Ready {
                 shard: word(4),
@@ -163,6 +207,10 @@ impl Record {
             4 => Entry::Refund {
                 permit: u64::from_le_bytes(long(24)),
             },
+            5 => Entry::Sum {
+                permits: word(4),
+                newest: u64::from_le_bytes(long(24)),
+            },
             _ => return None,
         };
         Some(Self {
@@ -175,8 +223,8 @@ impl Record {
         })
     }
 
-    /// All records of a file, `None` for each damaged one; a torn tail is one damaged record.
-    pub fn decode_all(file: &[u8]) -> Vec<Option<Self>> {
-        file.chunks(RECORD_BYTES).map(Self::decode).collect()
+    /// All records of a value, `None` for each damaged one; a torn tail is one damaged record.
+    pub fn decode_all(value: &[u8]) -> Vec<Option<Self>> {
+        value.chunks(RECORD_BYTES).map(Self::decode).collect()
     }
 }

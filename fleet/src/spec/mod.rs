@@ -68,6 +68,8 @@ pub struct Bot {
     pub worker: bool,
     /// Sends IDENTIFY on its own, so that its starts are spaced by the identify broker.
     pub identifies: bool,
+    /// Asks the agent over HTTP before each IDENTIFY, so that its starts need no spacing.
+    pub identify_queue: bool,
     /// Variable that gets the token, for bots that read it from there.
     pub token_env: Option<String>,
     /// Variable that gets the database's URI with its token, for bots of the original protocol.

@@ -46,6 +46,7 @@ pub(super) struct Bot {
     pub shards_per_process: Option<Spanned<u32>>,
     pub worker: Option<bool>,
     pub identifies: Option<Spanned<bool>>,
+    pub identify_queue: Option<Spanned<bool>>,
     pub token_env: Option<Text>,
     pub db_uri_env: Option<Text>,
     pub api_url: Option<Text>,

@@ -269,7 +269,8 @@ impl Bot {
         }
         spec.shard_ids = shards;
         spec.shard_count = total;
-        spec.gated = self.identifies;
+        spec.gated = self.identifies && !self.identify_queue;
+        spec.identify_queue = self.identify_queue;
         spec
     }
 }
@@ -306,6 +307,7 @@ impl Run {
             shard_ids: Vec::new(),
             shard_count: 0,
             gated: false,
+            identify_queue: false,
             ready: Readiness {
                 probe: self.probe.clone(),
                 timeout: self.ready_timeout,

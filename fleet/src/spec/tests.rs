@@ -90,6 +90,12 @@ fn a_whole_fleet() {
             .iter()
             .all(|process| !process.gated)
     );
+    let asks = GOOD.replace("shards = 3", "shards = 3\nidentify_queue = true");
+    let asks = parse(&asks, "fleet.toml").expect("a good spec");
+    for process in asks.processes(&places()) {
+        let foreign = process.name.group() == "legacy";
+        assert_eq!((process.gated, process.identify_queue), (false, foreign));
+    }
     assert_eq!(tanako.shard_ids, [6, 7]);
     assert_eq!(tanako.env["SHARD_IDS"], "6,7");
     assert_eq!(tanako.env["TANAKO_API_URL"], "http://127.0.0.1:8080");
@@ -132,6 +138,14 @@ fn refusals_name_place_reason_and_remedy() {
         (
             "shards_per_process = 2",
             "shards_per_process = 2\nidentifies = true",
+        ),
+        (
+            "shards_per_process = 2",
+            "shards_per_process = 2\nidentify_queue = true",
+        ),
+        (
+            "shards = 3",
+            "shards = 3\nidentifies = false\nidentify_queue = true",
         ),
         (
             "command = [\"node\", \"bot.js\"]",

@@ -224,6 +224,25 @@ impl Checker {
                 "remove identifies, or set worker = false",
             );
         }
+        let identify_queue = raw
+            .identify_queue
+            .as_ref()
+            .is_some_and(|flag| *flag.get_ref());
+        if let Some(flag) = raw.identify_queue.as_ref().filter(|_| identify_queue) {
+            if worker {
+                self.refuse(
+                    flag.span(),
+                    "a worker asks the agent over its socket before each IDENTIFY",
+                    "remove identify_queue, or set worker = false",
+                );
+            } else if !identifies {
+                self.refuse(
+                    flag.span(),
+                    "a bot that sends no IDENTIFY has nothing to ask for",
+                    "remove identify_queue, or identifies = false",
+                );
+            }
+        }
         let refused_before = self.problems.len();
         let auto_shards = *raw.shards.get_ref() == raw::Shards::Auto;
         let shards = match (*raw.shards.get_ref(), raw.guilds) {
@@ -329,6 +348,7 @@ impl Checker {
             shards_per_process,
             worker,
             identifies,
+            identify_queue,
             token_env,
             db_uri_env,
             shard_env,
