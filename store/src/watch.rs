@@ -19,7 +19,8 @@ pub struct WatchBatch {
 }
 
 /// A running watch. Dropping it ends it. It holds back nothing: a slow watcher is served from the
-/// store's history and, when it sleeps past that, gets [`StoreError::Compacted`].
+/// store's history and, when it sleeps past that, gets what was on its way already and then
+/// [`StoreError::Compacted`].
 pub struct Watch {
     stream: Pin<Box<dyn Stream<Item = Result<WatchBatch, StoreError>> + Send>>,
 }

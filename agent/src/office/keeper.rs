@@ -118,3 +118,113 @@ fn say(lease: &watch::Sender<Lease>, now: Lease) {
         changed
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use futures_util::future::BoxFuture;
+    use tanako_store::{KeyValue, Listing, Outcome, Revision, Txn, Watch};
+
+    use super::*;
+
+    /// A store that knows only keep-alives.
+    #[derive(Default)]
+    struct Scripted(Mutex<Answer>);
+
+    #[derive(Clone, Copy, Default)]
+    enum Answer {
+        #[default]
+        Good,
+        Failure,
+        Silence,
+        Gone,
+    }
+
+    impl Scripted {
+        fn answer(&self, answer: Answer) {
+            *self.0.lock().expect("not poisoned") = answer;
+        }
+    }
+
+    fn closed<'a, T: Send + 'a>() -> BoxFuture<'a, Result<T, StoreError>> {
+        Box::pin(std::future::ready(Err(StoreError::Closed)))
+    }
+
+    impl Store for Scripted {
+        fn get<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Option<KeyValue>, StoreError>> {
+            closed()
+        }
+
+        fn list<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Listing, StoreError>> {
+            closed()
+        }
+
+        fn commit(&self, _: Txn) -> BoxFuture<'_, Result<Outcome, StoreError>> {
+            closed()
+        }
+
+        fn watch<'a>(
+            &'a self,
+            _: &'a str,
+            _: Revision,
+        ) -> BoxFuture<'a, Result<Watch, StoreError>> {
+            closed()
+        }
+
+        fn grant(&self, _: Duration) -> BoxFuture<'_, Result<LeaseId, StoreError>> {
+            closed()
+        }
+
+        fn keep_alive(&self, lease: LeaseId) -> BoxFuture<'_, Result<(), StoreError>> {
+            let answer = *self.0.lock().expect("not poisoned");
+            Box::pin(async move {
+                match answer {
+                    Answer::Good => Ok(()),
+                    Answer::Failure => Err(StoreError::Unavailable("out".to_owned())),
+                    Answer::Silence => {
+                        // As a call to a frozen server: its deadline ends it.
+                        tokio::time::sleep(Duration::from_millis(700)).await;
+                        Err(StoreError::Unavailable("late".to_owned()))
+                    }
+                    Answer::Gone => Err(StoreError::NoLease(lease)),
+                }
+            })
+        }
+
+        fn revoke(&self, _: LeaseId) -> BoxFuture<'_, Result<(), StoreError>> {
+            closed()
+        }
+    }
+
+    async fn becomes(lease: &mut watch::Receiver<Lease>, what: &str, wish: fn(&Lease) -> bool) {
+        let seen = tokio::time::timeout(Duration::from_secs(60), lease.wait_for(wish)).await;
+        assert!(matches!(seen, Ok(Ok(_))), "not {what}");
+    }
+
+    #[tokio::test]
+    async fn trouble_silence_and_the_end_are_told_apart() {
+        let store = Arc::new(Scripted::default());
+        let ttl = Duration::from_millis(900);
+        let begun = Instant::now();
+        let keeper = Keeper::start(store.clone(), 7, ttl, begun);
+        let mut lease = keeper.lease();
+        assert_eq!(*lease.borrow(), Lease::Kept);
+        store.answer(Answer::Failure);
+        let silent = |lease: &Lease| matches!(lease, Lease::Silent(_));
+        let kept = |lease: &Lease| *lease == Lease::Kept;
+        becomes(&mut lease, "noticed", |lease| *lease != Lease::Kept).await;
+        becomes(&mut lease, "silent", silent).await;
+        let over = Lapse::new(ttl, begun).over();
+        assert!(Instant::now() >= over, "not before it may have ended");
+        store.answer(Answer::Good);
+        becomes(&mut lease, "kept", kept).await;
+        // One that does not answer at all is silent before its answer is given up.
+        store.answer(Answer::Silence);
+        becomes(&mut lease, "silent", silent).await;
+        store.answer(Answer::Good);
+        becomes(&mut lease, "kept", kept).await;
+        store.answer(Answer::Gone);
+        becomes(&mut lease, "ended", |lease| *lease == Lease::Ended).await;
+    }
+}

@@ -117,9 +117,11 @@ impl Standing {
             Self::Waiting { leader } => Some(format!(
                 "this agent stands by; the agent of host {leader} decides"
             )),
-            Self::Inheriting => {
-                Some("the office of the agent that was killed here ends within seconds".to_owned())
-            }
+            Self::Inheriting => Some(
+                "the office is held under this host's name: if by an agent that was killed, that ends \
+                 within seconds; if by another host, give each its own --host"
+                    .to_owned(),
+            ),
             Self::Away { why } => Some(format!("no decisions are taken, processes run on: {why}")),
             Self::Unusable { why } => Some(format!("no decisions are taken: {why}")),
             Self::Elsewhere { host } => Some(format!(

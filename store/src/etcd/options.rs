@@ -16,7 +16,8 @@ const ENDPOINTS_MAX: usize = 16;
 const PREFIX_MAX: usize = 256;
 /// Largest password file and PEM file, in bytes.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
-/// Longest that making a connection may take, TLS included.
+/// Longest that making a connection may take, TLS included; and never more than a third of a call, so
+/// that there is time for another member.
 const CONNECT_MAX: Duration = Duration::from_secs(3);
 /// A server closes connections that ping more often than each 5 s.
 const PING_EVERY: Duration = Duration::from_secs(10);
@@ -214,7 +215,7 @@ impl Options {
         };
         let endpoint = Endpoint::from_shared(url.to_owned())
             .map_err(fault)?
-            .connect_timeout(self.timeout.min(CONNECT_MAX))
+            .connect_timeout((self.timeout / 3).min(CONNECT_MAX))
             .tcp_nodelay(true)
             .http2_keep_alive_interval(PING_EVERY)
             .keep_alive_timeout(PING_TIMEOUT);
@@ -223,7 +224,7 @@ impl Options {
         };
         let ca = Certificate::from_pem(pem("the CA of etcd", &tls.ca)?);
         let mut config = ClientTlsConfig::new()
-            .timeout(self.timeout.min(CONNECT_MAX))
+            .timeout((self.timeout / 3).min(CONNECT_MAX))
             .ca_certificate(ca);
         if let (Some(cert), Some(key)) = (&tls.cert, &tls.key) {
             private("the key for etcd", key)?;
