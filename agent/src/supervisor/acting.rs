@@ -9,7 +9,7 @@ use super::{
     core::{Core, Effect, Input},
     handle::{Command, SupervisorError, WorkerInput},
     probe,
-    process::{Live, Proc, memory},
+    process::{Live, Proc},
     procfs::{self, RunTag},
     records::spec_hash,
     signals,
@@ -119,7 +119,7 @@ impl Owner {
         }
         let (core, effects) = Core::resume(
             spec,
-            memory(&known.run, now),
+            known.run.memory(now, clock::now_ms()),
             known.found.is_some(),
             now,
             rng,
@@ -228,7 +228,7 @@ impl Owner {
         };
         let quiet = matches!(
             input,
-            Input::Alive(_) | Input::Ready(_) | Input::NotReady(..) | Input::Tick
+            Input::Alive(_) | Input::Ready(_) | Input::NotReady(..) | Input::Away | Input::Tick
         );
         let before = (proc.core.state(), proc.core.detail().to_owned());
         let now = Instant::now();

@@ -25,11 +25,11 @@ pub(super) enum Verdict {
 
 /// The failures of one process.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Failures {
+pub struct Failures {
     /// Failures in a row, without a run that was ready for long enough between them.
-    pub(super) in_a_row: u32,
+    pub in_a_row: u32,
     /// When the latest ones happened, oldest first.
-    pub(super) recent: VecDeque<Instant>,
+    pub recent: VecDeque<Instant>,
 }
 
 impl Failures {
@@ -63,7 +63,7 @@ impl Failures {
     }
 
     /// Forgets everything: the operator started the process or changed its spec.
-    pub(super) fn clear(&mut self) {
+    pub fn clear(&mut self) {
         self.in_a_row = 0;
         self.recent.clear();
     }

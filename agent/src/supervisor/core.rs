@@ -25,10 +25,15 @@ const HUNG_GRACE_MAX: Duration = Duration::from_secs(5);
 /// SIGKILL is sent again this often while a process refuses to go (it may sit in the kernel).
 const KILL_AGAIN: Duration = Duration::from_secs(5);
 
+/// So long processes are listened to, after the agent was away, before anyone is taken for silent.
+const HEARD_WITHIN: Duration = Duration::from_secs(5);
+
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Exit {
+pub enum Exit {
+    /// By itself, with this code.
     Code(i32),
+    /// By this signal.
     Signal(i32),
     /// It was not the agent's own child.
     Unknown,
@@ -55,7 +60,7 @@ impl std::fmt::Display for Exit {
 
 /// What happens to a process.
 #[derive(Debug, Clone)]
-pub(super) enum Input {
+pub enum Input {
     /// Its spec is new or changed, or what is wanted of it.
     Define(Arc<ProcessSpec>, Desired),
     /// The operator starts it.
@@ -82,13 +87,15 @@ pub(super) enum Input {
     Draining(u64),
     /// It used more than it may; why in words.
     OverLimit(u64, String),
+    /// The agent itself was away for a while: stopped, starved or suspended.
+    Away,
     /// Time has passed.
     Tick,
 }
 
 /// What is to be done.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Effect {
+pub enum Effect {
     /// Ask the gate; answer with [`Input::Permit`].
     Acquire(u64),
     /// Ask the gate no longer.
@@ -150,20 +157,28 @@ enum Phase {
 
 /// What survives the agent.
 #[derive(Debug, Clone)]
-pub(super) struct Memory {
-    pub(super) desired: Desired,
-    pub(super) attempt: u64,
-    pub(super) restarts: u64,
-    pub(super) failures: Failures,
-    pub(super) state: State,
-    pub(super) next_start_at: Option<Instant>,
-    pub(super) detail: String,
-    pub(super) last_exit: String,
+pub struct Memory {
+    /// What was asked for.
+    pub desired: Desired,
+    /// Number of the latest start.
+    pub attempt: u64,
+    /// Starts that nobody asked for.
+    pub restarts: u64,
+    /// What the restart policy remembers.
+    pub failures: Failures,
+    /// Where it was in its life.
+    pub state: State,
+    /// When it was to be started next.
+    pub next_start_at: Option<Instant>,
+    /// Why it was in that state.
+    pub detail: String,
+    /// How its latest run ended.
+    pub last_exit: String,
 }
 
 /// One process.
 #[derive(Debug)]
-pub(super) struct Core {
+pub struct Core {
     spec: Arc<ProcessSpec>,
     /// The spec that the latest attempt was started from.
     running: Arc<ProcessSpec>,
@@ -180,7 +195,7 @@ pub(super) struct Core {
 
 impl Core {
     /// A process that has never run.
-    pub(super) fn new(spec: Arc<ProcessSpec>, rng: fastrand::Rng) -> Self {
+    pub fn new(spec: Arc<ProcessSpec>, rng: fastrand::Rng) -> Self {
         Self {
             running: Arc::clone(&spec),
             spec,
@@ -198,7 +213,7 @@ impl Core {
 
     /// A process as an earlier agent left it. `alive`: its latest attempt still runs. Whatever that
     /// attempt was doing gets its full time again: the agent cannot know what it missed meanwhile.
-    pub(super) fn resume(
+    pub fn resume(
         spec: Arc<ProcessSpec>,
         memory: Memory,
         alive: bool,
@@ -264,7 +279,7 @@ impl Core {
     }
 
     /// Takes in what happened and says what to do.
-    pub(super) fn step(&mut self, now: Instant, input: Input) -> Vec<Effect> {
+    pub fn step(&mut self, now: Instant, input: Input) -> Vec<Effect> {
         match input {
             Input::Define(spec, desired) => self.define(now, spec, desired),
             Input::Start => self.start(now),
@@ -290,6 +305,7 @@ impl Core {
                     self.detail = why;
                 }
             }
+            Input::Away => self.away(now),
             Input::Tick => self.tick(now),
             // Of an attempt that is over.
             _ => {}
@@ -298,7 +314,7 @@ impl Core {
     }
 
     /// When to send [`Input::Tick`].
-    pub(super) fn deadline(&self) -> Option<Instant> {
+    pub fn deadline(&self) -> Option<Instant> {
         match &self.phase {
             Phase::Stopped | Phase::Failed | Phase::Waiting | Phase::Spawning { .. } => None,
             Phase::Backoff { until } => Some(*until),
@@ -316,7 +332,8 @@ impl Core {
         }
     }
 
-    pub(super) fn state(&self) -> State {
+    /// Where it is in its life.
+    pub fn state(&self) -> State {
         match &self.phase {
             Phase::Stopped => State::Stopped,
             Phase::Failed => State::Failed,
@@ -331,7 +348,7 @@ impl Core {
     }
 
     /// Whether a run of the current attempt exists, or may exist.
-    pub(super) fn is_live(&self) -> bool {
+    pub fn is_live(&self) -> bool {
         !matches!(
             self.phase,
             Phase::Stopped | Phase::Failed | Phase::Backoff { .. } | Phase::Waiting
@@ -339,7 +356,7 @@ impl Core {
     }
 
     /// What an agent after this one must know. A stop that is under way is written down as such.
-    pub(super) fn memory(&self) -> Memory {
+    pub fn memory(&self) -> Memory {
         Memory {
             desired: self.desired,
             attempt: self.attempt,
@@ -360,39 +377,46 @@ impl Core {
         }
     }
 
-    pub(super) fn next_start_at(&self) -> Option<Instant> {
+    /// When it is started next by itself.
+    pub fn next_start_at(&self) -> Option<Instant> {
         match self.phase {
             Phase::Backoff { until } => Some(until),
             _ => None,
         }
     }
 
-    pub(super) fn spec(&self) -> &Arc<ProcessSpec> {
+    /// The spec of its next attempt.
+    pub fn spec(&self) -> &Arc<ProcessSpec> {
         &self.spec
     }
 
     /// The spec of the latest attempt.
-    pub(super) fn running_spec(&self) -> &Arc<ProcessSpec> {
+    pub fn running_spec(&self) -> &Arc<ProcessSpec> {
         &self.running
     }
 
-    pub(super) fn desired(&self) -> Desired {
+    /// What is asked for.
+    pub fn desired(&self) -> Desired {
         self.desired
     }
 
-    pub(super) fn attempt(&self) -> u64 {
+    /// Number of its latest start; 0 = never started.
+    pub fn attempt(&self) -> u64 {
         self.attempt
     }
 
-    pub(super) fn restarts(&self) -> u64 {
+    /// Starts that nobody asked for.
+    pub fn restarts(&self) -> u64 {
         self.restarts
     }
 
-    pub(super) fn detail(&self) -> &str {
+    /// Why it is in its state, in words.
+    pub fn detail(&self) -> &str {
         &self.detail
     }
 
-    pub(super) fn last_exit(&self) -> &str {
+    /// How its latest run ended, in words.
+    pub fn last_exit(&self) -> &str {
         &self.last_exit
     }
 
@@ -760,6 +784,24 @@ impl Core {
                 self.effects.push(Effect::Kill(self.attempt));
             }
             Phase::Stopped | Phase::Failed | Phase::Waiting | Phase::Spawning { .. } => {}
+        }
+    }
+
+    /// What the process said while the agent was away has not been read yet: no verdict for a moment.
+    fn away(&mut self, now: Instant) {
+        let soonest = |span: Duration| (now + HEARD_WITHIN).checked_sub(span).unwrap_or(now);
+        match &mut self.phase {
+            Phase::Up { alive_at, .. } | Phase::Draining { alive_at } => {
+                if let Some(silence) = self.running.watchdog {
+                    *alive_at = soonest(silence).max(*alive_at);
+                }
+            }
+            Phase::Starting { since }
+                if !matches!(self.running.ready.probe, Probe::Started { .. }) =>
+            {
+                *since = soonest(self.running.ready.timeout).max(*since);
+            }
+            _ => {}
         }
     }
 

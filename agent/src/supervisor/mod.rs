@@ -27,9 +27,9 @@
 
 mod acting;
 mod adopt;
-mod backoff;
+pub mod backoff;
 mod cgroup;
-mod core;
+pub mod core;
 #[cfg(test)]
 mod core_tests;
 mod exits;
@@ -38,7 +38,7 @@ mod notify;
 mod probe;
 mod process;
 mod procfs;
-mod records;
+pub mod records;
 mod signals;
 mod spawner;
 mod status;

@@ -1,21 +1,15 @@
 //! One process in the table: its policy, and what of the operating system belongs to it.
 
-use std::{
-    os::fd::OwnedFd,
-    path::PathBuf,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{os::fd::OwnedFd, path::PathBuf, sync::Arc, time::Instant};
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 use tanako_fleet::ProcessName;
 use tokio::task::AbortHandle;
 
 use super::{
-    backoff::Failures,
     cgroup,
-    core::{Core, Exit, Memory},
-    records::{Alive, Run},
+    core::{Core, Exit},
+    records::{Alive, Run, to_ms},
     signals,
     status::ProcessStatus,
 };
@@ -158,7 +152,9 @@ impl Proc {
             restarts: core.restarts(),
             started_at_ms: self.started_ms,
             ready_at_ms: self.ready_ms,
-            next_start_at_ms: core.next_start_at().map(|at| to_ms(at, now)),
+            next_start_at_ms: core
+                .next_start_at()
+                .map(|at| to_ms(at, now, clock::now_ms())),
             detail: detail.to_owned(),
             last_exit: core.last_exit().to_owned(),
             shard_ids: spec.shard_ids.clone(),
@@ -177,7 +173,6 @@ impl Proc {
     }
 
     pub(super) fn record(&self, now: Instant, boot: &Arc<str>) -> Run {
-        let memory = self.core.memory();
         let process = self.core.is_live().then(|| Alive {
             boot: Arc::clone(boot),
             pid: self.live.as_ref().map(|live| live.pid),
@@ -193,70 +188,16 @@ impl Proc {
                 .unwrap_or_default(),
         });
         Run {
-            name: self.name.clone(),
-            desired: memory.desired,
-            state: memory.state,
-            attempt: memory.attempt,
-            restarts: memory.restarts,
-            in_a_row: memory.failures.in_a_row,
-            failures_ms: memory
-                .failures
-                .recent
-                .iter()
-                .map(|at| to_ms(*at, now))
-                .collect(),
-            next_start_ms: memory.next_start_at.map(|at| to_ms(at, now)),
-            detail: memory.detail,
-            last_exit: memory.last_exit,
             started_ms: self.started_ms,
             ready_ms: self.ready_ms,
-            process,
             log: self.log.resume(),
+            ..Run::new(
+                self.name.clone(),
+                self.core.memory(),
+                process,
+                now,
+                clock::now_ms(),
+            )
         }
-    }
-}
-
-/// What a record says, for [`Core::resume`].
-pub(super) fn memory(run: &Run, now: Instant) -> Memory {
-    Memory {
-        desired: run.desired,
-        attempt: run.attempt,
-        restarts: run.restarts,
-        failures: Failures {
-            in_a_row: run.in_a_row,
-            recent: run
-                .failures_ms
-                .iter()
-                .filter_map(|at| from_ms(*at, now))
-                .collect(),
-        },
-        state: run.state,
-        next_start_at: run.next_start_ms.and_then(|at| from_ms(at, now)),
-        detail: run.detail.clone(),
-        last_exit: run.last_exit.clone(),
-    }
-}
-
-fn to_ms(at: Instant, now: Instant) -> i64 {
-    let ms = |span: Duration| i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
-    let now_ms = clock::now_ms();
-    if at >= now {
-        now_ms.saturating_add(ms(at - now))
-    } else {
-        now_ms.saturating_sub(ms(now - at))
-    }
-}
-
-/// `None` when it is before the machine's boot, or so far ahead that the clock must have been set.
-fn from_ms(at_ms: i64, now: Instant) -> Option<Instant> {
-    const AHEAD_MAX: Duration = Duration::from_secs(86_400);
-    let delta = at_ms.saturating_sub(clock::now_ms());
-    let span = Duration::from_millis(delta.unsigned_abs());
-    if delta < 0 {
-        now.checked_sub(span)
-    } else if span <= AHEAD_MAX {
-        now.checked_add(span)
-    } else {
-        None
     }
 }

@@ -12,12 +12,17 @@ use std::{
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use serde::{Deserialize, Serialize};
 use tanako_fleet::{ProcessName, ProcessSpec};
 
-use super::status::{Desired, State};
+use super::{
+    backoff::Failures,
+    core::Memory,
+    status::{Desired, State},
+};
 use crate::logs::Resume;
 
 /// The journal is rewritten when it has grown by this much, or fourfold.
@@ -25,39 +30,130 @@ const GROWTH_MIN: u64 = 4 << 20;
 
 /// What is known of one process besides its spec.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct Run {
-    pub(super) name: ProcessName,
-    pub(super) desired: Desired,
-    pub(super) state: State,
-    pub(super) attempt: u64,
-    pub(super) restarts: u64,
-    pub(super) in_a_row: u32,
+pub struct Run {
+    /// Its name.
+    pub name: ProcessName,
+    /// What was asked for.
+    pub desired: Desired,
+    /// Where it was in its life.
+    pub state: State,
+    /// Number of its latest start.
+    pub attempt: u64,
+    /// Starts that nobody asked for.
+    pub restarts: u64,
+    /// Failures in a row.
+    pub in_a_row: u32,
     /// Milliseconds since 1970 of the failures that the crash-loop guard remembers.
-    pub(super) failures_ms: Vec<i64>,
-    pub(super) next_start_ms: Option<i64>,
-    pub(super) detail: String,
-    pub(super) last_exit: String,
-    pub(super) started_ms: Option<i64>,
-    pub(super) ready_ms: Option<i64>,
+    pub failures_ms: Vec<i64>,
+    /// When it was to be started next, milliseconds since 1970.
+    pub next_start_ms: Option<i64>,
+    /// Why it was in that state.
+    pub detail: String,
+    /// How its latest run ended.
+    pub last_exit: String,
+    /// When its latest attempt was started, milliseconds since 1970.
+    pub started_ms: Option<i64>,
+    /// When that attempt became ready first, milliseconds since 1970.
+    pub ready_ms: Option<i64>,
     /// The run that lives; unset = none.
-    pub(super) process: Option<Alive>,
+    pub process: Option<Alive>,
     /// Where counting its log had got to.
     pub(super) log: Option<Resume>,
 }
 
 /// Names a process of the operating system for good.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Alive {
-    pub(super) boot: Arc<str>,
+pub struct Alive {
+    /// Boot id of the machine.
+    pub boot: Arc<str>,
     /// Unset between the intent to start it and its start.
-    pub(super) pid: Option<u32>,
-    pub(super) start_ticks: u64,
-    pub(super) nonce: u64,
-    pub(super) spec_hash: u64,
-    pub(super) cgroup: Option<PathBuf>,
+    pub pid: Option<u32>,
+    /// When it was started, in the kernel's ticks.
+    pub start_ticks: u64,
+    /// Names this run, also in its environment.
+    pub nonce: u64,
+    /// Names the spec that it was started from.
+    pub spec_hash: u64,
+    /// Its own cgroup.
+    pub cgroup: Option<PathBuf>,
     /// Where its output begins in its log.
-    pub(super) log_from: u64,
-    pub(super) limits: String,
+    pub log_from: u64,
+    /// How its limits are enforced, in words.
+    pub limits: String,
+}
+
+impl Run {
+    /// What is written down about a process: what its policy says, and the run that lives. `now` and
+    /// `now_ms` are the same moment on both clocks.
+    pub fn new(
+        name: ProcessName,
+        memory: Memory,
+        process: Option<Alive>,
+        now: Instant,
+        now_ms: i64,
+    ) -> Self {
+        let failures = memory.failures.recent.iter();
+        Self {
+            name,
+            desired: memory.desired,
+            state: memory.state,
+            attempt: memory.attempt,
+            restarts: memory.restarts,
+            in_a_row: memory.failures.in_a_row,
+            failures_ms: failures.map(|at| to_ms(*at, now, now_ms)).collect(),
+            next_start_ms: memory.next_start_at.map(|at| to_ms(at, now, now_ms)),
+            detail: memory.detail,
+            last_exit: memory.last_exit,
+            started_ms: None,
+            ready_ms: None,
+            process,
+            log: None,
+        }
+    }
+
+    /// What the policy of the next agent has to know.
+    pub fn memory(&self, now: Instant, now_ms: i64) -> Memory {
+        let failures = self.failures_ms.iter();
+        Memory {
+            desired: self.desired,
+            attempt: self.attempt,
+            restarts: self.restarts,
+            failures: Failures {
+                in_a_row: self.in_a_row,
+                recent: failures
+                    .filter_map(|at| from_ms(*at, now, now_ms))
+                    .collect(),
+            },
+            state: self.state,
+            next_start_at: self.next_start_ms.and_then(|at| from_ms(at, now, now_ms)),
+            detail: self.detail.clone(),
+            last_exit: self.last_exit.clone(),
+        }
+    }
+}
+
+/// A moment of the steady clock on the wall clock.
+pub(super) fn to_ms(at: Instant, now: Instant, now_ms: i64) -> i64 {
+    let ms = |span: Duration| i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
+    if at >= now {
+        now_ms.saturating_add(ms(at - now))
+    } else {
+        now_ms.saturating_sub(ms(now - at))
+    }
+}
+
+/// `None` when it is before the machine's boot, or so far ahead that the clock must have been set.
+fn from_ms(at_ms: i64, now: Instant, now_ms: i64) -> Option<Instant> {
+    const AHEAD_MAX: Duration = Duration::from_secs(86_400);
+    let delta = at_ms.saturating_sub(now_ms);
+    let span = Duration::from_millis(delta.unsigned_abs());
+    if delta < 0 {
+        now.checked_sub(span)
+    } else if span <= AHEAD_MAX {
+        now.checked_add(span)
+    } else {
+        None
+    }
 }
 
 #[derive(Serialize, Deserialize)]

@@ -40,6 +40,8 @@ const ANCESTORS_MAX: usize = 16;
 const LEAVE_MAX: Duration = Duration::from_secs(2);
 /// Exits that come together are swept up together.
 const SWEEP_DELAY: Duration = Duration::from_millis(100);
+/// The loop comes round once a second. After a pause this long the agent itself was away.
+const AWAY: Duration = Duration::from_secs(3);
 /// A sweep may take this part of the time at most.
 const SWEEP_PART: u32 = 50;
 
@@ -85,6 +87,8 @@ pub(super) struct Owner {
     pub(super) table: Table,
     published_at: Option<Instant>,
     pub(super) unpublished: bool,
+    /// When the loop last came round.
+    awake_at: Instant,
     /// Runs that are over and not yet swept.
     pub(super) over: BTreeMap<u64, (ProcessName, u64)>,
     pub(super) sweeping: bool,
@@ -115,6 +119,7 @@ impl Owner {
             table: Table::new(),
             published_at: None,
             unpublished: false,
+            awake_at: Instant::now(),
             over: left.over,
             sweeping: false,
             sweep_not_before: Instant::now(),
@@ -202,6 +207,7 @@ impl Owner {
                 () = sleep_until(wake.into()) => {}
                 _ = second.tick() => self.second(),
             }
+            self.look_up();
             self.expire();
             self.sweep();
         }
@@ -221,6 +227,20 @@ impl Owner {
             wake = wake.min(at + PUBLISH_EVERY);
         }
         wake
+    }
+
+    /// Notices that the agent was away: what its processes said meanwhile lies unread in sockets, so
+    /// that nobody may be taken for silent by the clock alone.
+    fn look_up(&mut self) {
+        let now = Instant::now();
+        let away = now.saturating_duration_since(std::mem::replace(&mut self.awake_at, now));
+        if away > AWAY {
+            tracing::warn!(seconds = away.as_secs_f64(), "the agent was away");
+            let ids: Vec<usize> = self.procs.keys().copied().collect();
+            for id in ids {
+                self.apply(id, Input::Away);
+            }
+        }
     }
 
     /// Tells the processes whose deadline has passed.
