@@ -56,10 +56,11 @@ impl Paint {
     /// By what a state word means.
     pub fn state(self, word: &str, text: &str) -> String {
         match word {
-            "ready" | "succeeded" | "ok" | "verified" | "resumed" | "healthy" => self.good(text),
-            "failed" | "unreachable" | "backoff" | "damaged" | "error" | "fatal" | "unhealthy" => {
-                self.bad(text)
+            "ready" | "succeeded" | "ok" | "verified" | "resumed" | "healthy" | "normal" => {
+                self.good(text)
             }
+            "failed" | "unreachable" | "backoff" | "damaged" | "error" | "fatal" | "unhealthy"
+            | "exhausted" => self.bad(text),
             "stopped" | "skipped" | "pending" => self.dim(text),
             _ => self.warn(text),
         }

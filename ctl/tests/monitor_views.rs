@@ -306,6 +306,19 @@ fn events_identify_operations_help() {
 }
 
 #[test]
+fn an_identify_storm_is_seen_from_everywhere() {
+    let mut status = status();
+    let identify = status.identify.as_mut().expect("a budget");
+    identify.bots[0].mode = "probing".into();
+    let mut app = app(status);
+    press(&mut app, "i");
+    snapshots("identify_probing", &app);
+    press(&mut app, "\u{1b}");
+    let fleet = text_of(&render(&app, COLOURS, (80, 24)));
+    assert!(fleet.contains("tanako probing"), "{fleet}");
+}
+
+#[test]
 fn describe() {
     let mut app = app(status());
     press(&mut app, "Gd");

@@ -7,7 +7,8 @@ use crate::{exit::Exit, failure::Outcome, session::Session, view::identify::Iden
 /// Show the IDENTIFY budget: spent, left, reserve, buckets, and how long waiting shards will wait
 ///
 /// Discord allows one IDENTIFY per bucket (shard_id % max_concurrency) per 5 s, and a number a day. The
-/// reserve is never spent automatically.
+/// reserve is never spent automatically. While IDENTIFYs come to nothing, the mode is "probing": one at
+/// a time until one holds.
 #[derive(Debug, clap::Args)]
 pub struct Args {}
 

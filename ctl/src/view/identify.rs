@@ -25,6 +25,8 @@ pub struct IdentifyView {
 #[derive(Debug, Serialize)]
 struct BotView {
     bot: String,
+    /// normal, probing (one IDENTIFY at a time until one holds) or exhausted.
+    mode: String,
     total: u32,
     used: u32,
     remaining: u32,
@@ -33,6 +35,8 @@ struct BotView {
     resets_at: Option<String>,
     waiting: u32,
     recommended_shards: u32,
+    /// Until every waiting shard has its permit, if each one given holds.
+    forecast_s: u32,
     #[serde(skip)]
     resets_at_ms: i64,
 }
@@ -57,6 +61,7 @@ impl From<IdentifyStatus> for IdentifyView {
                 .into_iter()
                 .map(|bot| BotView {
                     bot: bot.bot,
+                    mode: bot.mode,
                     total: bot.total,
                     used: bot.used,
                     remaining: bot.remaining,
@@ -65,6 +70,7 @@ impl From<IdentifyStatus> for IdentifyView {
                     resets_at: time(bot.resets_at),
                     waiting: bot.waiting,
                     recommended_shards: bot.recommended_shards,
+                    forecast_s: bot.forecast_s,
                     resets_at_ms: bot.resets_at,
                 })
                 .collect(),
@@ -85,40 +91,48 @@ impl From<IdentifyStatus> for IdentifyView {
 }
 
 impl Report for IdentifyView {
-    fn table(&self, paint: Paint, _wide: bool) -> String {
+    fn table(&self, paint: Paint, wide: bool) -> String {
         let now = now_ms();
         let mut text = format!("IDENTIFYs: {}\n", self.summary.line(now));
         if !self.bots.is_empty() {
-            let mut table = Table::new(&[
-                "BOT",
-                "LEFT",
-                "SPENT",
-                "RESERVE",
-                "TOTAL",
-                "AT-ONCE",
-                "WAITING",
-                "RECOMMENDED",
-                "RESETS",
-            ]);
+            let mut head = vec![
+                "BOT", "MODE", "LEFT", "SPENT", "RESERVE", "TOTAL", "AT-ONCE", "WAITING",
+                "FORECAST", "RESETS",
+            ];
+            if wide {
+                head.push("RECOMMENDED");
+            }
+            let mut table = Table::new(&head);
             for bot in &self.bots {
                 let resets = match bot.resets_at_ms {
                     0 => "-".into(),
                     at => age(seconds_between(now, at)),
                 };
-                table.row(vec![
+                let mut row = vec![
                     Cell::new(&bot.bot),
+                    match bot.mode.as_str() {
+                        "" => Cell::new("-"),
+                        mode => Cell::state(mode),
+                    },
                     Cell::number(bot.remaining),
                     Cell::number(bot.used),
                     Cell::number(bot.reserve),
                     Cell::number(bot.total),
                     Cell::number(bot.max_concurrency),
                     Cell::number(bot.waiting),
-                    Cell::number(match bot.recommended_shards {
+                    Cell::number(match bot.forecast_s {
                         0 => "-".into(),
-                        shards => format!("{shards} shards"),
+                        seconds => age(seconds.into()),
                     }),
                     Cell::number(resets),
-                ]);
+                ];
+                if wide {
+                    row.push(Cell::number(match bot.recommended_shards {
+                        0 => "-".into(),
+                        shards => format!("{shards} shards"),
+                    }));
+                }
+                table.row(row);
             }
             let _ = write!(text, "\n{}", table.render(paint));
         }

@@ -439,7 +439,8 @@ pub fn fleet() -> FleetStatus {
                 resets_at: AT,
                 waiting: 4,
                 recommended_shards: 4,
-                ..IdentifyBot::default()
+                mode: "probing".into(),
+                forecast_s: 15,
             }],
             forecast_s: 15,
         }),

@@ -204,7 +204,8 @@ pub fn identify() -> IdentifyStatus {
             resets_at: NOW + 76_000_000,
             waiting: 2,
             recommended_shards: 8,
-            ..IdentifyBot::default()
+            mode: "normal".into(),
+            forecast_s: 9,
         }],
         forecast_s: 9,
     }

@@ -29,7 +29,13 @@ pub fn budget(canvas: &mut Canvas<'_>, area: Rect, model: &Model, clock: Clock) 
         .map(|bucket| bucket.waiting.len())
         .sum();
     let role = role(identify);
-    let mut rest = vec![
+    let mut rest: Vec<Piece<'_>> = identify
+        .bots
+        .iter()
+        .filter(|bot| !is_normal(&bot.mode))
+        .map(|bot| piece(format!(" {} {} ", bot.bot, bot.mode), mode_role(&bot.mode)))
+        .collect();
+    rest.extend([
         piece(
             format!(" {}", figures::count(u64::from(identify.remaining))),
             role,
@@ -42,7 +48,7 @@ pub fn budget(canvas: &mut Canvas<'_>, area: Rect, model: &Model, clock: Clock) 
             format!("  reserve {}", figures::count(u64::from(identify.reserve))),
             Role::Dim,
         ),
-    ];
+    ]);
     if let Some(wait) = until(identify.resets_at, clock) {
         rest.push(piece(format!("  resets in {wait}"), Role::Dim));
     }
@@ -60,6 +66,19 @@ pub fn budget(canvas: &mut Canvas<'_>, area: Rect, model: &Model, clock: Clock) 
     );
     let pieces: Vec<Piece<'_>> = std::iter::once(label).chain(bar).chain(rest).collect();
     canvas.line(area, &pieces);
+}
+
+/// An agent that does not say has nothing to say.
+fn is_normal(mode: &str) -> bool {
+    matches!(mode, "" | "normal")
+}
+
+fn mode_role(mode: &str) -> Role {
+    match mode {
+        mode if is_normal(mode) => Role::Dim,
+        "probing" => Role::Warn,
+        _ => Role::Bad,
+    }
 }
 
 fn role(identify: &IdentifyStatus) -> Role {
@@ -126,6 +145,9 @@ pub fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, clock: Clock) {
                 f64::from(bot.remaining) / f64::from(bot.total.max(1)),
                 Role::Good,
             ));
+            if !bot.mode.is_empty() {
+                pieces.push(piece(format!(" {} ", bot.mode), mode_role(&bot.mode)));
+            }
             let rest = format!(
                 " {} of {} left   {} at once   {} waiting   recommended shards {}",
                 figures::count(u64::from(bot.remaining)),
