@@ -42,6 +42,7 @@ need cc build-essential
 need tmux tmux
 need etcd etcd-server
 need openssl openssl
+need promtool prometheus
 need shellcheck shellcheck
 need node nodejs npm
 need npm npm
@@ -55,6 +56,10 @@ step "formats and scripts"
 cargo fmt --all --check
 mapfile -t scripts < <(git ls-files -co --exclude-standard | grep -E '(\.sh|^\.ci/run)$')
 shellcheck "${scripts[@]}"
+
+step "alerts"
+promtool check rules dashboards/rules/tanako.yml
+promtool test rules dashboards/rules/tests.yml
 
 step "lints"
 cargo clippy --workspace --all-targets --locked -- -D warnings

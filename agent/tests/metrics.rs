@@ -443,6 +443,52 @@ async fn the_pages_tell_what_is() {
     pages.tasks.stop().await;
 }
 
+/// An alert over a figure that nobody serves never fires.
+#[tokio::test]
+async fn alerts_use_figures_that_exist_and_have_runbooks() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let rules = root.join("dashboards/rules/tanako.yml");
+    let rules = std::fs::read_to_string(rules).expect("the rules");
+    let pages = pages().await;
+    let text = get(pages.address, "/metrics").await;
+    // Of the host nothing was measured here.
+    let served = |name: &str| {
+        name.starts_with("tanako_host_")
+            || text
+                .lines()
+                .any(|l| l.starts_with(&format!("# TYPE {name} ")))
+    };
+    let mut names = 0;
+    for word in rules.split(|c: char| !c.is_ascii_alphanumeric() && c != '_') {
+        if word.starts_with("tanako_") {
+            assert!(served(word), "{word} is not served");
+            names += 1;
+        }
+    }
+    assert!(names > 20, "{names}");
+    let alerts: Vec<&str> = rules
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- alert: "))
+        .collect();
+    assert!(alerts.len() > 10, "{alerts:?}");
+    for alert in &alerts {
+        let path = root.join("runbooks").join(format!("{alert}.md"));
+        let book = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(
+            book.starts_with(&format!("# {alert}\n")),
+            "{}",
+            path.display()
+        );
+        assert!(
+            rules.contains(&format!("runbook: runbooks/{alert}.md")),
+            "{alert}"
+        );
+    }
+    let books = std::fs::read_dir(root.join("runbooks")).expect("runbooks");
+    assert_eq!(books.count(), alerts.len(), "a runbook without an alert");
+    pages.tasks.stop().await;
+}
+
 #[tokio::test]
 async fn only_reading_and_only_in_good_form() {
     let pages = pages().await;
