@@ -289,7 +289,8 @@ impl Owner {
             self.deadlines.remove(&(at, id));
         }
         self.names.remove(&proc.name);
-        self.table.remove(&proc.name);
+        let gone = self.table.remove(&proc.name);
+        self.moving -= usize::from(gone.is_some_and(|gone| gone.state.is_moving()));
         self.unpublished = true;
         self.to_record.remove(&id);
         self.parts.records.forget(&proc.name);

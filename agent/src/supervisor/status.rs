@@ -28,6 +28,11 @@ pub enum State {
 }
 
 impl State {
+    /// Whether it will soon be another one without anything from outside.
+    pub fn is_moving(self) -> bool {
+        matches!(self, Self::Starting | Self::Draining | Self::Stopping)
+    }
+
     /// The lower-case word of the CLI and the wire.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -28,8 +28,10 @@ use super::{
 };
 use crate::{clock, logs::Logs};
 
-/// The table is published at most this often.
+/// The table is published at most this often while processes are on their way somewhere.
 const PUBLISH_EVERY: Duration = Duration::from_millis(40);
+/// And when all of them have arrived: whoever waits for that shall not wait longer.
+const PUBLISH_AT_REST: Duration = Duration::from_millis(4);
 /// Commands whose consequences are written down together.
 const COMMANDS_AT_ONCE: usize = 64;
 /// Messages of the task's own helpers that wait.
@@ -89,6 +91,8 @@ pub(super) struct Owner {
     pub(super) unpublished: bool,
     /// When the loop last came round.
     awake_at: Instant,
+    /// Processes in the table that are on their way somewhere.
+    pub(super) moving: usize,
     /// Runs that are over and not yet swept.
     pub(super) over: BTreeMap<u64, (ProcessName, u64)>,
     pub(super) sweeping: bool,
@@ -120,6 +124,7 @@ impl Owner {
             published_at: None,
             unpublished: false,
             awake_at: Instant::now(),
+            moving: 0,
             over: left.over,
             sweeping: false,
             sweep_not_before: Instant::now(),
@@ -224,7 +229,7 @@ impl Owner {
             wake = wake.min(at);
         }
         if let (true, Some(at)) = (self.unpublished, self.published_at) {
-            wake = wake.min(at + PUBLISH_EVERY);
+            wake = wake.min(at + self.publish_every());
         }
         wake
     }
@@ -321,20 +326,31 @@ impl Owner {
     fn publish(&mut self, now: Instant) {
         for id in self.changed.drain() {
             if let Some(proc) = self.procs.get(&id) {
-                self.table
-                    .insert(proc.name.clone(), Arc::new(proc.status(now)));
+                let status = Arc::new(proc.status(now));
+                self.moving += usize::from(status.state.is_moving());
+                let old = self.table.insert(proc.name.clone(), status);
+                self.moving -= usize::from(old.is_some_and(|old| old.state.is_moving()));
                 self.unpublished = true;
             }
         }
+        let every = self.publish_every();
         let is_time = self
             .published_at
-            .is_none_or(|at| now.saturating_duration_since(at) >= PUBLISH_EVERY);
+            .is_none_or(|at| now.saturating_duration_since(at) >= every);
         if self.unpublished && is_time {
             self.unpublished = false;
             self.published_at = Some(now);
             self.parts
                 .publish
                 .send_replace(Arc::new(self.table.clone()));
+        }
+    }
+
+    fn publish_every(&self) -> Duration {
+        if self.moving == 0 {
+            PUBLISH_AT_REST
+        } else {
+            PUBLISH_EVERY
         }
     }
 

@@ -4,6 +4,7 @@ use std::io;
 use std::ops::ControlFlow;
 use std::path::Path;
 
+use fjall::config::PartitioningPolicy;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Snapshot};
 
 use super::{Batch, Engine, EngineError, Space, Stored, View, Visit, journal, tables};
@@ -79,6 +80,11 @@ impl Embedded {
         let options = || {
             KeyspaceCreateOptions::default()
                 .max_memtable_size(sizes.memtable_bytes)
+                // An insert asks the filters of every level whether its key is new. Whole filters
+                // and indexes of large tables outgrow the cache and would be read and checked
+                // again each time: below the newest level they come in parts of 4 KiB.
+                .filter_block_partitioning_policy(PartitioningPolicy::new([false, true]))
+                .index_block_partitioning_policy(PartitioningPolicy::new([false, true]))
                 .manual_journal_persist(true)
         };
         let rows = database.keyspace("rows", options).map_err(failed)?;
