@@ -127,7 +127,12 @@ pub(super) fn begin(
     step.issued = true;
     step.attempt_before = process.map_or(0, |process| process.attempt);
     step.last_seen_before = process.map_or(0, |process| process.last_seen);
-    if releases && matches!(step.action, StepAction::Restart | StepAction::Remove) {
+    if releases
+        && matches!(
+            step.action,
+            StepAction::Start | StepAction::Restart | StepAction::Remove
+        )
+    {
         effects.push(Effect::Document(Change::Release(step.object.clone())));
     }
     if process.is_none() && matches!(step.action, StepAction::Remove | StepAction::Stop) {

@@ -1,0 +1,272 @@
+//! A real agent on a directory of its own, for tests that drive it over its socket.
+#![allow(dead_code, reason = "each test file uses its own part")]
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use hyper_util::rt::TokioIo;
+use tanako_proto::fleet::v1::{self as wire, Problem, fleet_client::FleetClient};
+use tonic::transport::{Channel, Endpoint};
+
+pub const SOON: Duration = Duration::from_secs(60);
+
+pub type Client = FleetClient<Channel>;
+
+/// An agent on a directory of its own. Dropping it kills the agent and everything it started.
+pub struct Agent {
+    pub dir: tempfile::TempDir,
+    pub child: Option<Child>,
+}
+
+pub fn spec(bots: &str) -> String {
+    format!("[fleet]\nname = \"t\"\n{bots}")
+}
+
+/// A bot that needs no IDENTIFY and writes a line now and then.
+pub fn bot(name: &str, shards: u32, extra: &str) -> String {
+    format!(
+        "[bots.{name}]\ncommand = [\"/bin/sh\", \"-c\", \"echo begin $TANAKO_PROCESS; trap 'exit 0' TERM; while :; do sleep 0.1; done\"]\n\
+         shards = {shards}\nworker = true\ntoken_file = \"TOKEN\"\n\
+         ready = {{ kind = \"started\", after = \"100ms\", timeout = \"20s\" }}\n\
+         stop = {{ signal = \"TERM\", grace = \"5s\" }}\n{extra}\n"
+    )
+}
+
+impl Agent {
+    pub fn new(toml: &str) -> Self {
+        let mut agent = Self::prepared(toml);
+        agent.start();
+        agent
+    }
+
+    /// Everything is there, but it does not run yet.
+    pub fn prepared(toml: &str) -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix("ta")
+            .tempdir()
+            .expect("a directory");
+        let token = dir.path().join("token");
+        fs::write(&token, "secret").expect("writes");
+        fs::set_permissions(&token, fs::Permissions::from_mode(0o600)).expect("sets");
+        let toml = toml.replace("TOKEN", &token.display().to_string());
+        fs::write(dir.path().join("fleet.toml"), toml).expect("writes");
+        Self { dir, child: None }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tanako-agent"));
+        command
+            .arg("--data-dir")
+            .arg(self.path("d"))
+            .args(["--http", "127.0.0.1:0", "--host", "here", "--spec"])
+            .arg(self.path("fleet.toml"))
+            .arg("--info-file")
+            .arg(self.path("info.json"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        command
+    }
+
+    pub fn start(&mut self) {
+        let _ = fs::remove_file(self.path("info.json"));
+        let log = fs::File::options()
+            .append(true)
+            .create(true)
+            .open(self.path("log"))
+            .expect("opens");
+        self.child = Some(self.command().stderr(log).spawn().expect("starts"));
+        let until = Instant::now() + SOON;
+        while !self.path("info.json").exists() {
+            let ended = self
+                .child
+                .as_mut()
+                .expect("started")
+                .try_wait()
+                .expect("asks");
+            assert!(ended.is_none(), "the agent ended: {}", self.log());
+            assert!(
+                Instant::now() < until,
+                "the agent did not come up: {}",
+                self.log()
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("started").id()
+    }
+
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().expect("kills");
+            child.wait().expect("ends");
+        }
+    }
+
+    pub fn terminate(&mut self) -> Option<i32> {
+        let mut child = self.child.take().expect("started");
+        signal(child.id(), "TERM");
+        child.wait().expect("ends").code()
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.path("d/run/agent.sock")
+    }
+
+    pub async fn client(&self) -> Client {
+        connect(&self.socket()).await
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.kill();
+        // The children outlive an agent by design; a test leaves nothing behind.
+        let needle = self.dir.path().display().to_string().into_bytes();
+        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let Some(pid) = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse::<u32>().ok())
+            else {
+                continue;
+            };
+            let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
+            if environment.windows(needle.len()).any(|part| part == needle)
+                && pid != std::process::id()
+            {
+                signal(pid, "KILL");
+            }
+        }
+    }
+}
+
+pub fn signal(pid: u32, name: &str) {
+    let _ = Command::new("kill")
+        .args([&format!("-{name}"), &pid.to_string()])
+        .status();
+}
+
+pub async fn connect(socket: &Path) -> Client {
+    let socket = socket.to_owned();
+    let channel = Endpoint::from_static("http://agent")
+        .connect_with_connector(tower::service_fn(move |_| {
+            let socket = socket.clone();
+            async move {
+                tokio::net::UnixStream::connect(socket)
+                    .await
+                    .map(TokioIo::new)
+            }
+        }))
+        .await
+        .expect("connects");
+    FleetClient::new(channel)
+}
+
+pub async fn status(client: &mut Client) -> wire::FleetStatus {
+    client
+        .get_status(wire::StatusRequest {})
+        .await
+        .expect("answers")
+        .into_inner()
+}
+
+/// Waits until the status is as wished.
+pub async fn until(
+    client: &mut Client,
+    what: &str,
+    wish: impl Fn(&wire::FleetStatus) -> bool,
+) -> wire::FleetStatus {
+    let end = Instant::now() + SOON;
+    loop {
+        let now = status(client).await;
+        if wish(&now) {
+            return now;
+        }
+        assert!(Instant::now() < end, "not {what} in time: {now:#?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+pub fn ready(status: &wire::FleetStatus, count: usize) -> bool {
+    status.healthy
+        && status
+            .processes
+            .iter()
+            .filter(|process| process.ready)
+            .count()
+            == count
+}
+
+pub fn pids(status: &wire::FleetStatus) -> Vec<(String, u32)> {
+    status
+        .processes
+        .iter()
+        .map(|process| (process.name.clone(), process.pid))
+        .collect()
+}
+
+pub fn process<'a>(status: &'a wire::FleetStatus, name: &str) -> &'a wire::Process {
+    status
+        .processes
+        .iter()
+        .find(|process| process.name == name)
+        .expect("there")
+}
+
+pub fn request(kind: &str, targets: &[&str]) -> wire::OperationRequest {
+    wire::OperationRequest {
+        kind: kind.to_owned(),
+        targets: targets.iter().map(|target| (*target).to_owned()).collect(),
+        ..wire::OperationRequest::default()
+    }
+}
+
+pub async fn submit(
+    client: &mut Client,
+    request: wire::OperationRequest,
+) -> Result<wire::Operation, Problem> {
+    match client.submit(request).await {
+        Ok(op) => Ok(op.into_inner()),
+        Err(status) => Err(Problem::from_status(&status)),
+    }
+}
+
+/// Follows an operation to its end.
+pub async fn end(client: &mut Client, id: &str) -> wire::Operation {
+    let watch = client
+        .watch_operation(wire::OperationId { id: id.to_owned() })
+        .await;
+    let mut updates = watch.expect("watches").into_inner();
+    let mut last = None;
+    let run = async {
+        while let Ok(Some(op)) = updates.message().await {
+            last = Some(op);
+        }
+    };
+    tokio::time::timeout(SOON, run).await.expect("ends in time");
+    last.expect("at least one state")
+}
+
+pub async fn done(client: &mut Client, kind: &str, targets: &[&str]) -> wire::Operation {
+    let op = submit(client, request(kind, targets))
+        .await
+        .expect("accepted");
+    let op = end(client, &op.id).await;
+    assert_eq!(op.state, "succeeded", "{op:#?}");
+    op
+}

@@ -1,0 +1,288 @@
+//! Rollouts on the real `tanako-agent`: what has not had its turn runs by the old spec, whatever dies; what
+//! does not do well is left, or goes back.
+
+mod agent_kit;
+
+use std::{fs, time::Duration};
+
+use agent_kit::{
+    Agent, Client, bot, done, end, process, ready, request, signal, spec, status, submit, until,
+};
+use tanako_proto::fleet::v1::{self as wire};
+
+/// Three processes that say by which spec they run.
+fn fleet(version: &str, command: &str) -> String {
+    let bot = bot(
+        "a",
+        3,
+        &format!("env = {{ V = \"{version}\" }}\nrestart = {{ when = \"always\" }}"),
+    )
+    .replace(
+        "echo begin $TANAKO_PROCESS;",
+        &format!("echo $TANAKO_PROCESS runs $V; {command}"),
+    );
+    spec(&bot)
+}
+
+fn with_token(agent: &Agent, toml: &str) -> String {
+    toml.replace("TOKEN", &agent.path("token").display().to_string())
+}
+
+fn rollout(strategy: &str, toml: &str) -> wire::OperationRequest {
+    wire::OperationRequest {
+        rollout: Some(wire::RolloutRequest {
+            strategy: strategy.to_owned(),
+            spec_toml: toml.to_owned(),
+            observe_s: 2,
+            ..wire::RolloutRequest::default()
+        }),
+        ..request("rollout", &["all"])
+    }
+}
+
+/// The version that each process said last.
+fn versions(agent: &Agent) -> Vec<String> {
+    (0..3)
+        .map(|n| {
+            let log =
+                fs::read_to_string(agent.path(&format!("d/logs/a.{n}.log"))).unwrap_or_default();
+            let last = log.lines().rev().find_map(|line| line.split_once(" runs "));
+            last.map_or_else(String::new, |(_, version)| version.to_owned())
+        })
+        .collect()
+}
+
+async fn control(client: &mut Client, id: &str, action: &str) -> wire::Operation {
+    let request = wire::ControlRequest {
+        id: id.to_owned(),
+        action: action.to_owned(),
+    };
+    client
+        .control_operation(request)
+        .await
+        .expect("accepted")
+        .into_inner()
+}
+
+async fn operation(client: &mut Client, id: &str) -> wire::Operation {
+    let id = wire::OperationId { id: id.to_owned() };
+    client.get_operation(id).await.expect("there").into_inner()
+}
+
+/// Waits until one step is done and no other is at work.
+async fn after_the_first(client: &mut Client, id: &str) -> wire::Operation {
+    let end = std::time::Instant::now() + agent_kit::SOON;
+    loop {
+        let op = operation(client, id).await;
+        let running = op.steps.iter().any(|step| step.state == "running");
+        if op.done >= 1 && !running {
+            return op;
+        }
+        assert!(std::time::Instant::now() < end, "{op:#?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn stored(client: &mut Client) -> String {
+    client
+        .get_spec(wire::SpecRequest {})
+        .await
+        .expect("a spec")
+        .into_inner()
+        .toml
+}
+
+#[tokio::test]
+async fn what_has_not_had_its_turn_runs_by_the_old_spec_whatever_dies() {
+    let mut agent = Agent::new(&fleet("1", ""));
+    let mut client = agent.client().await;
+    until(&mut client, "ready", |status| ready(status, 3)).await;
+    let next = with_token(&agent, &fleet("2", ""));
+    let op = submit(&mut client, rollout("rolling", &next))
+        .await
+        .expect("accepted");
+    assert_eq!((op.strategy.as_str(), op.steps.len()), ("rolling", 3));
+    control(&mut client, &op.id, "pause").await;
+    let paused = after_the_first(&mut client, &op.id).await;
+    assert_eq!(paused.done, 1, "{paused:#?}");
+    let now = status(&mut client).await;
+    let pid = process(&now, "a/2").pid;
+    // The agent dies, and then one whose turn has not come.
+    agent.kill();
+    signal(pid, "KILL");
+    agent.start();
+    let mut client = agent.client().await;
+    until(&mut client, "ready", |status| ready(status, 3)).await;
+    assert_eq!(versions(&agent), ["2", "1", "1"]);
+    assert_eq!(operation(&mut client, &op.id).await.state, "paused");
+    control(&mut client, &op.id, "resume").await;
+    let ended = end(&mut client, &op.id).await;
+    assert_eq!(ended.state, "succeeded", "{ended:#?}");
+    assert_eq!(versions(&agent), ["2", "2", "2"]);
+    assert_eq!(ended.receipt_totals.expect("totals").shards, 3);
+    // And back again, as a rollout of its own.
+    let mut undo = rollout("", "");
+    undo.targets.clear();
+    undo.rollout
+        .as_mut()
+        .expect("set above")
+        .undo
+        .clone_from(&op.id);
+    let undone = submit(&mut client, undo.clone()).await.expect("accepted");
+    assert_eq!(end(&mut client, &undone.id).await.state, "succeeded");
+    assert_eq!(versions(&agent), ["1", "1", "1"]);
+    assert!(stored(&mut client).await.contains("V = \"1\""));
+    let stale = submit(&mut client, undo)
+        .await
+        .expect_err("the spec is another now");
+    assert_eq!(stale.code, "stale-undo");
+}
+
+#[tokio::test]
+async fn an_abort_changes_back_what_has_been_changed() {
+    let agent = Agent::new(&fleet("1", ""));
+    let mut client = agent.client().await;
+    let before = until(&mut client, "ready", |status| ready(status, 3)).await;
+    let next = with_token(&agent, &fleet("2", ""));
+    let op = submit(&mut client, rollout("rolling", &next))
+        .await
+        .expect("accepted");
+    control(&mut client, &op.id, "pause").await;
+    after_the_first(&mut client, &op.id).await;
+    assert!(stored(&mut client).await.contains("V = \"2\""));
+    control(&mut client, &op.id, "abort").await;
+    let ended = end(&mut client, &op.id).await;
+    assert_eq!(ended.state, "aborted", "{ended:#?}");
+    assert_eq!(versions(&agent), ["1", "1", "1"]);
+    assert!(stored(&mut client).await.contains("V = \"1\""));
+    let after = status(&mut client).await;
+    let touched = ["a/0", "a/1", "a/2"]
+        .iter()
+        .filter(|name| process(&before, name).pid != process(&after, name).pid)
+        .count();
+    assert_eq!(touched, 1, "the others were never touched");
+    let mut undo = rollout("", "");
+    undo.targets.clear();
+    undo.rollout
+        .as_mut()
+        .expect("set above")
+        .undo
+        .clone_from(&op.id);
+    let refused = submit(&mut client, undo).await.expect_err("went back");
+    assert_eq!(refused.code, "nothing-to-undo");
+}
+
+#[tokio::test]
+async fn a_rollout_stops_at_the_first_that_does_not_become_ready_and_can_be_undone() {
+    let agent = Agent::new(&fleet("1", ""));
+    let mut client = agent.client().await;
+    until(&mut client, "ready", |status| ready(status, 3)).await;
+    let bad = fleet("2", "[ $TANAKO_PROCESS = a/1 ] && exit 3;").replace("\"always\"", "\"never\"");
+    let bad = with_token(&agent, &bad);
+    let op = submit(&mut client, rollout("rolling", &bad))
+        .await
+        .expect("accepted");
+    let ended = end(&mut client, &op.id).await;
+    assert_eq!(ended.state, "failed", "{ended:#?}");
+    let problem = ended.problem.expect("says why");
+    assert_eq!(
+        (problem.code.as_str(), problem.object.as_str()),
+        ("not-ready", "a/1")
+    );
+    assert!(problem.hint.contains("rollout undo"), "{problem:?}");
+    assert!(ended.message.contains("1 not touched"), "{}", ended.message);
+    assert_eq!(versions(&agent), ["2", "2", "1"]);
+    let mut undo = rollout("", "");
+    undo.targets.clear();
+    undo.rollout
+        .as_mut()
+        .expect("set above")
+        .undo
+        .clone_from(&op.id);
+    let undone = submit(&mut client, undo).await.expect("accepted");
+    let undone = end(&mut client, &undone.id).await;
+    assert_eq!(undone.state, "succeeded", "{undone:#?}");
+    let after = until(&mut client, "ready", |status| ready(status, 3)).await;
+    assert_eq!(versions(&agent), ["1", "1", "1"]);
+    assert_eq!(process(&after, "a/2").attempt, 1, "never touched");
+}
+
+#[tokio::test]
+async fn a_canary_that_dies_takes_nobody_along() {
+    let agent = Agent::new(&fleet("1", ""));
+    let mut client = agent.client().await;
+    until(&mut client, "ready", |status| ready(status, 3)).await;
+    let bad = with_token(&agent, &fleet("2", "sleep 1; exit 4;"));
+    let mut request = rollout("canary", &bad);
+    request.rollout.as_mut().expect("set above").canary = "a/1".to_owned();
+    request.rollout.as_mut().expect("set above").observe_s = 20;
+    let op = submit(&mut client, request).await.expect("accepted");
+    assert_eq!(op.steps[0].object, "a/1");
+    let ended = end(&mut client, &op.id).await;
+    assert_eq!(ended.state, "failed", "{ended:#?}");
+    let problem = ended.problem.expect("says why");
+    assert_eq!(problem.code, "not-healthy", "{problem:?}");
+    assert!(
+        ended.message.ends_with("all is as before"),
+        "{}",
+        ended.message
+    );
+    let after = until(&mut client, "ready", |status| ready(status, 3)).await;
+    assert_eq!(versions(&agent), ["1", "1", "1"]);
+    assert_eq!(
+        (
+            process(&after, "a/0").attempt,
+            process(&after, "a/2").attempt
+        ),
+        (1, 1)
+    );
+    // One that does well is followed by the others.
+    let good = with_token(&agent, &fleet("3", ""));
+    let op = submit(&mut client, rollout("canary", &good))
+        .await
+        .expect("accepted");
+    let ended = end(&mut client, &op.id).await;
+    assert_eq!(ended.state, "succeeded", "{ended:#?}");
+    assert_eq!(versions(&agent), ["3", "3", "3"]);
+}
+
+#[tokio::test]
+async fn another_number_of_shards_is_no_matter_of_apply_while_the_bot_runs() {
+    let agent = Agent::new(&fleet("1", ""));
+    let mut client = agent.client().await;
+    until(&mut client, "ready", |status| ready(status, 3)).await;
+    let more = with_token(&agent, &fleet("1", "")).replace("shards = 3", "shards = 4");
+    let apply = wire::ApplyRequest {
+        spec_toml: more.clone(),
+        ..wire::ApplyRequest::default()
+    };
+    let refused = client.apply(apply.clone()).await.expect_err("it runs");
+    let problem = wire::Problem::from_status(&refused);
+    assert_eq!(problem.code, "needs-reshard");
+    assert!(
+        problem.hint.contains("tanakoctl reshard a --shards 4"),
+        "{problem:?}"
+    );
+    let refused = submit(&mut client, rollout("rolling", &more))
+        .await
+        .expect_err("nor of a rollout");
+    assert_eq!(refused.code, "needs-reshard");
+    // What a reshard needs is checked before anything moves.
+    let mut reshard = request("reshard", &["a"]);
+    reshard.reshard = Some(wire::ReshardRequest {
+        bot: "a".to_owned(),
+        shards: 3,
+        ..wire::ReshardRequest::default()
+    });
+    let refused = submit(&mut client, reshard)
+        .await
+        .expect_err("that many it has");
+    assert_eq!(refused.code, "preflight");
+    assert!(refused.message.contains("3 shards already"), "{refused:?}");
+    done(&mut client, "stop", &["a"]).await;
+    let op = client.apply(apply).await.expect("accepted").into_inner();
+    let ended = end(&mut client, &op.id).await;
+    assert_eq!(ended.state, "succeeded", "{ended:#?}");
+    done(&mut client, "start", &["a"]).await;
+    until(&mut client, "ready", |status| ready(status, 4)).await;
+}
