@@ -218,6 +218,34 @@ async fn killed_after_the_answer_and_before_the_next_deposit() {
     assert_eq!(account["interactions"]["deferred"], 0, "{account}");
 }
 
+/// The replay holds the RESUMED of an earlier resume, and behind it what that process has answered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_twice_and_resumed_from_before_both() {
+    let (mut scene, mut bot) = Scene::new().await;
+    let seq = scene.seq();
+    let mut replayed = 0;
+    for round in 1..=3u64 {
+        let ping = json!({ "command": "ping" });
+        scene.world.post("interactions", ping).await;
+        let account = scene
+            .world
+            .account_reaches("interactions.answered", round)
+            .await;
+        assert_eq!(account["events_replayed"], replayed, "{account}");
+        scene.kill(bot, seq).await;
+        bot = scene.start().await;
+        scene.repeated(round).await;
+        replayed += scene.agent.state().reports.last().unwrap().shards[0].replayed;
+    }
+    let account = scene.world.calm().await;
+    exact(&account);
+    assert_eq!(account["events_replayed"], replayed, "{account}");
+    assert_eq!(
+        (&account["identifies"], &account["resumes"]),
+        (&json!(1), &json!(3))
+    );
+}
+
 /// Without anybody preparing anything: killed at random moments under load, again and again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_again_and_again_under_load() {

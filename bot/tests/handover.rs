@@ -407,6 +407,20 @@ async fn a_cut_holds_through_crashes_of_both_sets() {
         .account_reaches("interactions.answered", answered + 20)
         .await;
     let account = world.calm().await;
+    for process in [&old, &new] {
+        // Shown when the test fails.
+        let counts = |of: fn(&tanako_proto::worker::v1::ShardReport) -> u64| process.sum(of);
+        eprintln!(
+            "{} attempt {}: {} handled, {} repeated, {} duplicated, {} failed, {} replayed",
+            process.name,
+            process.attempt,
+            counts(|shard| shard.interactions),
+            counts(|shard| shard.repeated),
+            counts(|shard| shard.duplicated),
+            counts(|shard| shard.interactions_failed),
+            counts(|shard| shard.replayed),
+        );
+    }
     exact(&account);
     assert_eq!(account["identifies"], 3, "{account}");
     assert_eq!(old.sum(|shard| shard.duplicated), 0);

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use serenity::all::{ApplicationId, CommandInteraction, InteractionId, Permissions};
 use serenity::http::{LightMethod, Request, Route};
 use tokio::time::Instant;
-use tracing::{error, warn};
+use tracing::{debug, error, warn};
 
 use super::{Outcome, standing};
 use crate::commands::{self, Command, CommandError, Context, Reply};
@@ -265,6 +265,7 @@ async fn send(services: &Services, target: &Target<'_>, body: &Value) -> Result<
                     && target.received.elapsed() < DEFER_AFTER =>
             {
                 tries += 1;
+                debug!(id = target.id.get(), %error, "trying a first answer again");
                 tokio::time::sleep(Duration::from_millis(100).mul_f64(0.5 + fastrand::f64())).await;
             }
             result => return result,

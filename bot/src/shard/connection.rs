@@ -9,7 +9,7 @@ use twilight_gateway::{CloseFrame, ConfigBuilder, Message, Session, Shard, Shard
 use super::envelope::{self, Envelope};
 use super::resume::{Ended, Lost, Plan, Route};
 use super::status::{Stage, close_code_name};
-use super::task::{CLOSE_WITHIN, ShardOrder, ShardTask};
+use super::task::{CLOSE_WITHIN, ShardOrder, ShardTask, unix_ms};
 use crate::identify::{GateEvent, ShardQueue};
 
 /// Connecting (twilight gives up after 10 s) and then Hello.
@@ -25,6 +25,8 @@ pub(super) struct Connection {
     hello_at: Option<Instant>,
     pub(super) established: bool,
     pub(super) resuming: bool,
+    /// Dispatches since the latest RESUMED of this connection.
+    pub(super) since_resumed: u64,
     /// The close handshake is under way, for this reason.
     ending: Option<Lost>,
     pub(super) deadline: Option<tokio::time::Instant>,
@@ -114,6 +116,7 @@ impl ShardTask {
             hello_at: None,
             established: false,
             resuming,
+            since_resumed: 0,
             ending: None,
             deadline: Some(tokio::time::Instant::now() + HELLO_WITHIN),
             heartbeat_interval: Duration::MAX,
@@ -270,6 +273,9 @@ impl ShardTask {
 
     fn hello(&mut self, envelope: &Envelope<'_>, connection: &mut Connection) {
         connection.hello_at = Some(Instant::now());
+        if self.unsure {
+            self.handled_before = unix_ms();
+        }
         if let Some(hello) = envelope
             .d
             .and_then(|d| serde_json::from_str::<envelope::Hello>(d.get()).ok())
@@ -309,6 +315,7 @@ impl ShardTask {
             self.status.latency_ms = average.as_secs_f64() * 1000.0;
         }
         self.expire();
+        self.grow_sure();
         if connection.established
             && self.status.stage == Stage::Identifying
             && self.guilds.settled(Instant::now())

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::connection::{Connection, RESUME_QUIET};
 use super::duty::{Decision, Standing, Terms, time_of};
@@ -19,13 +19,14 @@ use crate::interactions::{self, Outcome};
 const EVENT_TYPES_MAX: usize = 128;
 /// Interactions of a replay that wait for Discord's word on them.
 const LOOK_UPS_MAX: usize = 10_000;
+/// After the latest RESUMED of a session that was another process's.
+const REPLAY_OVER: Duration = Duration::from_secs(1);
 /// Shares that wait for their answer.
 const SHARES_MAX: usize = 16;
 /// Weight of the newest value in the event lag.
 const LAG_WEIGHT: f64 = 0.1;
 
 /// An interaction on its way to a handler.
-#[derive(Debug)]
 pub(super) struct Taken {
     id: u64,
     pub(super) ticket: Ticket,
@@ -33,6 +34,15 @@ pub(super) struct Taken {
     received: tokio::time::Instant,
     /// What Discord said of it, when it came as a replay.
     standing: Option<Standing>,
+}
+
+/// Without the payload: it holds the interaction's token.
+impl std::fmt::Debug for Taken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Taken")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What comes back from the tasks of a shard.
@@ -61,6 +71,8 @@ impl ShardTask {
             self.status.first_event_at = at;
         }
         self.count(kind);
+        // A RESUMED itself counts with what it introduces: see `resumed`.
+        connection.since_resumed += 1;
         let replay = connection.resuming && !connection.established;
         if replay {
             connection.deadline = Some(tokio::time::Instant::now() + RESUME_QUIET);
@@ -164,9 +176,17 @@ impl ShardTask {
     }
 
     fn resumed(&mut self, connection: &mut Connection) {
+        if connection.established {
+            // The one before belonged to an earlier resume and was replayed, as was all that followed it.
+            self.status.replayed += connection.since_resumed;
+            connection.since_resumed = 0;
+            self.resumed_at = Instant::now();
+            return;
+        }
+        connection.since_resumed = 0;
         self.status.resumes += 1;
-        self.inherited.clear();
         self.unsure = false;
+        self.resumed_at = Instant::now();
         info!(
             shard = self.status.id,
             replayed = self.status.replayed,
@@ -175,6 +195,15 @@ impl ShardTask {
         self.established(connection, true);
         self.settle_shares();
         self.stage(Stage::Ready);
+    }
+
+    /// Some time after a RESUMED the replay is over, whatever else may have been replayed.
+    pub(super) fn grow_sure(&mut self) {
+        if self.handled_before != 0 && !self.unsure && self.resumed_at.elapsed() >= REPLAY_OVER {
+            self.handled_before = 0;
+            self.inherited.clear();
+            self.settle_shares();
+        }
     }
 
     fn established(&mut self, connection: &mut Connection, resumed: bool) {
@@ -209,7 +238,8 @@ impl ShardTask {
             received: tokio::time::Instant::now(),
             standing: None,
         };
-        let decision = self.desk.arrive(Instant::now(), id, taken, self.unsure);
+        let unsure = self.unsure || time_of(id) < self.handled_before;
+        let decision = self.desk.arrive(Instant::now(), id, taken, unsure);
         self.decided(decision);
     }
 
@@ -305,6 +335,13 @@ impl ShardTask {
                 self.looking -= 1;
                 let (id, standing) = (taken.id, taken.standing.unwrap_or(Standing::Unknown));
                 let decision = self.desk.found(Instant::now(), id, taken, standing);
+                debug!(
+                    shard = self.status.id,
+                    id,
+                    ?standing,
+                    ?decision,
+                    "looked a replay up"
+                );
                 self.decided(decision);
                 self.settle_shares();
             }
@@ -355,7 +392,7 @@ impl ShardTask {
     }
 
     pub(super) fn settle_shares(&mut self) {
-        if self.unsure || self.looking > 0 {
+        if self.unsure || self.handled_before != 0 || self.looking > 0 {
             return;
         }
         let newest = self

@@ -173,6 +173,11 @@ pub(super) struct ShardTask {
     pub(super) inherited: Vec<u64>,
     /// The session was another process's, and what comes now may have reached that one too.
     pub(super) unsure: bool,
+    /// What is older, on Discord's clock, may have reached that process even after a RESUMED: a gateway may replay
+    /// the RESUMED of an earlier resume, with more of the replay behind it. Milliseconds since 1970; 0 = over.
+    pub(super) handled_before: i64,
+    /// When the latest RESUMED of a session that was another process's came.
+    pub(super) resumed_at: Instant,
     pub(super) seq: SeqTracker,
     pub(super) desk: Desk<Taken>,
     /// Messages by their guilds: only counted, but by one set.
@@ -210,6 +215,8 @@ pub async fn run(setup: ShardSetup) {
         application_id: 0,
         inherited: Vec::new(),
         unsure: false,
+        handled_before: 0,
+        resumed_at: Instant::now(),
         seq: SeqTracker::default(),
         desk: Desk::new(Terms::default(), SEEN_MAX, HELD_MAX),
         messages: Desk::new(Terms::default(), 1, MESSAGES_HELD_MAX),
@@ -296,6 +303,7 @@ impl ShardTask {
         self.stretch += 1;
         self.work = CancellationToken::new();
         (self.running, self.looking, self.stopped_at) = (0, 0, 0);
+        (self.unsure, self.handled_before) = (false, 0);
         self.desk = Desk::new(terms, SEEN_MAX, HELD_MAX);
         self.messages = Desk::new(terms, 1, MESSAGES_HELD_MAX);
         let status = &mut self.status;
@@ -436,7 +444,7 @@ impl ShardTask {
     /// Gives the session up: Discord, or whoever told us, says that it is void.
     pub(super) fn discard(&mut self) {
         self.inherited.clear();
-        self.unsure = false;
+        (self.unsure, self.handled_before) = (false, 0);
         if let Some((session_id, _)) = self.session.take() {
             self.status.void_session = Some(session_id);
         }
