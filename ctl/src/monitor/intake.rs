@@ -104,6 +104,7 @@ pub(super) fn operation(operation: &mut Operation) {
         &mut operation.message,
         &mut operation.requested_by,
         &mut operation.date,
+        &mut operation.strategy,
     ]
     .into_iter()
     .chain(&mut operation.targets)

@@ -6,6 +6,7 @@ mod failures;
 mod fake;
 mod offline;
 mod operations;
+mod rollouts;
 mod status;
 mod streams;
 mod terminal;

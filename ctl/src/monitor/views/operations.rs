@@ -21,9 +21,11 @@ pub fn title(operation: &Operation) -> String {
         targets if targets.len() <= 3 => targets.join(" "),
         targets => format!("{} {} +{}", targets[0], targets[1], targets.len() - 2),
     };
-    format!("{} {targets}", operation.kind)
-        .trim_end()
-        .to_owned()
+    let kind = match operation.strategy.as_str() {
+        "" => operation.kind.clone(),
+        strategy => format!("{} {strategy}", operation.kind),
+    };
+    format!("{kind} {targets}").trim_end().to_owned()
 }
 
 /// How far it is.
@@ -58,6 +60,21 @@ pub fn outcome(operation: &Operation) -> String {
 
 /// The receipts added up: `8 resumed, 0 identified, 0 lost, longest gap 1.2s`.
 pub fn receipt(operation: &Operation) -> Option<String> {
+    if let Some(totals) = &operation.receipt_totals {
+        let unknown = match totals.unknown {
+            0 => String::new(),
+            n => format!(", {n} unknown"),
+        };
+        return Some(format!(
+            "{} resumed, {} identified{unknown}, {} replayed, {} lost, {} twice, gap p99 {}",
+            totals.resumed,
+            totals.identified,
+            figures::count(totals.replayed),
+            figures::count(totals.lost),
+            figures::count(totals.duplicated),
+            figures::millis(totals.gap_p99_ms as f64)
+        ));
+    }
     let all = &operation.receipt;
     let how = |how: &str| all.iter().filter(|receipt| receipt.how == how).count();
     let lost: u64 = all.iter().map(|receipt| receipt.lost).sum();
