@@ -390,8 +390,11 @@ fn shards(page: &mut Page, workers: &States) {
     });
 }
 
+/// Takes the labels of a shard and what is thought of it.
+type Visit<'a> = dyn FnMut(&[(&str, &str)], &Verdict) + 'a;
+
 fn health(page: &mut Page, view: &View) {
-    let each = |visit: &mut dyn FnMut(&[(&str, &str)], &Verdict)| {
+    let each = |visit: &mut Visit<'_>| {
         for (process, shards) in &view.shards {
             for (id, verdict) in shards {
                 let id = id.to_string();

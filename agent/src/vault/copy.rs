@@ -125,14 +125,13 @@ impl Copier {
         let mut conflicts = 0;
         let mut upto = self.vault.lock().changes;
         loop {
-            let known = match self.known.take() {
-                Some(known) => known,
-                None => {
-                    let known = take_in(&self.vault, &*self.store).await?;
-                    // What was merged is to be written back as well.
-                    upto = self.vault.lock().changes;
-                    known
-                }
+            let known = if let Some(known) = self.known.take() {
+                known
+            } else {
+                let known = take_in(&self.vault, &*self.store).await?;
+                // What was merged is to be written back as well.
+                upto = self.vault.lock().changes;
+                known
             };
             let Some(batch) = self.batch(&known, upto) else {
                 self.known = Some(known);
@@ -202,7 +201,7 @@ impl Copier {
                 }
             };
             batch.txn = txn;
-            if !batch.txn.ops.last().is_some_and(|op| op.key() == name) {
+            if batch.txn.ops.last().is_none_or(|op| op.key() != name) {
                 continue;
             }
             batch.keys.push((key.clone(), name, *change, exists));
