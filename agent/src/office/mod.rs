@@ -13,7 +13,7 @@
 //!
 //! - [`lapse`]: how long a lease surely lives; pure.
 //! - `keeper`: keeps one lease alive.
-//! - `task`: campaigns, begins and ends terms.
+//! - `task`: campaigns, begins and ends terms. `course`: what can become of them.
 //! - `authority`: the store for those who outlive terms. `compact`: its history.
 //! - [`Front`]: what the rest of the agent asks, whoever decides.
 //!
@@ -30,6 +30,7 @@
 
 mod authority;
 mod compact;
+mod course;
 mod front;
 mod keeper;
 mod lapse;

@@ -15,11 +15,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Front, HOLDER, KEY, Settings, Standing, Term,
+    course::{After, End, Pauses, Trouble},
     keeper::{Keeper, Lease},
 };
 use crate::{
     coordinator::{Coordinator, Operations, Parts},
-    desired::{Desired, DesiredError},
+    desired::Desired,
     history::Severity,
 };
 
@@ -27,67 +28,8 @@ use crate::{
 const CLAIM: &str = "claim";
 /// How often one that waits looks who holds the office.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// Pauses between two tries when the store refuses.
-const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(3));
 /// Longest that leaving the office may take; after that its lease ends by itself.
 const RESIGN_MAX: Duration = Duration::from_secs(2);
-
-/// Why the office is no longer held.
-enum End {
-    /// The agent stops.
-    Cancelled,
-    /// The lease has ended, or another was elected.
-    Lost(String),
-    /// The agent of the processes' host wants it.
-    Yielded,
-}
-
-impl End {
-    fn lapsed() -> Self {
-        Self::Lost("its lease has ended".to_owned())
-    }
-}
-
-/// Why a term has not begun.
-enum Trouble {
-    /// The store does not answer.
-    Away(String),
-    /// What is in it cannot be used.
-    Unusable(String),
-    /// The office has passed.
-    Lost(String),
-}
-
-impl From<StoreError> for Trouble {
-    fn from(error: StoreError) -> Self {
-        match error {
-            StoreError::Fenced { .. } => Self::Lost(error.to_string()),
-            StoreError::Corrupt { .. } | StoreError::Format { .. } => {
-                Self::Unusable(error.to_string())
-            }
-            error => Self::Away(error.to_string()),
-        }
-    }
-}
-
-impl From<DesiredError> for Trouble {
-    fn from(error: DesiredError) -> Self {
-        match error {
-            DesiredError::Store(error) => error.into(),
-            error => Self::Unusable(with_sources(&error)),
-        }
-    }
-}
-
-/// What follows a term.
-enum After {
-    /// Another one, at once.
-    Again,
-    /// Another one, when this is over.
-    Wait(Trouble),
-    /// None.
-    End(End),
-}
 
 /// What has begun.
 enum Begun {
@@ -332,6 +274,10 @@ impl Task {
                 Ok(Begun::Term(running)) => {
                     pauses.reset();
                     let after = self.during(&running, &mut lease).await;
+                    // Told before the coordinator has stopped: it may wait for the store first.
+                    if let After::Wait(Trouble::Away(why)) = &after {
+                        self.stand(Standing::Away { why: why.clone() });
+                    }
                     self.end_term(*running).await;
                     match after {
                         After::Again => continue,
@@ -617,36 +563,5 @@ async fn forward<T: Clone>(
             () = cancel.cancelled() => return,
             changed = from.changed() => if changed.is_err() { return },
         }
-    }
-}
-
-fn with_sources(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
-}
-
-/// Doubling pauses with jitter.
-struct Pauses {
-    next: Duration,
-}
-
-impl Pauses {
-    fn new() -> Self {
-        Self { next: RETRY.0 }
-    }
-
-    fn next(&mut self) -> Duration {
-        let full = self.next;
-        self.next = (full * 2).min(RETRY.1);
-        full.mul_f64(0.5 + fastrand::f64() / 2.0)
-    }
-
-    fn reset(&mut self) {
-        self.next = RETRY.0;
     }
 }
