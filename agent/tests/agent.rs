@@ -5,14 +5,14 @@ mod agent_kit;
 use std::{
     fs,
     io::{Read, Write},
-    os::unix::{fs::PermissionsExt, net::UnixStream},
-    path::Path,
-    process::Stdio,
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
 use agent_kit::{
-    Agent, SOON, bot, connect, done, end, pids, process, ready, request, signal, spec, status,
+    Agent, Client, SOON, bot, done, end, pids, process, ready, request, signal, spec, status,
     submit, until,
 };
 use tanako_proto::fleet::v1::{self as wire, Problem, fleet_update::Update};

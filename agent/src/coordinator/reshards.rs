@@ -9,7 +9,7 @@ use tanako_proto::fleet::v1::{self as wire, Problem};
 use super::{
     draft::{Draft, Refused},
     planning::{self, Sets},
-    rollouts::watch_set,
+    rollouts::{note, watch_set},
     task::Task,
 };
 use crate::{
@@ -98,6 +98,10 @@ impl Task {
             facts.budget.max_concurrency,
         );
         plan.checks = preflight.checks;
+        plan.checks.push(note(
+            "gap",
+            "none: the new set is connected before the events change hands, and each is handled by one of the two",
+        ));
         plan.warnings.push(format!(
             "afterwards set shards = {} in your fleet.toml: the stored one is changed, and a file with another number is refused",
             to.shards

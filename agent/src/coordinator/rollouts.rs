@@ -494,7 +494,7 @@ pub(super) fn watch_set(changed: Vec<String>, before: Vec<String>, seconds: u32)
     watch(changed, before, Vec::new(), seconds)
 }
 
-fn note(what: &'static str, text: impl Into<String>) -> Check {
+pub(super) fn note(what: &'static str, text: impl Into<String>) -> Check {
     Check {
         what,
         grade: Grade::Fine,

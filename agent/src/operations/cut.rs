@@ -118,7 +118,7 @@ pub(super) fn deadline(op: &Operation, step: &Step) -> Option<i64> {
     let end = step.started_at + timeout(op, step);
     Some(match step.stage {
         WAIT => forward(op).map_or(end, |forward| forward.cut_at + RING_MS),
-        GIVERS if step.issued => end.min(step.cut_at + STALE_MS),
+        GIVERS if step.cut_at > 0 => end.min(step.cut_at + STALE_MS),
         TAKERS if !step.forced => end.min(step.cut_at + FORCE_MS),
         SETTLE if step.message.is_empty() => end.min(step.cut_at.max(step.stage_at) + SETTLE_MS),
         _ => end,
@@ -215,11 +215,11 @@ fn give(
             })
     });
     // What those that confirmed hold meanwhile must not leave their rings.
-    let stale = now >= step.cut_at + STALE_MS;
+    let stale = step.cut_at > 0 && now >= step.cut_at + STALE_MS;
     if !step.issued || renewed || stale {
         let coming = givers.iter().any(|name| {
             observed.get(name).is_some_and(|process| {
-                !process.is_down_for_good() && !(process.ready && process.attached)
+                !process.is_down_for_good() && (!process.ready || !process.attached)
             })
         });
         if coming && !stale {
