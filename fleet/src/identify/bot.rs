@@ -399,11 +399,11 @@ impl Bot {
     /// Records every permit that can be given at `now`.
     fn give(&mut self, stamp: Stamp, name: &str, next_seq: &mut u64, out: &mut Vec<Effect>) {
         let now = stamp.boot_ms;
-        if now < self.retry_at || now < self.blocked_until.saturating_sub(LEAD_MS) {
-            return;
-        }
         let mc = self.budget.max_concurrency();
         let mut buckets = self.buckets(mc);
+        if self.earliest(&buckets, mc).is_none_or(|at| now < at) {
+            return;
+        }
         let (mut all, mut workers) = self.under_way();
         let mut records = Vec::new();
         for tuple in self.order(now) {
@@ -541,28 +541,45 @@ impl Bot {
         let mc = self.budget.max_concurrency();
         let buckets = self.buckets(mc);
         let (all, workers) = self.under_way();
-        let all_buckets = self
-            .retry_at
-            .max(self.blocked_until.saturating_sub(LEAD_MS));
-        let at = |(tuple, waiting): (&Tuple, &Waiting)| {
+        let earliest = self.earliest(&buckets, mc)?.max(now);
+        let mut soonest = None;
+        for (tuple, waiting) in &self.waiting {
             let free_at = match buckets.get(&(tuple.0 % mc)) {
-                Some(bucket) if bucket.busy => return None,
+                Some(bucket) if bucket.busy => continue,
                 Some(bucket) => bucket.free_at.saturating_sub(LEAD_MS),
                 None => i64::MIN,
             };
-            let storm = self
-                .storm
-                .passes_at(waiting.candidate(), all, workers, mc)?;
+            let who = waiting.candidate();
+            let Some(storm) = self.storm.passes_at(who, all, workers, mc) else {
+                continue;
+            };
             let mut at = free_at
-                .max(all_buckets)
+                .max(earliest)
                 .max(storm)
                 .max(self.guard.eligible_at(*tuple, now));
             if !self.guard.passes(*tuple, now) {
                 at = at.max(self.guard.next_probe().unwrap_or(at));
             }
-            Some(at)
+            if soonest.is_none_or(|soonest| at < soonest) {
+                soonest = Some(at);
+            }
+            if at <= earliest {
+                break; // Nobody can be sooner.
+            }
+        }
+        soonest
+    }
+
+    /// Before this no bucket takes a permit; `None` = all wait for the store.
+    fn earliest(&self, buckets: &HashMap<u32, Bucket>, mc: u32) -> Option<i64> {
+        let free_at = if buckets.len() < mc as usize {
+            i64::MIN
+        } else {
+            let idle = buckets.values().filter(|bucket| !bucket.busy);
+            idle.map(|bucket| bucket.free_at).min()?
         };
-        self.waiting.iter().filter_map(at).min()
+        let free_at = free_at.max(self.blocked_until).saturating_sub(LEAD_MS);
+        Some(free_at.max(self.retry_at))
     }
 }
 

@@ -1,6 +1,6 @@
 //! A Discord, a store and a bot of many shards in virtual time, around one ledger.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque, btree_map::OccupiedEntry};
 
 use super::*;
 
@@ -153,7 +153,7 @@ impl Fleet {
                 );
                 continue;
             }
-            if let Some(event) = self.events.first_entry().map(|first| first.remove()) {
+            if let Some(event) = self.events.first_entry().map(OccupiedEntry::remove) {
                 self.happen(event);
             }
         }

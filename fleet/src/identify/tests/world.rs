@@ -433,13 +433,13 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
     #[test]
     fn no_bucket_twice_and_never_below_the_reserve_whatever_happens(
         max_concurrency in 1_u32..5,
         total in 6_u32..40,
-        acts in prop::collection::vec(acts(), 1..400),
+        acts in prop::collection::vec(acts(), 1..300),
     ) {
         let mut world = World::new(max_concurrency, total, total / 3);
         for (host, act) in acts {
