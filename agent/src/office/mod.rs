@@ -11,7 +11,7 @@
 //!    └───────────────────────────────────────────────────────┘ another was elected
 //! ```
 //!
-//! - [`lapse`]: how long a lease surely lives; pure.
+//! - `lapse`: how long a lease surely lives; pure.
 //! - `keeper`: keeps one lease alive.
 //! - `task`: campaigns, begins and ends terms. `course`: what can become of them.
 //! - `authority`: the store for those who outlive terms. `compact`: its history.
