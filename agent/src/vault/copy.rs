@@ -40,6 +40,10 @@ const RETRY: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(60);
 
 /// How often sessions are copied.
+///
+/// Measured with 64 shards that deposit every second, unoptimised, on the embedded store: 0.40 % of a
+/// core without a copy; 0.42 % and a commit (one fsync) in five minutes with [`Pace::lone`]; 0.52 % and a
+/// commit every three seconds with [`Pace::fleet`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pace {
     /// Between two passes.
