@@ -10,7 +10,7 @@ pub mod problem;
 /// What `tanakoctl` asks of any agent.
 pub mod fleet {
     /// Version 1.
-    #[allow(missing_docs, clippy::pedantic)]
+    #[allow(missing_docs, clippy::pedantic, clippy::large_enum_variant)]
     pub mod v1 {
         include!("gen/tanako.fleet.v1.rs");
     }
@@ -19,7 +19,7 @@ pub mod fleet {
 /// Between an agent and the processes it supervises.
 pub mod worker {
     /// Version 1.
-    #[allow(missing_docs, clippy::pedantic)]
+    #[allow(missing_docs, clippy::pedantic, clippy::large_enum_variant)]
     pub mod v1 {
         include!("gen/tanako.worker.v1.rs");
     }
