@@ -196,12 +196,19 @@ fn standing(facts: &Facts) -> Check {
         return Check::new(
             "readiness",
             Grade::Refused,
-            format!("{bot} does not speak the worker socket, so that two sets of it cannot share its events"),
+            format!(
+                "{bot} does not speak the worker socket, so that two sets of it cannot share its events"
+            ),
             "stop it, apply a fleet.toml with the new shard count, and start it",
         );
     }
     match facts.not_ready.as_slice() {
-        [] => Check::new("readiness", Grade::Fine, format!("all of {bot} is ready"), ""),
+        [] => Check::new(
+            "readiness",
+            Grade::Fine,
+            format!("all of {bot} is ready"),
+            "",
+        ),
         [first, rest @ ..] => {
             let more = match rest.len() {
                 0 => String::new(),
@@ -477,8 +484,15 @@ mod tests {
                 shards_per_process: 2
             }
         );
-        assert_eq!((preflight.identifies, preflight.seconds), (16, 10 + 15 + 10));
-        let texts: Vec<&str> = preflight.checks.iter().map(|check| check.text.as_str()).collect();
+        assert_eq!(
+            (preflight.identifies, preflight.seconds),
+            (16, 10 + 15 + 10)
+        );
+        let texts: Vec<&str> = preflight
+            .checks
+            .iter()
+            .map(|check| check.text.as_str())
+            .collect();
         insta::assert_snapshot!(texts.join("\n"));
         // What Discord recommends, when no number is given.
         assert_eq!(super::preflight(&facts(), 0, 4).to.shards, 16);
@@ -550,7 +564,9 @@ mod tests {
         let file = "# mine\n[fleet]\nname = \"x\"\n\n[bots.a] # the bot\nshards = 8 # eight\nenv = { A = \"1\" }\n# end\n";
         assert_eq!(
             rewrite(file, "a", to).as_deref(),
-            Ok("# mine\n[fleet]\nname = \"x\"\n\n[bots.a] # the bot\nshards = 16 # eight\nenv = { A = \"1\" }\nshards_per_process = 4\n# end\n")
+            Ok(
+                "# mine\n[fleet]\nname = \"x\"\n\n[bots.a] # the bot\nshards = 16 # eight\nenv = { A = \"1\" }\nshards_per_process = 4\n# end\n"
+            )
         );
         let inline = "bots.a = { shards = 8, shards_per_process = 2 }\n";
         assert_eq!(
@@ -560,7 +576,10 @@ mod tests {
         let auto = "[bots.a]\nshards = \"auto\"\nguilds = 5\n";
         let rewritten = rewrite(auto, "a", to).expect("rewrites");
         assert!(rewritten.starts_with(auto), "{rewritten}");
-        assert_eq!(rewrite(auto, "b", to), Err(EditError::NoBot("b".to_owned())));
+        assert_eq!(
+            rewrite(auto, "b", to),
+            Err(EditError::NoBot("b".to_owned()))
+        );
         assert!(matches!(rewrite("[", "b", to), Err(EditError::Syntax(_))));
     }
 
