@@ -3,7 +3,10 @@
 
 mod spec_kit;
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap, fmt::Write as _, net::SocketAddr, path::PathBuf, sync::Arc,
+    time::Duration,
+};
 
 use http_body_util::{BodyExt as _, Empty};
 use hyper::{StatusCode, body::Bytes};
@@ -223,7 +226,7 @@ async fn play_the_foreign_bot() {
     let mut told = String::new();
     for shard in 0..2 {
         let (code, body) = ask(&address, &format!("?shard={shard}")).await;
-        told.push_str(&format!("{} {}\n", code.as_u16(), body["shard"]));
+        let _ = writeln!(told, "{} {}", code.as_u16(), body["shard"]);
     }
     std::fs::write(said, told).expect("writes");
 }

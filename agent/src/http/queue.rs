@@ -96,12 +96,8 @@ impl Addresses {
             ip => ip,
         };
         let server = SocketAddr::new(host, self.at.port());
-        let proof: String = self
-            .proof(process, attempt)
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
-        format!("http://{server}{PATH}{process}/{attempt}/{proof}")
+        let proof = u128::from_be_bytes(self.proof(process, attempt));
+        format!("http://{server}{PATH}{process}/{attempt}/{proof:032x}")
     }
 
     /// Hashed twice with the key, so that nothing can be appended.

@@ -84,10 +84,8 @@ impl Broker {
                     let spec = &process.spec;
                     let news = spec.gated
                         && told.insert(name.clone(), process.attempt) != Some(process.attempt);
-                    if !news && !(spec.identify_queue && looked) {
-                        continue;
-                    }
-                    for shard in &spec.shard_ids {
+                    let asks = spec.identify_queue && looked;
+                    for shard in spec.shard_ids.iter().filter(|_| news || asks) {
                         broker.ready(name.group(), *shard, spec.shard_count).await;
                     }
                 }

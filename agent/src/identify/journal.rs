@@ -33,10 +33,9 @@ const COMMIT_WITHIN: Duration = Duration::from_millis(PERSIST_MAX_MS as u64);
 /// Reading a bot's records takes no longer, or is tried again.
 const READ_WITHIN: Duration = Duration::from_secs(20);
 
-// What replaces all keys has to fit into one transaction.
+// What replaces all keys has to fit into one transaction, and the head too.
 const _: () = assert!(RECORDS_MAX * RECORD_BYTES <= tanako_store::value_bytes_max());
-const _: () =
-    assert!(KEYS_MAX + 2 * RECORDS_MAX.div_ceil(RECORDS_A_KEY) + 1 <= tanako_store::ops_max());
+const _: () = assert!(KEYS_MAX + 2 * RECORDS_MAX.div_ceil(RECORDS_A_KEY) < tanako_store::ops_max());
 
 /// Why records were not read or written.
 #[derive(Debug, thiserror::Error)]
