@@ -8,7 +8,10 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::Path,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -108,7 +111,12 @@ async fn write_until(store: Arc<dyn Store>, mut stop: tokio::sync::oneshot::Rece
 }
 
 /// Follows `w/` until `count` keys were seen: each once, in order.
-async fn follow(mut watch: tanako_store::Watch, count: u64) {
+async fn follow(watch: tanako_store::Watch, count: u64) {
+    follow_and_tell(watch, count, &AtomicU64::new(0)).await;
+}
+
+/// The same; `progress` is how many were seen.
+async fn follow_and_tell(mut watch: tanako_store::Watch, count: u64, progress: &AtomicU64) {
     let mut seen = 0;
     let mut at = 0;
     while seen < count {
@@ -122,6 +130,7 @@ async fn follow(mut watch: tanako_store::Watch, count: u64) {
             assert!(event.revision() > at);
             at = event.revision();
             seen += 1;
+            progress.store(seen, Ordering::Release);
         }
         assert!(batch.revision >= at);
     }
@@ -168,14 +177,30 @@ async fn broken_connections_neither_lose_nor_repeat() {
     let (stop, stopped) = tokio::sync::oneshot::channel();
     let direct: Arc<dyn Store> = Arc::new(single.store.clone());
     let writer = tokio::spawn(write_until(direct, stopped));
-    let follower = tokio::spawn(follow(watch, 400));
-    let until = Instant::now() + SOON;
-    let mut cuts = tokio::time::interval(Duration::from_millis(40));
+    let progress = Arc::new(AtomicU64::new(0));
+    let follower = {
+        let progress = progress.clone();
+        tokio::spawn(async move { follow_and_tell(watch, 400, &progress).await })
+    };
+    // Cut whenever it has got somewhere, and once more while it comes back: a machine under load must
+    // get the time that it needs.
+    let mut cuts = 0;
+    let mut reached = 0;
+    let mut tick = tokio::time::interval(Duration::from_millis(7));
+    let until = Instant::now() + SOON * 2;
     while !follower.is_finished() {
         assert!(Instant::now() < until, "the watch does not come back");
-        cuts.tick().await;
-        proxy.interrupt();
+        tick.tick().await;
+        let seen = progress.load(Ordering::Acquire);
+        if seen > reached {
+            reached = seen;
+            proxy.interrupt();
+            tick.tick().await;
+            proxy.interrupt();
+            cuts += 2;
+        }
     }
+    assert!(cuts > 0, "never interrupted");
     follower.await.expect("no panic");
     stop.send(()).expect("still writes");
     within("end of the writer", writer).await.expect("no panic");

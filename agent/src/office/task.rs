@@ -308,7 +308,23 @@ impl Task {
                 biased;
                 () = self.cancel.cancelled() => return End::Cancelled,
                 () = ended(&mut lease) => return End::lapsed(),
-                () = rested(&mut alive, pauses.next()) => {}
+                () = self.rest(&mut alive, pauses.next()) => {}
+            }
+        }
+    }
+
+    /// Resolves after the pause, once the lease is known to live; says meanwhile why not.
+    async fn rest(&self, lease: &mut watch::Receiver<Lease>, pause: Duration) {
+        tokio::time::sleep(pause).await;
+        loop {
+            let now = lease.borrow_and_update().clone();
+            match now {
+                Lease::Kept => return,
+                Lease::Troubled(why) | Lease::Silent(why) => self.stand(Standing::Away { why }),
+                Lease::Ended => {}
+            }
+            if lease.changed().await.is_err() {
+                std::future::pending::<()>().await;
             }
         }
     }
@@ -538,15 +554,6 @@ async fn ended(lease: &mut watch::Receiver<Lease>) {
         .await
         .is_err()
     {
-        std::future::pending::<()>().await;
-    }
-}
-
-/// Resolves after the pause, once the lease surely lives.
-async fn rested(lease: &mut watch::Receiver<Lease>, pause: Duration) {
-    tokio::time::sleep(pause).await;
-    let alive = |lease: &Lease| matches!(lease, Lease::Kept | Lease::Troubled(_));
-    if lease.wait_for(alive).await.is_err() {
         std::future::pending::<()>().await;
     }
 }
