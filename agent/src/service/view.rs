@@ -59,11 +59,18 @@ pub fn compose(inputs: &Inputs<'_>) -> wire::FleetStatus {
         .values()
         .map(|process| compose_process(inputs, process))
         .collect();
-    let reasons = reasons(inputs);
+    let mut reasons = reasons(inputs);
+    let healthy = reasons.is_empty();
+    // Worth a look, and no illness.
+    for (bot, now, to) in crate::coordinator::proposals(inputs.desired, inputs.identify) {
+        reasons.push(format!(
+            "Discord recommends {to} shards for {bot}, which has {now}: `tanakoctl reshard {bot} --shards {to}`"
+        ));
+    }
     wire::FleetStatus {
         fleet: inputs.desired.fleet().to_owned(),
         version: inputs.desired.document.version,
-        healthy: reasons.is_empty(),
+        healthy,
         reasons,
         hosts: vec![compose_host(inputs)],
         processes,
