@@ -250,7 +250,10 @@ impl Core {
             (State::Starting | State::Backoff, true) => Phase::Starting { since: now },
             (State::Failed, false) => Phase::Failed,
             (State::Backoff, false) => Phase::Backoff {
-                until: memory.next_start_at.unwrap_or(now),
+                // Written down on the wall clock, which may have been set back since.
+                until: memory
+                    .next_start_at
+                    .map_or(now, |at| at.min(now + core.spec.restart.backoff_max)),
             },
             (State::Stopped, false) => Phase::Stopped,
             // It ended while no agent looked: how is unknown.
