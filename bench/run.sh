@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # All benchmarks, side by side with what a user would pick instead; prints tables.
-#   bench/run.sh [supervise|db|bot]…
-# Installs what it compares with: runit and redis-server (Debian), supervisor (PyPI), pm2 (npm).
+#   bench/run.sh [supervise|db|bot|restart]…
+# Installs what it compares with: runit and redis-server (Debian), supervisor (PyPI), pm2, discord.js and
+# discord-hybrid-sharding (npm).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 target=${CARGO_TARGET_DIR:-target}
@@ -19,13 +20,17 @@ fi
   "$tools/python/bin/pip" -q install supervisor
 }
 [ -x "$tools/node/node_modules/.bin/pm2" ] || npm install --silent --no-audit --no-fund --prefix "$tools/node" pm2 >/dev/null
+[ -d "$tools/node/node_modules/discord-hybrid-sharding" ] ||
+  npm install --silent --no-audit --no-fund --prefix "$tools/node" discord.js@14.28.1 discord-hybrid-sharding@3.0.1 >/dev/null
 export PATH=$tools/python/bin:$tools/node/node_modules/.bin:$PATH
 
 cargo build --release --locked --bins
 binaries=$target/release
-for part in "${@:-supervise db bot}"; do
+for part in "${@:-supervise db bot restart}"; do
   for name in $part; do
     printf '\n## %s\n\n' "$name"
-    "bench/$name/run.py" --binaries "$binaries"
+    more=()
+    [ "$name" != restart ] || more=(--modules "$tools/node")
+    "bench/$name/run.py" --binaries "$binaries" "${more[@]}"
   done
 done
