@@ -22,10 +22,13 @@ fn request(
     let address = authority.parse().context("an address with a port")?;
     let mut stream = TcpStream::connect_timeout(&address, DEADLINE)?;
     stream.set_read_timeout(Some(DEADLINE))?;
-    let headers: String = headers.iter().map(|line| format!("{line}\r\n")).collect();
+    let mut lines = headers.join("\r\n");
+    if !lines.is_empty() {
+        lines.push_str("\r\n");
+    }
     write!(
         stream,
-        "{method} /{path} HTTP/1.1\r\nhost: {authority}\r\nconnection: close\r\n{headers}\
+        "{method} /{path} HTTP/1.1\r\nhost: {authority}\r\nconnection: close\r\n{lines}\
          content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     )?;

@@ -12,6 +12,7 @@ use std::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU16, Ordering},
     },
+    time::Instant,
 };
 
 use serde_json::Value;
@@ -130,6 +131,7 @@ pub struct Rig {
     pub discord: Discord,
     /// How big it is.
     pub size: Size,
+    since: Instant,
     db_port: u16,
     db_token: PathBuf,
     _first: First,
@@ -184,13 +186,20 @@ impl Rig {
             agent,
             discord,
             size,
+            since: Instant::now(),
             db_port,
             db_token,
             _first: first,
             _turn: turn,
         };
         rig.whole();
+        rig.say("up");
         rig
+    }
+
+    /// Prints a line of what happens, with the seconds since the start.
+    pub fn say(&self, what: &str) {
+        println!("{:6.1} s  {what}", self.since.elapsed().as_secs_f64());
     }
 
     /// Lets events and commands flow, from a clean account, and waits until they do.
@@ -210,12 +219,21 @@ impl Rig {
                     >= u64::from(self.size.interactions.min(1));
             enough.then_some(()).ok_or(account.to_string())
         });
+        self.say("events flow");
     }
 
     /// Stops the flow and gives the account once everything in it is settled.
     pub fn settle(&self) -> Value {
+        self.settle_of(self.size.shards)
+    }
+
+    /// As [`Self::settle`], for another number of shards.
+    pub fn settle_of(&self, shards: u32) -> Value {
+        self.say("whole");
         self.discord.rates(0, 0);
-        self.discord.settled(self.size.shards)
+        let account = self.discord.settled(shards);
+        self.say("settled");
+        account
     }
 
     /// The status, whether healthy or not.

@@ -56,14 +56,14 @@ fn demand_nothing(rig: &Rig, what: &str, warnings: Warnings) -> Value {
     demand_exact(what, &account, 0);
     assert_eq!(number(&account, "/resumes_refused"), 0, "{account}");
     let warned = warnings.judge(rig);
-    println!(
+    rig.say(&format!(
         "{what}: {} resumes, {} events, {} commands, {} replayed, {} of them again, {warned} warnings written once",
         number(&account, "/resumes"),
         number(&account, "/events_generated"),
         number(&account, "/interactions/sent"),
         number(&account, "/events_replayed"),
         number(&account, "/events_replayed_again"),
-    );
+    ));
     account
 }
 

@@ -24,6 +24,8 @@ fn size() -> Size {
         max_concurrency: 16,
         events,
         interactions,
+        // A set that is closed leaves sessions behind that nobody takes up.
+        discord: vec!["--resume-window".to_owned(), "15s".to_owned()],
         ..Size::promised()
     }
 }
@@ -94,22 +96,20 @@ fn eight_become_sixteen_under_load() {
     ]);
     assert_eq!(operation["state"], "succeeded", "{operation:#}");
     let status = rig.whole_of(8, 16);
-    rig.discord.rates(0, 0);
-    let account = rig.discord.settled(16);
+    let account = rig.settle_of(16);
     demand_once("8 to 16", &account, 16);
     demand_spaced(&rig.discord.get("/identifies"));
     assert_eq!(held(&status), set(16), "{status}");
     assert_eq!(sum(&operation, "lost"), 0, "{operation:#}");
     assert_eq!(sum(&operation, "duplicated"), 0, "{operation:#}");
     let warned = warnings.judge(&rig);
-    println!("8 to 16: {warned} warnings written once");
+    rig.say(&format!("8 to 16: {warned} warnings written once"));
 
     // The new set is a fleet like any other.
     rig.flow_of(16);
     rig.json(&["restart", "tanako", "--yes", "--wait"]);
     rig.whole_of(8, 16);
-    rig.discord.rates(0, 0);
-    let account = rig.discord.settled(16);
+    let account = rig.settle_of(16);
     demand_once("restart of the new set", &account, 0);
     assert_eq!(number(&account, "/resumes"), 16, "{account}");
 }
@@ -149,7 +149,9 @@ fn abort_at(rig: &Rig, what: &str, reached: impl Fn(&Value) -> bool) {
     assert_eq!(held(&status), set(8), "{status}");
     assert_eq!(rig.pids(), before, "the old set was not touched");
     let warned = warnings.judge(rig);
-    println!("aborted {what}: {spent} IDENTIFYs, {warned} warnings written once");
+    rig.say(&format!(
+        "aborted {what}: {spent} IDENTIFYs, {warned} warnings written once"
+    ));
 }
 
 fn states(operation: &Value, action: &str) -> Vec<String> {
@@ -209,5 +211,5 @@ fn a_new_set_takes_the_sessions_of_the_old_one() {
         assert!(!after.contains_key(name), "{name} is of the old set");
     }
     let warned = warnings.judge(&rig);
-    println!("blue-green: {warned} warnings written once");
+    rig.say(&format!("blue-green: {warned} warnings written once"));
 }

@@ -57,6 +57,21 @@ fn demand_true(operation: &Value, account: &Value, shards: u32) -> Vec<u64> {
         number(account, "/interactions/answered_twice"),
         "{operation:#}"
     );
+    let totals = &operation["receipt_totals"];
+    for (field, right) in [
+        ("shards", u64::from(shards)),
+        ("resumed", number(account, "/resumes")),
+        ("identified", number(account, "/identifies")),
+        ("unknown", 0),
+        ("replayed", number(account, "/events_replayed")),
+        ("lost", number(account, "/events_lost")),
+        (
+            "duplicated",
+            number(account, "/interactions/answered_twice"),
+        ),
+    ] {
+        assert_eq!(totals[field], right, "{field} of {totals}");
+    }
     let mut gaps: Vec<u64> = receipt
         .iter()
         .map(|shard| shard["gap_ms"].as_u64().expect("a number"))
@@ -74,9 +89,7 @@ fn a_rolling_restart_of_everything_costs_nothing() {
         ..Size::lighter()
     };
     let (shards, buckets) = (size.shards, size.max_concurrency);
-    let begun = Instant::now();
     let rig = Rig::up(size);
-    println!("up in {:.1} s", begun.elapsed().as_secs_f64());
 
     // The cold start: one IDENTIFY a shard, none refused, buckets respected, no bucket idle.
     let log = rig.discord.get("/identifies");

@@ -63,14 +63,14 @@ fn an_outage_of_discord_wastes_nothing_and_restarts_nobody() {
 
     // Longer than Discord keeps sessions: each is identified again, once, in the order of buckets.
     let size = Size {
-        discord: vec!["--resume-window".to_owned(), "6s".to_owned()],
+        discord: vec!["--resume-window".to_owned(), "4s".to_owned()],
         ..size()
     };
     drop(rig);
     let rig = Rig::up(size);
     let before = rig.pids();
     rig.flow();
-    outage(&rig, if full() { 600 } else { 20 });
+    outage(&rig, if full() { 600 } else { 10 });
     rig.whole();
     let account = rig.settle();
     let shards = u64::from(rig.size.shards);
@@ -81,7 +81,9 @@ fn an_outage_of_discord_wastes_nothing_and_restarts_nobody() {
     let took = demand_spaced(&log);
     let rounds = u64::from(rig.size.shards.div_ceil(rig.size.max_concurrency));
     // The moments at which shards come back are spread by their backoff, which is part of the brake.
-    println!("identified again over {took} ms in {rounds} rounds of buckets");
+    rig.say(&format!(
+        "identified again over {took} ms in {rounds} rounds of buckets"
+    ));
     assert_eq!(rig.pids(), before, "nobody was restarted");
 }
 
@@ -134,7 +136,7 @@ fn a_crash_loop_is_stopped_before_the_reserve() {
     // As soon as it has identified, its sessions are void and it dies.
     let bad = "tanako/0";
     let wasted = || number(&rig.discord.account(), "/identifies");
-    let end = Instant::now() + Duration::from_secs(if full() { 600 } else { 60 });
+    let end = Instant::now() + Duration::from_secs(if full() { 600 } else { 40 });
     let mut deaths = 0;
     let mut events = BTreeSet::new();
     while Instant::now() < end {
@@ -156,7 +158,9 @@ fn a_crash_loop_is_stopped_before_the_reserve() {
     let status = rig.status().expect("a status");
     let used = status["identify"]["used"].as_u64().expect("a number");
     let spent = cold + wasted();
-    println!("{deaths} deaths, {spent} of {TOTAL} IDENTIFYs, ledger {used}, events {events:?}");
+    rig.say(&format!(
+        "{deaths} deaths, {spent} of {TOTAL} IDENTIFYs, ledger {used}, events {events:?}"
+    ));
     assert!(deaths >= 3, "it did not even loop: {deaths}");
     assert!(
         spent.max(used) <= TOTAL - reserve,
