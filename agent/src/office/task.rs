@@ -518,12 +518,18 @@ impl Task {
     }
 
     fn stand(&self, now: Standing) {
-        let changed = self.standing.send_if_modified(|standing| {
+        let mut before = None;
+        self.standing.send_if_modified(|standing| {
             let changed = *standing != now;
-            standing.clone_from(&now);
+            before = Some(std::mem::replace(standing, now.clone()));
             changed
         });
-        if !changed {
+        let known = match (&before, &now) {
+            // The words of a failure change with each call that fails.
+            (Some(Standing::Away { .. }), Standing::Away { .. }) => true,
+            (before, now) => before.as_ref() == Some(now),
+        };
+        if known {
             return;
         }
         match &now {
