@@ -4,6 +4,9 @@
 #
 #   ./test.sh            all of it
 #   ./test.sh quick      no judges, no whole-fleet tests
+#
+# The simulator runs some thousand seeds. TANAKO_SIM_SEEDS=100000 runs more, TANAKO_SIM_SEED=17 replays one:
+#   TANAKO_SIM_SEEDS=100000 cargo test -p tanako-e2e --test simulator -- --nocapture
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -85,6 +88,8 @@ cargo build --workspace --bins --locked --quiet
 step "tests"
 if [ "$mode" = quick ]; then
   cargo test --workspace --locked --exclude tanako-e2e
+  step "simulator"
+  cargo test --locked -p tanako-e2e --test simulator
 else
   cargo test --workspace --locked
   step "judges of simcord: discord.py and discord.js"

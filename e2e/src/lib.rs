@@ -4,6 +4,8 @@
 //! was started in that directory, whatever the test did. [`db`] speaks to the database nodes as a bot
 //! would, [`http`] reads the accounts that the simulated Discord keeps.
 //!
+//! [`sim`] needs none of these: it drives the real cores through seeded faults in virtual time.
+//!
 //! [`Rig`] is a fleet under load with a [`Discord`] of its own, for proofs: nothing missed, nothing
 //! handled twice, no IDENTIFY spent. [`Warnings`] add commands that leave rows in the database.
 
@@ -15,6 +17,7 @@ pub mod fleet;
 pub mod http;
 pub mod processes;
 pub mod rig;
+pub mod sim;
 pub mod wait;
 pub mod warnings;
 

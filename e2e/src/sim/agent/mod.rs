@@ -1,0 +1,140 @@
+//! One life of the agent: the shells around the real cores, task by task as the daemon has them.
+//! Everything that is not on the host's disk or in the store dies with it.
+
+pub mod broker;
+pub mod coordinator;
+pub mod supervisor;
+pub mod vault;
+pub mod worker;
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    sync::Arc,
+};
+
+use tanako_agent::supervisor::Table;
+use tokio::sync::{mpsc, watch};
+
+use self::{
+    broker::Broker, coordinator::Coordinator, supervisor::SupMsg, vault::Vault, worker::Workers,
+};
+use super::{executor::Group, host::Pid, trace::trace, world::Sim};
+
+/// See the module's documentation.
+pub struct Agent {
+    /// Which life this is.
+    pub life: u64,
+    /// Its tasks.
+    pub group: Group,
+    /// To the supervisor.
+    pub supervisor: mpsc::UnboundedSender<SupMsg>,
+    /// The supervisor's table, as published.
+    pub table: watch::Receiver<Arc<Table>>,
+    /// The identify broker.
+    pub broker: Broker,
+    /// The session vault.
+    pub vault: Vault,
+    /// The worker registry.
+    pub workers: Workers,
+    /// The coordinator.
+    pub coordinator: Coordinator,
+    /// Whether the worker socket is bound.
+    pub listening: Cell<bool>,
+    /// Whether the operators' socket is bound.
+    pub serving: Cell<bool>,
+    /// Children whose end the supervisor has not been told of.
+    exits: RefCell<Vec<Pid>>,
+}
+
+impl Agent {
+    /// Starts the next life, unless one runs.
+    pub fn start(sim: &Sim) {
+        if sim.agent.borrow().is_some() {
+            return;
+        }
+        let life = {
+            let mut judge = sim.judge.borrow_mut();
+            judge.agent_lives += 1;
+            judge.agent_lives
+        };
+        let group = sim.executor.group();
+        trace!(sim, [life], "agent: life {life} begins");
+        let (supervisor, inbox) = mpsc::unbounded_channel();
+        let (published, table) = watch::channel(Arc::default());
+        let (broker, broker_task) = Broker::new(sim, group);
+        let (coordinator, commands) = Coordinator::new();
+        let agent = Rc::new(Self {
+            life,
+            group,
+            supervisor,
+            table,
+            broker,
+            vault: Vault::new(),
+            workers: Workers::default(),
+            coordinator,
+            listening: Cell::new(false),
+            serving: Cell::new(false),
+            exits: RefCell::default(),
+        });
+        *sim.agent.borrow_mut() = Some(Rc::clone(&agent));
+        let later = sim.clone();
+        sim.spawn(group, async move {
+            let sim = later;
+            sim.sleep(sim.draw(20..=300)).await;
+            // In the order of the daemon: vault, broker, supervisor, worker socket, coordinator.
+            agent.vault.load(&sim);
+            sim.spawn(group, vault::write_loop(sim.clone(), Rc::clone(&agent)));
+            sim.sleep(sim.draw(0..=20)).await;
+            let task = broker_task.load(&sim);
+            sim.spawn(group, task.run(sim.clone()));
+            sim.sleep(sim.draw(0..=20)).await;
+            let owner = supervisor::Owner::new(&sim, Rc::clone(&agent), published);
+            sim.spawn(group, owner.run(inbox));
+            sim.sleep(sim.draw(0..=20)).await;
+            agent.listening.set(true);
+            sim.sleep(sim.draw(0..=20)).await;
+            coordinator::run(sim, agent, commands).await;
+        });
+    }
+
+    /// kill -9.
+    pub fn kill(sim: &Sim) {
+        let agent = sim.agent.borrow_mut().take();
+        if let Some(agent) = agent {
+            trace!(sim, [agent.life], "agent: killed");
+            sim.executor.kill(agent.group);
+            sim.touch();
+        }
+    }
+
+    /// kill -9 here and now, sometimes: at the moments when something is half done.
+    pub async fn may_die(sim: &Sim, life: u64, place: &'static str) {
+        let now = {
+            let mut weather = sim.weather.borrow_mut();
+            weather.reached(place)
+        } || sim.chance_of_death();
+        if now
+            && sim
+                .agent
+                .borrow()
+                .as_ref()
+                .is_some_and(|agent| agent.life == life)
+        {
+            trace!(sim, [life], "agent: dies at {place}");
+            Self::kill(sim);
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// A child has ended.
+    pub fn exited(self: &Rc<Self>, sim: &Sim, pid: Pid) {
+        self.exits.borrow_mut().push(pid);
+        let (agent, later) = (Rc::clone(self), sim.clone());
+        sim.spawn(self.group, async move {
+            later.sleep(later.draw(0..=3)).await;
+            // A life that is over hears nothing.
+            let _ = agent.supervisor.send(SupMsg::Exited(pid));
+        });
+    }
+}

@@ -1,0 +1,330 @@
+//! Watches over the invariants of the design, after every step. What it goes by is what really is
+//! (processes, connections, the store), not what the fleet believes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tanako_agent::{
+    desired::Document,
+    operations::{Operation, StepState, core::Effect},
+    supervisor::{Desired, State},
+};
+use tanako_fleet::ProcessName;
+use tanako_store::Store as _;
+
+use super::{config::Config, world::Sim};
+
+/// A process that is not ready for this long is down for everybody to see, in milliseconds.
+const SEEN_DOWN_MS: u64 = 5_000;
+/// What the watchdog may be early by: reports are under way for a moment.
+const SLACK_MS: u64 = 1_500;
+/// An order explains a stop for so long, in milliseconds.
+const ORDER_MS: u64 = 180_000;
+
+/// See the module's documentation.
+pub struct Judge {
+    violation: Option<String>,
+    /// Lives of the agent so far.
+    pub agent_lives: u64,
+    newest: BTreeMap<ProcessName, u64>,
+    /// The latest order to stop or restart, and its operation.
+    orders: BTreeMap<ProcessName, (u64, u64)>,
+    /// Processes that were ready when an operation took them down: operation, attempt then.
+    down_by: BTreeMap<ProcessName, (u64, u64)>,
+    /// Since when it has not been ready.
+    unready: BTreeMap<ProcessName, u64>,
+    /// Stopped for good: stopped by the operator, known to the supervisor, gone.
+    at_rest: BTreeSet<ProcessName>,
+    /// The desired document as last seen, and its revision.
+    document: (u64, Document),
+    /// Requests that may change what is wanted of a process.
+    asked: BTreeSet<ProcessName>,
+    /// Processes of which a boot has taken everything.
+    booted: bool,
+    /// Processes that the supervisor has given up.
+    pub given_up: BTreeSet<ProcessName>,
+    /// Operations that ended: number, state.
+    pub ended: Vec<(u64, tanako_agent::operations::OpState)>,
+    /// Looks at everything so far.
+    pub looks: u64,
+}
+
+impl Judge {
+    /// Has seen nothing.
+    pub fn new(_: &Config) -> Self {
+        Self {
+            violation: None,
+            agent_lives: 0,
+            newest: BTreeMap::new(),
+            orders: BTreeMap::new(),
+            down_by: BTreeMap::new(),
+            unready: BTreeMap::new(),
+            at_rest: BTreeSet::new(),
+            document: (0, Document::default()),
+            asked: BTreeSet::new(),
+            booted: false,
+            given_up: BTreeSet::new(),
+            ended: Vec::new(),
+            looks: 0,
+        }
+    }
+
+    /// The first one counts.
+    pub fn violate(&mut self, what: String) {
+        self.violation.get_or_insert(what);
+    }
+
+    /// What does not hold.
+    pub fn violation(&self) -> Option<&str> {
+        self.violation.as_deref()
+    }
+
+    /// The newest attempt that was ever started.
+    pub fn newest_attempt(&self, name: &ProcessName) -> u64 {
+        self.newest.get(name).copied().unwrap_or(0)
+    }
+
+    /// A process was started.
+    pub fn spawned(&mut self, name: &ProcessName, attempt: u64) {
+        let newest = self.newest.entry(name.clone()).or_default();
+        let before = std::mem::replace(newest, attempt.max(*newest));
+        if attempt <= before && !self.booted {
+            self.violate(format!(
+                "1 (attempts): {name} attempt {attempt} is started after attempt {before}"
+            ));
+        }
+        self.given_up.remove(name);
+    }
+
+    /// A process is about to be started.
+    pub fn starts(&mut self, now: u64, name: &ProcessName) {
+        self.unready.entry(name.clone()).or_insert(now);
+        if self.at_rest.contains(name) {
+            self.violate(format!("6 (stopped stays stopped): {name} is started"));
+        }
+    }
+
+    /// A process is gone.
+    pub fn ended(&mut self, now: u64, name: &ProcessName, _attempt: u64) {
+        self.unready.entry(name.clone()).or_insert(now);
+    }
+
+    /// A process has become ready.
+    pub fn became_ready(&mut self, name: &ProcessName, attempt: u64) {
+        self.unready.remove(name);
+        if self
+            .down_by
+            .get(name)
+            .is_some_and(|(_, before)| *before < attempt)
+        {
+            self.down_by.remove(name);
+        }
+    }
+
+    /// The supervisor has given it up.
+    pub fn gave_up(&mut self, name: &ProcessName) {
+        self.given_up.insert(name.clone());
+    }
+
+    /// The machine has rebooted: what was not synced is gone, attempts too.
+    pub fn rebooted(&mut self) {
+        self.booted = true;
+    }
+
+    /// An operation has come to its end.
+    pub fn operation_ended(&mut self, op: &Operation) {
+        self.ended.push((op.number, op.state));
+    }
+
+    /// Someone asks for a change of what is wanted of these.
+    pub fn asks(&mut self, names: &[ProcessName]) {
+        self.asked.extend(names.iter().cloned());
+    }
+
+    /// Processes that shall not run.
+    pub fn stopped(&self) -> &BTreeSet<ProcessName> {
+        &self.document.1.stopped
+    }
+}
+
+/// An operation gives an order.
+pub fn ordered(sim: &Sim, op: &Operation, effect: &Effect, name: &ProcessName) {
+    let now = sim.now();
+    let host = sim.host.borrow();
+    let live = host.find(name);
+    let was_ready = live.is_some_and(|(_, proc)| proc.ready);
+    let attempt = live.map_or(0, |(_, proc)| proc.attempt);
+    let mut judge = sim.judge.borrow_mut();
+    if !matches!(effect, Effect::Start(_)) {
+        judge.orders.insert(name.clone(), (now, op.number));
+    }
+    if !matches!(effect, Effect::Restart(_)) {
+        return;
+    }
+    if op.steps.iter().any(|step| step.state == StepState::Failed) {
+        judge.violate(format!(
+            "5 (stops at the first): {} restarts {name} after a step has failed",
+            op.id
+        ));
+    }
+    if !was_ready {
+        return;
+    }
+    judge.down_by.insert(name.clone(), (op.number, attempt));
+    let own = judge
+        .down_by
+        .iter()
+        .filter(|(_, (number, _))| *number == op.number);
+    let own: BTreeSet<&ProcessName> = own.map(|(name, _)| name).collect();
+    let others = op
+        .steps
+        .iter()
+        .filter(|step| step.state != StepState::Skipped)
+        .filter_map(|step| step.object.parse::<ProcessName>().ok())
+        .filter(|other| !own.contains(other) && !judge.document.1.stopped.contains(other))
+        .filter(|other| {
+            let since = judge.unready.get(other);
+            since.is_some_and(|since| now - since >= SEEN_DOWN_MS)
+        });
+    let others: Vec<String> = others.map(|other| other.to_string()).collect();
+    let max = op.max_unavailable.max(1) as usize;
+    if own.len() + others.len() > max {
+        let what = format!(
+            "5 (max unavailable): {} restarts {name}: down by it {own:?}, down besides {others:?}, {max} allowed",
+            op.id,
+        );
+        judge.violate(what);
+    }
+}
+
+/// The supervisor tells a process to stop.
+pub fn terminated(sim: &Sim, name: &ProcessName, attempt: u64, why: &str) {
+    let now = sim.now();
+    let host = sim.host.borrow();
+    let Some((_, proc)) = host.find(name).filter(|(_, proc)| proc.attempt == attempt) else {
+        return;
+    };
+    let judge = sim.judge.borrow();
+    let ordered = judge
+        .orders
+        .get(name)
+        .is_some_and(|(at, _)| now - at <= ORDER_MS);
+    let stopped = judge.document.1.stopped.contains(name);
+    let silent = now - proc.heard_at + SLACK_MS >= sim.config.watchdog_s * 1_000;
+    let slow = judge
+        .unready
+        .get(name)
+        .is_some_and(|since| now - since + SLACK_MS >= 600_000);
+    drop(judge);
+    if !(ordered || stopped || silent || slow) {
+        let heard = now - proc.heard_at;
+        let what =
+            format!("{name} attempt {attempt} is told to stop ({why}), heard of {heard} ms ago");
+        drop(host);
+        sim.violated("4 (nothing is taken down)", what);
+    }
+}
+
+/// Looks at everything.
+pub fn look(sim: &Sim) {
+    sim.judge.borrow_mut().looks += 1;
+    one_process_each(sim);
+    one_holder_each(sim);
+    follow_document(sim);
+    rest(sim);
+}
+
+fn one_process_each(sim: &Sim) {
+    let host = sim.host.borrow();
+    let mut seen: BTreeMap<&ProcessName, u64> = BTreeMap::new();
+    let mut twice = None;
+    for (pid, proc) in &host.procs {
+        if sim.executor.is_dead(proc.group) {
+            continue;
+        }
+        if let Some(other) = seen.insert(&proc.name, *pid) {
+            twice = Some(format!("{} runs as pid {other} and pid {pid}", proc.name));
+        }
+    }
+    drop(seen);
+    drop(host);
+    if let Some(what) = twice {
+        sim.violated("1 (one process each)", what);
+    }
+}
+
+fn one_holder_each(sim: &Sim) {
+    let discord = sim.discord.borrow();
+    let mut seen = BTreeMap::new();
+    let mut twice = None;
+    for (pid, tuple) in discord.claims() {
+        if let Some(other) = seen.insert(tuple, pid)
+            && other != pid
+        {
+            twice = Some(format!(
+                "shard {} is held by pid {other} and pid {pid}",
+                tuple.0
+            ));
+        }
+    }
+    drop(discord);
+    if let Some(what) = twice {
+        sim.violated("1 (one holder each)", what);
+    }
+}
+
+/// What is wanted changes only where someone asked for it.
+fn follow_document(sim: &Sim) {
+    let revision = sim.store.revision_of("desired");
+    if sim.judge.borrow().document.0 == revision {
+        return;
+    }
+    let item = futures_util::FutureExt::now_or_never(sim.store.get("desired"));
+    let Some(Ok(Some(item))) = item else {
+        return;
+    };
+    let Ok(document) = serde_json::from_slice::<Document>(&item.value) else {
+        return;
+    };
+    let mut judge = sim.judge.borrow_mut();
+    let before = &judge.document.1.stopped;
+    let changed = before.symmetric_difference(&document.stopped);
+    let unasked = changed.filter(|name| !judge.asked.contains(*name));
+    let unasked: Vec<String> = unasked.map(ToString::to_string).collect();
+    if !unasked.is_empty() {
+        judge.violate(format!(
+            "6 (what is wanted): changed without being asked: {}",
+            unasked.join(", ")
+        ));
+    }
+    let wanted: Vec<ProcessName> = judge
+        .at_rest
+        .difference(&document.stopped)
+        .cloned()
+        .collect();
+    for name in wanted {
+        judge.at_rest.remove(&name);
+    }
+    judge.document = (revision, document);
+}
+
+fn rest(sim: &Sim) {
+    let agent = sim.agent.borrow().clone();
+    let Some(agent) = agent.filter(|agent| agent.serving.get()) else {
+        return;
+    };
+    let mut judge = sim.judge.borrow_mut();
+    let judge = &mut *judge;
+    let table = agent.table.borrow();
+    let host = sim.host.borrow();
+    for name in &judge.document.1.stopped {
+        if judge.at_rest.contains(name) {
+            continue;
+        }
+        let rests = table.get(name).is_some_and(|process| {
+            process.state == State::Stopped && process.desired == Desired::Stopped
+        });
+        if rests && host.find(name).is_none() {
+            judge.at_rest.insert(name.clone());
+        }
+    }
+}

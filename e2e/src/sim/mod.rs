@@ -1,0 +1,120 @@
+//! The deterministic simulator: the fleet's real cores through thousands of seeded runs full of faults.
+//!
+//! Everything around the cores is simulated, in virtual time, on one thread, from one seed:
+//!
+//! - `discord`: sessions, buckets, budget, interactions, and what goes wrong over there;
+//! - `store`, `host`: what lasts, what a kill -9 and a loss of power leave of it, clocks, processes;
+//! - `agent`, `bot`: shells around the cores, which call them in the same order and write the same
+//!   things down before they act as the daemon and the bot do;
+//! - `operator`, `faults`: commands and faults at random;
+//! - `judge`: the invariants, looked at after every step by what really is;
+//! - `executor`, `pipe`, `trace`, `world`: virtual time, transports, what happened, what there is.
+//!
+//! The cores: the supervisor's policy, the identify ledger, the session vault's rules, the operations'
+//! core with planning and desired state, the bot's sequence tracker, reconnector and set of seen
+//! interactions.
+//!
+//! The same seed is the same run: [`Outcome::hash`] covers everything that happened.
+
+mod agent;
+mod blank;
+mod bot;
+mod closing;
+mod config;
+mod discord;
+mod executor;
+mod faults;
+mod host;
+mod judge;
+mod operator;
+mod pipe;
+mod scenarios;
+mod store;
+mod trace;
+mod world;
+
+use self::{config::Config, world::Sim};
+
+pub use scenarios::{SCENARIOS, deaths};
+
+/// Steps of one run at most; more is a run that never comes to rest.
+const STEPS_MAX: u64 = 5_000_000;
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// Of everything that happened.
+    pub hash: u64,
+    /// Steps taken.
+    pub steps: u64,
+    /// Virtual milliseconds passed.
+    pub virtual_ms: u64,
+    /// IDENTIFYs, RESUMEs and events at Discord.
+    pub identifies: u64,
+    /// See `identifies`.
+    pub resumes: u64,
+    /// See `identifies`.
+    pub events: u64,
+    /// Events whose session ended by Discord's doing before they were taken.
+    pub lost: u64,
+    /// Places reached at which the agent may die.
+    pub places: u64,
+    /// What did not hold, with what led there when lines were kept.
+    pub failure: Option<Failure>,
+}
+
+/// A broken invariant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// Which one, and how.
+    pub what: String,
+    /// The latest lines of the trace.
+    pub lines: Vec<String>,
+}
+
+/// Runs a random fleet in random weather.
+pub fn random(seed: u64, verbose: bool) -> Outcome {
+    let loud = verbose && std::env::var_os("TANAKO_SIM_LOUD").is_some();
+    let sim = Sim::new(Config::random(seed), verbose, loud);
+    sim.spawn(executor::WORLD, faults::storm(sim.clone()));
+    sim.spawn(executor::WORLD, operator::work(sim.clone()));
+    sim.spawn(executor::WORLD, operator::mend(sim.clone()));
+    finish(&sim)
+}
+
+/// Runs a prepared world until it has come to rest.
+fn finish(sim: &Sim) -> Outcome {
+    closing::prepare(sim);
+    let mut steps = 0;
+    while sim.executor.step(u64::MAX) {
+        steps += 1;
+        if sim.touched.take() {
+            judge::look(sim);
+        }
+        if sim.judge.borrow().violation().is_some() || sim.is_done() {
+            break;
+        }
+        if steps >= STEPS_MAX {
+            sim.violated("liveness", "the run does not come to rest");
+        }
+    }
+    if sim.judge.borrow().violation().is_none() && !sim.is_done() {
+        sim.violated("liveness", "nothing happens any more");
+    }
+    let counts = sim.discord.borrow().counts;
+    let what = sim.judge.borrow().violation().map(str::to_owned);
+    Outcome {
+        hash: sim.hash(),
+        steps,
+        virtual_ms: sim.now(),
+        identifies: counts.identifies,
+        resumes: counts.resumes,
+        events: counts.events,
+        lost: counts.lost,
+        places: sim.weather.borrow().places,
+        failure: what.map(|what| Failure {
+            what,
+            lines: sim.lines(),
+        }),
+    }
+}
