@@ -229,6 +229,42 @@ fn silence_is_noticed_and_a_hung_process_is_killed_soon() {
 }
 
 #[test]
+fn an_agent_that_was_away_listens_before_it_judges() {
+    let mut world = World::up(spec());
+    world.now += Duration::from_secs(60);
+    world.input(Input::Away);
+    world.pass(Duration::from_secs(4));
+    assert_eq!(
+        world.core.state(),
+        State::Ready,
+        "nobody was there to hear it"
+    );
+    world.input(Input::Alive(1));
+    world.input(Input::Away);
+    world.pass(Duration::from_secs(9));
+    assert_eq!(
+        world.core.state(),
+        State::Ready,
+        "and it gets no less time than others"
+    );
+    world.pass(Duration::from_secs(1));
+    assert_eq!(
+        world.core.state(),
+        State::Stopping,
+        "it was silent all the same"
+    );
+
+    let mut world = World::new(spec());
+    world.input(Input::Start);
+    world.spawned();
+    world.now += Duration::from_secs(300);
+    world.input(Input::Away);
+    world.pass(Duration::ZERO);
+    world.input(Input::Ready(1));
+    assert_eq!(world.core.state(), State::Ready);
+}
+
+#[test]
 fn what_is_stopped_while_it_is_spawned_is_stopped_after() {
     let mut world = World::new(spec());
     world.input(Input::Start);

@@ -103,9 +103,9 @@ struct Conn {
 
 #[derive(Default)]
 struct Interaction {
-    created_at: u64,
-    answered_at: Option<u64>,
-    final_at: Option<u64>,
+    created: u64,
+    answered: Option<u64>,
+    finished: Option<u64>,
 }
 
 /// See the module's documentation.
@@ -703,7 +703,7 @@ pub fn happen(sim: &Sim, guild: u64, interaction: bool) {
     }
     if interaction {
         let answer = Interaction {
-            created_at: now,
+            created: now,
             ..Interaction::default()
         };
         discord.interactions.insert(event.id, answer);

@@ -49,7 +49,7 @@ fn outage(seed: u64, verbose: bool) -> Outcome {
     let config = Config {
         busy_ms: 1_000_000,
         event_ms: 1_500,
-        outage_keeps: seed % 2 == 0,
+        outage_keeps: seed.is_multiple_of(2),
         window_ms: 90_000,
         ..Config::calm(seed, 16, 4, [1, 4, 16][seed as usize % 3])
     };
@@ -206,7 +206,11 @@ fn clock_jump(seed: u64, verbose: bool) -> Outcome {
     let later = sim.clone();
     sim.spawn(WORLD, async move {
         let sim = later;
-        let hour = if seed % 2 == 0 { 3_600_000 } else { -3_600_000 };
+        let hour = if seed.is_multiple_of(2) {
+            3_600_000
+        } else {
+            -3_600_000
+        };
         sim.sleep(sim.draw(1_000..=40_000)).await;
         host::jump(&sim, hour);
         sim.sleep_until(60_000).await;
@@ -214,7 +218,7 @@ fn clock_jump(seed: u64, verbose: bool) -> Outcome {
         let _ = operator::insist(&sim, &ask, 3).await;
         sim.sleep(sim.draw(100..=9_000)).await;
         host::jump(&sim, -hour);
-        if seed % 3 == 0 {
+        if seed.is_multiple_of(3) {
             super::agent::Agent::kill(&sim);
         }
     });

@@ -61,8 +61,10 @@ impl Trace {
 
 /// Notes a line and the numbers that tell runs apart.
 macro_rules! trace {
-    ($sim:expr, [$($number:expr),* $(,)?], $($line:tt)*) => {
-        $sim.note(line!(), &[$($number as u64),*], || format!($($line)*))
-    };
+    ($sim:expr, [$($number:expr),* $(,)?], $($line:tt)*) => {{
+        #[allow(clippy::cast_lossless, reason = "numbers of every type come here")]
+        let numbers = [$($number as u64),*];
+        $sim.note(line!(), &numbers, || format!($($line)*))
+    }};
 }
 pub(super) use trace;

@@ -429,7 +429,7 @@ impl Task {
         message: impl FnOnce(oneshot::Sender<Result<(), String>>) -> SupMsg,
     ) -> Result<(), String> {
         let (reply, answer) = oneshot::channel();
-        let gone = |_| "the supervisor has stopped".to_owned();
+        let gone = |()| "the supervisor has stopped".to_owned();
         self.sim.sleep(self.sim.draw(0..=1)).await;
         self.agent
             .supervisor
@@ -455,8 +455,7 @@ impl Task {
                 active.dirty = true;
             }
             let must = !effects.is_empty() || active.op.state.is_ended();
-            let due = (must && active.dirty)
-                || active.dirty && now - active.persisted_at >= PERSIST_EVERY_MS;
+            let due = active.dirty && (must || now - active.persisted_at >= PERSIST_EVERY_MS);
             if due && self.persist(index).await.is_err() {
                 // Nothing may happen that is not written down first.
                 self.active[index].op = before;

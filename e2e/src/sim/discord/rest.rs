@@ -66,7 +66,7 @@ pub async fn answer(sim: &Sim, id: u64, deferred: bool, fenced: bool) -> Result<
         let Some(known) = discord.interactions.get_mut(&id) else {
             return Err(RestError::Unknown);
         };
-        if known.answered_at.is_some() {
+        if known.answered.is_some() {
             drop(discord);
             if !fenced {
                 sim.violated(
@@ -76,12 +76,12 @@ pub async fn answer(sim: &Sim, id: u64, deferred: bool, fenced: bool) -> Result<
             }
             return Err(RestError::AlreadyAnswered);
         }
-        if now > known.created_at + ANSWER_MS {
+        if now > known.created + ANSWER_MS {
             return Err(RestError::Unknown);
         }
-        known.answered_at = Some(now);
+        known.answered = Some(now);
         if !deferred {
-            known.final_at = Some(now);
+            known.finished = Some(now);
         }
         Ok(())
     })
@@ -96,10 +96,10 @@ pub async fn follow(sim: &Sim, id: u64, looked_at: Option<u64>) -> Result<(), Re
         let Some(known) = discord.interactions.get_mut(&id) else {
             return Err(RestError::Unknown);
         };
-        if known.answered_at.is_none() || now > known.created_at + FOLLOW_MS {
+        if known.answered.is_none() || now > known.created + FOLLOW_MS {
             return Err(RestError::Unknown);
         }
-        if let Some(before) = known.final_at
+        if let Some(before) = known.finished
             && looked_at.is_none_or(|looked| before <= looked)
         {
             drop(discord);
@@ -109,7 +109,7 @@ pub async fn follow(sim: &Sim, id: u64, looked_at: Option<u64>) -> Result<(), Re
             );
             return Ok(());
         }
-        known.final_at = Some(now);
+        known.finished = Some(now);
         Ok(())
     })
     .await?
@@ -120,8 +120,8 @@ pub async fn original(sim: &Sim, id: u64) -> Result<(Original, u64), RestError> 
     rest(sim, move |sim| {
         let discord = sim.discord.borrow();
         let original = match discord.interactions.get(&id) {
-            Some(known) if known.final_at.is_some() => Original::Done,
-            Some(known) if known.answered_at.is_some() => Original::Loading,
+            Some(known) if known.finished.is_some() => Original::Done,
+            Some(known) if known.answered.is_some() => Original::Loading,
             _ => Original::None,
         };
         (original, sim.now())
