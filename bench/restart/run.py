@@ -226,7 +226,8 @@ class Manager(Contender):
 
     def end(self):
         if self.process:
-            mine = children(self.process.pid)
+            # Those whose manager has died are nobody's children any more; their environment names this folder.
+            mine = {*children(self.process.pid), *started_for(self.seen)}
             self.process.stdin.close()
             try:
                 self.process.wait(10)
@@ -261,6 +262,18 @@ def children(pid):
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in task.read_text().split():
             found += [int(child), *children(int(child))]
+    return found
+
+
+def started_for(folder):
+    """pids of the processes whose environment names a folder."""
+    found = []
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if str(folder).encode() in environment.read_bytes():
+                found.append(int(environment.parent.name))
+        except OSError:
+            pass
     return found
 
 
