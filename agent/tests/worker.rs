@@ -479,6 +479,7 @@ async fn permits_are_given_by_bucket_and_a_place_is_given_up_with_the_call() {
         .into_inner();
     assert!(second.permit > first.permit);
     assert!(first.valid_ms > 0 && second.remaining == 998);
+    assert!(second.until_boot_ms >= first.until_boot_ms && first.until_boot_ms > 0);
 
     let status = client
         .acquire_identify(request(6))

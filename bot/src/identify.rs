@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
@@ -130,11 +131,11 @@ impl ShardQueue {
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
         loop {
             let status = match permits.acquire(shard, self.shard_count).await {
-                Ok(permit) => {
-                    let answered = Instant::now();
-                    if answered.elapsed() < Duration::from_millis(permit.valid_ms) {
-                        return;
-                    }
+                // A process that was stopped between the grant and here asks again.
+                Ok(permit) if boot_ms() < permit.until_boot_ms => return,
+                Ok(_) => {
+                    warn!(shard, "an IDENTIFY permit came too late to be used");
+                    tokio::time::sleep(backoff.delay()).await;
                     continue;
                 }
                 Err(status) => status,
@@ -154,6 +155,12 @@ impl ShardQueue {
             tokio::time::sleep(backoff.delay()).await;
         }
     }
+}
+
+/// CLOCK_BOOTTIME in milliseconds: the clock in which the agent dates its permits.
+pub fn boot_ms() -> i64 {
+    let now = clock_gettime(ClockId::Boottime);
+    now.tv_sec * 1000 + now.tv_nsec / 1_000_000
 }
 
 #[cfg(test)]

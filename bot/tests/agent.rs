@@ -98,6 +98,18 @@ async fn no_identify_without_a_permit() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_permit_that_comes_too_late_is_not_used() {
+    let world = World::new(quick(3)).await;
+    let agent = Agent::default();
+    agent.state().stale_permits = 2;
+    let _served = agent.serve(&world.path("worker.sock"));
+    let _bot = start(&world);
+    agent.until_stage(ShardStage::Ready).await;
+    assert_eq!(agent.state().permits, [0, 0, 0]);
+    assert_eq!(world.account().await["identifies"], json!(1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_agent_changes_nothing_and_gets_everything_again() {
     let world = World::new(simcord::Config {
         events_per_second: 50.0,

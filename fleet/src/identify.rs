@@ -3,8 +3,8 @@
 //!
 //! For each bot: buckets `shard_id % max_concurrency`, one permit per bucket per 5 s; a rolling
 //! 24-hour count with a reserve that is never spent automatically; permits numbered upwards; a
-//! queue that serves the lowest shard of each free bucket; brakes on crash loops ([`guard`]) and on
-//! storms ([`storm`]).
+//! queue that serves the lowest shard of each free bucket; brakes on crash loops (the `guard` module) and on
+//! storms (the `storm` module).
 //!
 //! - `messages`: what goes in and comes out.
 //! - `ledger`: all bots; `bot`: one of them; `load`: its records, there and back.

@@ -89,6 +89,8 @@ pub struct Permit {
     pub number: u64,
     /// IDENTIFY must go out within this time.
     pub valid: Duration,
+    /// The end of that time, in milliseconds on CLOCK_BOOTTIME.
+    pub until_boot_ms: i64,
     /// IDENTIFYs left today, the reserve included.
     pub remaining: u32,
 }

@@ -98,16 +98,19 @@ pub(super) async fn run(
                 }
             }
         };
-        let within = if stopping { LAST_PASS_MAX } else { PASS_MAX };
-        let outcome = tokio::time::timeout(within, copier.pass())
-            .await
-            .unwrap_or_else(|_| {
-                Err(StoreError::Unavailable(format!(
-                    "no answer within {within:?}"
-                )))
-            });
+        let too_long = async {
+            let asked_to_stop = tokio::time::timeout(PASS_MAX, cancel.cancelled()).await;
+            if asked_to_stop.is_ok() {
+                tokio::time::sleep(LAST_PASS_MAX).await;
+            }
+        };
+        let outcome = tokio::select! {
+            outcome = copier.pass() => outcome,
+            () = too_long => Err(StoreError::Unavailable("no answer in time".to_owned())),
+        };
+        let gave_up = outcome.is_err() && cancel.is_cancelled();
         let wait = copier.judge(outcome);
-        if stopping {
+        if stopping || gave_up {
             return;
         }
         next = Instant::now() + wait.unwrap_or(pace.every);

@@ -133,6 +133,7 @@ impl wire::worker_server::Worker for Shared {
             permit: permit.number,
             valid_ms: u64::try_from(permit.valid.as_millis()).unwrap_or(0),
             remaining: permit.remaining,
+            until_boot_ms: permit.until_boot_ms,
         }))
     }
 }

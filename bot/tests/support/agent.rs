@@ -37,6 +37,8 @@ pub struct State {
     pub permits: Vec<u32>,
     /// Permit requests end with this while it is set.
     pub refuse_permits: Option<Status>,
+    /// So many permits come when their time is over.
+    pub stale_permits: u32,
     pub superseded: bool,
     /// Deposits are taken and not acknowledged.
     pub keep_acks: bool,
@@ -206,6 +208,12 @@ impl Worker for Agent {
             permit,
             valid_ms: 10_000,
             remaining: 900,
+            until_boot_ms: if state.stale_permits > 0 {
+                state.stale_permits -= 1;
+                1
+            } else {
+                tanako_bot::identify::boot_ms() + 10_000
+            },
         }))
     }
 }

@@ -254,11 +254,15 @@ pub struct IdentifyRequest {
 pub struct IdentifyPermit {
     #[prost(uint64, tag = "1")]
     pub permit: u64,
-    /// IDENTIFY must go out within this time, else the permit must not be used.
+    /// IDENTIFY must go out within this time of the grant, else the permit must not be used.
     #[prost(uint64, tag = "2")]
     pub valid_ms: u64,
     #[prost(uint32, tag = "3")]
     pub remaining: u32,
+    /// The end of that time on CLOCK_BOOTTIME, in milliseconds: a clock that both sides of the socket
+    /// share and that goes on while a process or the machine is stopped.
+    #[prost(int64, tag = "4")]
+    pub until_boot_ms: i64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AgentMessage {
