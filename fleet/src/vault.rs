@@ -25,9 +25,10 @@ use std::{
 
 use crate::process::ProcessName;
 
-/// A session without a sign of life for this long is not worth a RESUME: Discord keeps one "for a
-/// few minutes" (discord-rules), and how many is not published.
-pub const OFFER_MS_MAX: i64 = 60 * 60 * 1000;
+/// A session without a sign of life for this long is not worth a RESUME. Discord keeps one "for a
+/// few minutes" (discord-rules), how many is not published, and its answer decides: a RESUME too many
+/// costs seconds. A bound of minutes by the wall clock would cost IDENTIFYs when that clock is set.
+pub const OFFER_MS_MAX: i64 = 12 * 60 * 60 * 1000;
 /// After this time nothing of a shard that nobody holds is kept.
 pub const KEEP_MS: i64 = 24 * 60 * 60 * 1000;
 /// Handled interactions that are kept; the newest. Their ids are snowflakes, so the highest.

@@ -2,13 +2,13 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use super::watch;
 use tanako_agent::supervisor::{core::Exit, records::Run};
 use tanako_fleet::{
     ProcessName, ProcessSpec,
     identify::{Record, Stamp},
     vault::{ShardKey, Slot},
 };
-use tokio::sync::watch;
 
 use super::{
     agent::Agent, bot, config::Config, discord, executor::Group, trace::trace, world::Sim,
@@ -124,13 +124,9 @@ impl Host {
     }
 }
 
-/// Sets the wall clock by so much. The vault goes by it: what was deposited an hour ago is offered to
-/// nobody, so a session that nobody holds may cost an IDENTIFY.
+/// Sets the wall clock by so much.
 pub fn jump(sim: &Sim, ms: i64) {
     sim.host.borrow_mut().ahead += ms;
-    if ms >= 3_600_000 {
-        sim.discord.borrow_mut().undeposit_all();
-    }
 }
 
 /// What a process is started with.

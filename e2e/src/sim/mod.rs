@@ -31,6 +31,7 @@ mod pipe;
 mod scenarios;
 mod store;
 mod trace;
+mod watch;
 mod world;
 
 use self::{config::Config, world::Sim};

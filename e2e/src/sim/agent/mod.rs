@@ -14,12 +14,12 @@ use std::{
 };
 
 use tanako_agent::supervisor::Table;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 use self::{
     broker::Broker, coordinator::Coordinator, supervisor::SupMsg, vault::Vault, worker::Workers,
 };
-use super::{executor::Group, host::Pid, trace::trace, world::Sim};
+use super::{executor::Group, host::Pid, trace::trace, watch, world::Sim};
 
 /// See the module's documentation.
 pub struct Agent {

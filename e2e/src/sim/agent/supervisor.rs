@@ -13,13 +13,14 @@ use tanako_agent::supervisor::{
     records::{Alive, Run},
 };
 use tanako_fleet::{ProcessName, ProcessSpec, process::Probe};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 
 use super::{
     super::{
         executor::WORLD,
         host::{self, Pid, Start},
         trace::trace,
+        watch,
         world::Sim,
     },
     Agent,

@@ -13,13 +13,14 @@ use tanako_fleet::{
     identify::{Refusal, ReportedLimits},
     vault::{Session, SessionId},
 };
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, oneshot};
 
 use super::{
     super::{
         host::Pid,
         pipe::{self, pipe},
         trace::trace,
+        watch,
         world::Sim,
     },
     Agent,

@@ -19,7 +19,7 @@ use tanako_fleet::{
     identify::ReportedLimits,
     vault::{Session, SessionId},
 };
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use self::shard::{Shard, Status};
 use super::{
@@ -28,6 +28,7 @@ use super::{
     executor::Group,
     host::{self, Pid},
     trace::trace,
+    watch,
     world::Sim,
 };
 
