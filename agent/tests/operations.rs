@@ -294,6 +294,26 @@ fn a_begun_step_is_asked_for_again_only_if_nothing_has_happened() {
 }
 
 #[test]
+fn a_begun_restart_waits_anew_when_it_would_now_take_down_the_last_one() {
+    let mut op = operation(Kind::Restart, StepAction::Restart, 2, 1);
+    let mut world = fleet(2);
+    world.insert("bot/0".into(), observation(State::Starting, 1));
+    world.insert("bot/1".into(), observation(State::Starting, 1));
+    assert_eq!(run(&mut op, &world, 1), [Effect::Restart("bot/0".into())]);
+    // Before the order was given the agent died; meanwhile the chosen one came up.
+    op.steps[0].issued = false;
+    world.insert("bot/0".into(), observation(State::Ready, 1));
+    assert_eq!(
+        run(&mut op, &world, 2),
+        [Effect::Restart("bot/1".into())],
+        "the one that is down goes first"
+    );
+    assert_eq!(op.steps[0].state, StepState::Pending);
+    world.insert("bot/1".into(), observation(State::Ready, 2));
+    assert_eq!(run(&mut op, &world, 3), [Effect::Restart("bot/0".into())]);
+}
+
+#[test]
 fn stopping_goes_phase_by_phase() {
     let mut world = fleet(2);
     let mut op = operation(Kind::Stop, StepAction::Stop, 2, 1);

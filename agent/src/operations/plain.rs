@@ -48,14 +48,27 @@ pub(super) fn watch(
             }
             step.finish(now, StepState::Failed, message);
         }
-        None => {
-            if !step.issued {
-                step.issued = true;
-                // The life of the agent that began the step may have ended before it asked.
-                if process.is_none_or(|process| process.attempt == step.attempt_before) {
-                    effects.push(effect(step));
+        None if step.issued => return,
+        // The life of the agent that began the step may have ended before it asked.
+        None if process.is_none_or(|process| process.attempt == step.attempt_before) => {
+            let untouched = process.is_some_and(|process| !process.is_down());
+            if untouched && step.action == StepAction::Restart {
+                // It may have been down when it was chosen, and be the only one that is not by now.
+                step.state = StepState::Pending;
+                if may_restart(op, index, observed).is_err() {
+                    op.steps[index].started_at = 0;
+                    op.updated_at = now;
+                    return;
                 }
             }
+            let step = &mut op.steps[index];
+            step.state = StepState::Running;
+            step.issued = true;
+            effects.push(effect(step));
+            return;
+        }
+        None => {
+            step.issued = true;
             return;
         }
     }

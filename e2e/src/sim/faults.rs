@@ -232,6 +232,7 @@ pub fn strike(sim: &Sim, fault: Fault) {
                 sim.spawn(WORLD, async move {
                     later.sleep(ms).await;
                     trace!(later, [1], "the agent goes on");
+                    later.judge.borrow_mut().awakes(later.now());
                     later.executor.pause(group, false);
                 });
             }

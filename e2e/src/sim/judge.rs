@@ -32,6 +32,8 @@ pub struct Judge {
     down_by: BTreeMap<ProcessName, (u64, u64)>,
     /// Since when it has not been ready.
     unready: BTreeMap<ProcessName, u64>,
+    /// When the agent was last continued after it had been stopped.
+    awake_since: u64,
     /// Stopped for good: stopped by the operator, known to the supervisor, gone.
     at_rest: BTreeSet<ProcessName>,
     /// The desired document as last seen, and its revision.
@@ -58,6 +60,7 @@ impl Judge {
             orders: BTreeMap::new(),
             down_by: BTreeMap::new(),
             unready: BTreeMap::new(),
+            awake_since: 0,
             at_rest: BTreeSet::new(),
             document: (0, Document::default()),
             asked: BTreeSet::new(),
@@ -93,6 +96,11 @@ impl Judge {
             ));
         }
         self.given_up.remove(name);
+    }
+
+    /// The agent was stopped and goes on: it has yet to see what happened.
+    pub fn awakes(&mut self, now: u64) {
+        self.awake_since = now;
     }
 
     /// A process is about to be started.
@@ -151,7 +159,9 @@ pub fn ordered(sim: &Sim, op: &Operation, effect: &Effect, name: &ProcessName) {
     let now = sim.now();
     let host = sim.host.borrow();
     let live = host.find(name);
-    let was_ready = live.is_some_and(|(_, proc)| proc.ready);
+    // One that hangs serves nobody, and one that was told to stop before goes down anyway.
+    let was_ready =
+        live.is_some_and(|(_, proc)| proc.ready && !proc.hung && *proc.term.borrow() == 0);
     let attempt = live.map_or(0, |(_, proc)| proc.attempt);
     let mut judge = sim.judge.borrow_mut();
     if !matches!(effect, Effect::Start(_)) {
@@ -183,7 +193,7 @@ pub fn ordered(sim: &Sim, op: &Operation, effect: &Effect, name: &ProcessName) {
         .filter(|other| !own.contains(other) && !judge.document.1.stopped.contains(other))
         .filter(|other| {
             let since = judge.unready.get(other);
-            since.is_some_and(|since| now - since >= SEEN_DOWN_MS)
+            since.is_some_and(|since| now - *since.max(&judge.awake_since) >= SEEN_DOWN_MS)
         });
     let others: Vec<String> = others.map(|other| other.to_string()).collect();
     let max = op.max_unavailable.max(1) as usize;

@@ -75,6 +75,11 @@ impl<T> Sender<T> {
             seen: self.0.borrow().version,
         }
     }
+
+    /// The present value.
+    pub fn borrow(&self) -> Ref<'_, T> {
+        Ref::map(self.0.borrow(), |state| &state.value)
+    }
 }
 
 impl<T> Drop for Sender<T> {
