@@ -5,7 +5,7 @@
 #   ./test.sh            all of it
 #   ./test.sh quick      no judges, no whole-fleet tests
 #
-# The simulator runs some thousand seeds. TANAKO_SIM_SEEDS=100000 runs more, TANAKO_SIM_SEED=17 replays one:
+# The simulator runs two thousand seeds. TANAKO_SIM_SEEDS=100000 runs more, TANAKO_SIM_SEED=17 replays one:
 #   TANAKO_SIM_SEEDS=100000 cargo test -p tanako-e2e --test simulator -- --nocapture
 set -euo pipefail
 cd "$(dirname "$0")"

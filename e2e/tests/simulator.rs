@@ -11,7 +11,7 @@ use std::{
 use tanako_e2e::sim::{self, Outcome};
 
 /// Random runs of an ordinary test.
-const SEEDS: u64 = 600;
+const SEEDS: u64 = 2_000;
 /// Runs of each scenario.
 const EACH: u64 = 3;
 

@@ -15,6 +15,9 @@ use super::{config::Config, world::Sim};
 
 /// A process that is not ready for this long is down for everybody to see, in milliseconds.
 const SEEN_DOWN_MS: u64 = 5_000;
+/// One that is ready for less was down when the order was decided on, in milliseconds: an order is
+/// written down before it is given.
+const SEEN_UP_MS: u64 = 1_000;
 /// What the watchdog may be early by: reports are under way for a moment.
 const SLACK_MS: u64 = 1_500;
 /// An order explains a stop for so long, in milliseconds.
@@ -32,6 +35,8 @@ pub struct Judge {
     down_by: BTreeMap<ProcessName, (u64, u64)>,
     /// Since when it has not been ready.
     unready: BTreeMap<ProcessName, u64>,
+    /// When each became ready last.
+    ready_since: BTreeMap<ProcessName, u64>,
     /// When the agent was last continued after it had been stopped.
     awake_since: u64,
     /// Stopped for good: stopped by the operator, known to the supervisor, gone.
@@ -60,6 +65,7 @@ impl Judge {
             orders: BTreeMap::new(),
             down_by: BTreeMap::new(),
             unready: BTreeMap::new(),
+            ready_since: BTreeMap::new(),
             awake_since: 0,
             at_rest: BTreeSet::new(),
             document: (0, Document::default()),
@@ -117,8 +123,9 @@ impl Judge {
     }
 
     /// A process has become ready.
-    pub fn became_ready(&mut self, name: &ProcessName, attempt: u64) {
+    pub fn became_ready(&mut self, now: u64, name: &ProcessName, attempt: u64) {
         self.unready.remove(name);
+        self.ready_since.insert(name.clone(), now);
         if self
             .down_by
             .get(name)
@@ -176,7 +183,8 @@ pub fn ordered(sim: &Sim, op: &Operation, effect: &Effect, name: &ProcessName) {
             op.id
         ));
     }
-    if !was_ready {
+    let since = judge.ready_since.get(name).copied().unwrap_or(0);
+    if !was_ready || now - since < SEEN_UP_MS {
         return;
     }
     judge.down_by.insert(name.clone(), (op.number, attempt));

@@ -358,7 +358,11 @@ impl Bot {
                 proc.ready = true;
             }
             let mut judge = self.sim.judge.borrow_mut();
-            judge.became_ready(&self.identity.spec.name, self.identity.attempt);
+            judge.became_ready(
+                self.sim.now(),
+                &self.identity.spec.name,
+                self.identity.attempt,
+            );
         }
         let stage = if self.draining.get() {
             Stage::Draining
