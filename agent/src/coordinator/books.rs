@@ -1,6 +1,6 @@
 //! Receipts: opened when a step begins or ends, brought up to date while the operation lasts.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use tanako_fleet::{ProcessName, process::Probe};
 
@@ -27,6 +27,13 @@ impl Books<'_> {
     pub(super) fn keep(&self, before: &Operation, op: &mut Operation) {
         let mut added = Vec::new();
         let mut settled = Vec::new();
+        // A switch ends with a worker's answer, between two looks: known by what is still open.
+        let open: HashSet<String> = op
+            .receipt
+            .iter()
+            .filter(|one| one.since == 0 && one.base.at > 0)
+            .map(|one| one.process.clone())
+            .collect();
         for (index, step) in op.steps.iter().enumerate() {
             let old = before
                 .steps
@@ -40,7 +47,11 @@ impl Books<'_> {
                     added.extend(self.restarted(step));
                 }
                 StepAction::Switch if began => added.extend(self.taking(step)),
-                StepAction::Switch if ended => settled.push(step.clone()),
+                StepAction::Switch
+                    if step.state == StepState::Succeeded && open.contains(&step.other) =>
+                {
+                    settled.push(step.clone());
+                }
                 StepAction::Cut if began && !step.back => added.extend(self.drained(op)),
                 StepAction::Cut if ended && !step.back => added.extend(self.shadowed(op)),
                 _ => {}
