@@ -82,3 +82,14 @@ pub fn status(problem: Problem) -> Status {
     };
     problem.into_status(code)
 }
+
+/// An error with everything behind it, on one line.
+pub fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}

@@ -1,27 +1,26 @@
 //! Real agents on a real etcd: who decides, and what happens to processes and operations when the
 //! store, the agent, or the one that decides goes away.
 
+mod agent_kit;
 #[path = "../../store/tests/etcd_kit/mod.rs"]
 mod etcd_kit;
 
 use std::{
     fs,
     os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
+use agent_kit::{Client, connect, kill_all_of, pids, ready, signal, until_within};
 use etcd_kit::{Etcd, Proxy};
-use hyper_util::rt::TokioIo;
-use tanako_proto::fleet::v1::{self as wire, Problem, fleet_client::FleetClient};
-use tonic::transport::{Channel, Endpoint};
+use tanako_proto::fleet::v1::{self as wire, Problem};
 
+/// Leases run out and members are elected on the way.
 const SOON: Duration = Duration::from_secs(90);
 /// The shortest life that a coordinator's lease may have.
 const LEASE: &str = "3";
-
-type Client = FleetClient<Channel>;
 
 /// An agent on a directory of its own. Dropping it kills the agent and everything it started.
 struct Agent {
@@ -137,19 +136,7 @@ impl Agent {
     /// As if the power of its host had failed.
     fn kill_with_children(&mut self) {
         self.kill();
-        let needle = self.dir.path().display().to_string().into_bytes();
-        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else {
-                continue;
-            };
-            let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
-            if environment.windows(needle.len()).any(|part| part == needle)
-                && pid != std::process::id()
-            {
-                signal(pid, "KILL");
-            }
-        }
+        kill_all_of(self.dir.path());
     }
 
     async fn client(&self) -> Client {
@@ -163,53 +150,17 @@ impl Drop for Agent {
     }
 }
 
-fn signal(pid: u32, name: &str) {
-    let _ = Command::new("kill")
-        .args([&format!("-{name}"), &pid.to_string()])
-        .status();
-}
-
 fn lives(pid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or("").starts_with(" Z"))
 }
 
-async fn connect(socket: &Path) -> Client {
-    let socket = socket.to_owned();
-    let channel = Endpoint::from_static("http://agent")
-        .connect_with_connector(tower::service_fn(move |_| {
-            let socket = socket.clone();
-            async move {
-                tokio::net::UnixStream::connect(socket)
-                    .await
-                    .map(TokioIo::new)
-            }
-        }))
-        .await
-        .expect("connects");
-    FleetClient::new(channel)
-}
-
-/// Waits until the status is as wished.
 async fn until(
     client: &mut Client,
     what: &str,
     wish: impl Fn(&wire::FleetStatus) -> bool,
 ) -> wire::FleetStatus {
-    let end = Instant::now() + SOON;
-    loop {
-        let now = client.get_status(wire::StatusRequest {}).await;
-        let now = now.expect("answers").into_inner();
-        if wish(&now) {
-            return now;
-        }
-        assert!(Instant::now() < end, "not {what} in time: {now:#?}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
-fn ready(status: &wire::FleetStatus, count: usize) -> bool {
-    status.healthy && running(status, count)
+    until_within(SOON, client, what, wish).await
 }
 
 fn running(status: &wire::FleetStatus, count: usize) -> bool {
@@ -218,11 +169,6 @@ fn running(status: &wire::FleetStatus, count: usize) -> bool {
 
 fn says(status: &wire::FleetStatus, part: &str) -> bool {
     !status.healthy && status.reasons.iter().any(|reason| reason.contains(part))
-}
-
-fn pids(status: &wire::FleetStatus) -> Vec<(String, u32)> {
-    let processes = status.processes.iter();
-    processes.map(|p| (p.name.clone(), p.pid)).collect()
 }
 
 async fn submit(client: &mut Client, kind: &str, target: &str) -> Result<wire::Operation, Problem> {

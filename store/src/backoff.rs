@@ -4,14 +4,15 @@ use std::time::Duration;
 
 /// The pauses of one run of failures.
 #[derive(Debug, Clone)]
-pub(crate) struct Backoff {
+pub struct Backoff {
     first: Duration,
     max: Duration,
     next: Duration,
 }
 
 impl Backoff {
-    pub(crate) fn new(first: Duration, max: Duration) -> Self {
+    /// The first pause is at most `first`; none is longer than `max`.
+    pub fn new(first: Duration, max: Duration) -> Self {
         Self {
             first,
             max,
@@ -20,14 +21,14 @@ impl Backoff {
     }
 
     /// The next pause: between half and all of what the doubling says.
-    pub(crate) fn next(&mut self) -> Duration {
+    pub fn pause(&mut self) -> Duration {
         let full = self.next;
         self.next = (full * 2).min(self.max);
         full.mul_f64(0.5 + fastrand::f64() / 2.0)
     }
 
     /// It went well: the next failure begins anew.
-    pub(crate) fn reset(&mut self) {
+    pub fn reset(&mut self) {
         self.next = self.first;
     }
 }
@@ -41,13 +42,13 @@ mod tests {
         let ms = Duration::from_millis;
         let mut backoff = Backoff::new(ms(10), ms(100));
         for full in [10, 20, 40, 80, 100, 100] {
-            let pause = backoff.next();
+            let pause = backoff.pause();
             assert!(
                 pause >= ms(full) / 2 && pause <= ms(full),
                 "{pause:?} of {full} ms"
             );
         }
         backoff.reset();
-        assert!(backoff.next() <= ms(10));
+        assert!(backoff.pause() <= ms(10));
     }
 }

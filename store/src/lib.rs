@@ -31,6 +31,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
+pub use backoff::Backoff;
 pub use error::StoreError;
 pub use fenced::{Fence, Fenced};
 pub use model::{

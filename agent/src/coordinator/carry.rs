@@ -14,6 +14,7 @@ use crate::{
         core::{self, Change, Effect, Input, Observation, Observed},
         ledger,
     },
+    problem::with_sources,
     supervisor::Table,
     worker::{States, WorkerState},
 };
@@ -267,15 +268,4 @@ fn sample(worker: &WorkerState) -> Sample {
     sample.latency_ms = latency.0 / f64::max(latency.1, 1.0);
     sample.lag_ms = lag.0 / f64::max(lag.1, 1.0);
     sample
-}
-
-/// An error with everything behind it, on one line.
-pub(super) fn with_sources(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }

@@ -15,7 +15,7 @@ use tanako_fleet::{
 
 use crate::{
     desired::Desired,
-    operations::{Step, StepAction},
+    operations::{Kind, Operation, Step, StepAction},
     supervisor::{State, Table},
 };
 
@@ -427,4 +427,32 @@ fn note_stopped(plan: &mut Plan, desired: &Desired) {
             .parse::<ProcessName>()
             .is_ok_and(|name| desired.document.stopped.contains(&name));
     }
+}
+
+/// The desired state without what a start or stop that has ended early never got to; `None` where
+/// there is nothing to take back.
+pub fn reverted(desired: &Desired, op: &Operation) -> Option<Desired> {
+    let untouched: Vec<(ProcessName, bool)> = op
+        .steps
+        .iter()
+        .filter(|step| {
+            step.started_at == 0
+                && step.ended_at > 0
+                && matches!(step.action, StepAction::Start | StepAction::Stop)
+        })
+        .filter_map(|step| Some((step.object.parse().ok()?, step.was_stopped)))
+        .collect();
+    let relevant = matches!(op.kind, Kind::Start | Kind::Stop);
+    if !op.state.is_ended() || !relevant || untouched.is_empty() {
+        return None;
+    }
+    Some(desired.with(|document| {
+        for (name, was_stopped) in untouched {
+            if was_stopped {
+                document.stopped.insert(name);
+            } else {
+                document.stopped.remove(&name);
+            }
+        }
+    }))
 }

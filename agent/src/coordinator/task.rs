@@ -11,7 +11,7 @@ use tanako_store::{Outcome, StoreError, Txn};
 use tokio::sync::{mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Command, Operations, Parts, RECENT_MAX, orders::Answer, schedule};
+use super::{Command, Operations, Parts, RECENT_MAX, orders::Answer, planning, schedule};
 use crate::{
     audit::{Audit, Record},
     backup::JobEvent,
@@ -332,7 +332,7 @@ impl Task {
     ) -> Result<(), StoreError> {
         let op = self.active[index].op.clone();
         let mut txn = self.index.update(Txn::new(), &op);
-        let next = next.or_else(|| self.reverted(&op));
+        let next = next.or_else(|| planning::reverted(&self.desired, &op));
         if let Some(next) = &next {
             txn = next.commit(&self.desired, txn);
         }
@@ -363,36 +363,6 @@ impl Task {
         active.dirty = false;
         active.persisted_at = now_ms();
         Ok(())
-    }
-
-    /// The desired state without what a start or stop that ended early never got to.
-    fn reverted(&self, op: &Operation) -> Option<Desired> {
-        let untouched: Vec<(ProcessName, bool)> = op
-            .steps
-            .iter()
-            .filter(|step| {
-                step.started_at == 0
-                    && step.ended_at > 0
-                    && matches!(step.action, StepAction::Start | StepAction::Stop)
-            })
-            .filter_map(|step| Some((step.object.parse().ok()?, step.was_stopped)))
-            .collect();
-        let relevant = matches!(
-            op.kind,
-            crate::operations::Kind::Start | crate::operations::Kind::Stop
-        );
-        if !op.state.is_ended() || !relevant || untouched.is_empty() {
-            return None;
-        }
-        Some(self.desired.with(|document| {
-            for (name, was_stopped) in untouched {
-                if was_stopped {
-                    document.stopped.insert(name);
-                } else {
-                    document.stopped.remove(&name);
-                }
-            }
-        }))
     }
 
     /// Whether progress that nothing depends on should be written down now.

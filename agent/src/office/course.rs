@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use tanako_store::StoreError;
 
-use crate::desired::DesiredError;
+use crate::{desired::DesiredError, problem::with_sources};
 
 /// Pauses between two tries when the store refuses.
-const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(3));
+pub(super) const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(3));
 
 /// Why the office is no longer held.
 pub(super) enum End {
@@ -64,35 +64,4 @@ pub(super) enum After {
     Wait(Trouble),
     /// None.
     End(End),
-}
-
-/// Doubling pauses with jitter.
-pub(super) struct Pauses {
-    next: Duration,
-}
-
-impl Pauses {
-    pub(super) fn new() -> Self {
-        Self { next: RETRY.0 }
-    }
-
-    pub(super) fn next(&mut self) -> Duration {
-        let full = self.next;
-        self.next = (full * 2).min(RETRY.1);
-        full.mul_f64(0.5 + fastrand::f64() / 2.0)
-    }
-
-    pub(super) fn reset(&mut self) {
-        self.next = RETRY.0;
-    }
-}
-
-fn with_sources(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }

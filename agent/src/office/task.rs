@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tanako_fleet::{ProcessName, spec};
 use tanako_store::{
-    Fence, Fenced, Store, StoreError, Txn,
+    Backoff, Fence, Fenced, Store, StoreError, Txn,
     election::{self, Leadership},
 };
 use tokio::{
@@ -15,7 +15,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Front, HOLDER, KEY, Settings, Standing, Term,
-    course::{After, End, Pauses, Trouble},
+    course::{After, End, RETRY, Trouble},
     keeper::{Keeper, Lease},
 };
 use crate::{
@@ -94,7 +94,7 @@ impl Task {
 
     pub(super) async fn run(self) {
         let cancel = self.cancel.clone();
-        let mut pauses = Pauses::new();
+        let mut pauses = Backoff::new(RETRY.0, RETRY.1);
         self.inherit().await;
         loop {
             let elected = tokio::select! {
@@ -136,7 +136,7 @@ impl Task {
                     self.show_desired().await;
                     tokio::select! {
                         () = cancel.cancelled() => return,
-                        () = tokio::time::sleep(pauses.next()) => {}
+                        () = tokio::time::sleep(pauses.pause()) => {}
                     }
                 }
             }
@@ -262,7 +262,7 @@ impl Task {
             asked_at,
         );
         let (mut lease, mut alive) = (keeper.lease(), keeper.lease());
-        let mut pauses = Pauses::new();
+        let mut pauses = Backoff::new(RETRY.0, RETRY.1);
         loop {
             let begun = tokio::select! {
                 biased;
@@ -308,7 +308,7 @@ impl Task {
                 biased;
                 () = self.cancel.cancelled() => return End::Cancelled,
                 () = ended(&mut lease) => return End::lapsed(),
-                () = self.rest(&mut alive, pauses.next()) => {}
+                () = self.rest(&mut alive, pauses.pause()) => {}
             }
         }
     }

@@ -135,22 +135,23 @@ impl Agent {
 impl Drop for Agent {
     fn drop(&mut self) {
         self.kill();
-        // The children outlive an agent by design; a test leaves nothing behind.
-        let needle = self.dir.path().display().to_string().into_bytes();
-        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-            let Some(pid) = entry
-                .file_name()
-                .to_str()
-                .and_then(|name| name.parse::<u32>().ok())
-            else {
-                continue;
-            };
-            let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
-            if environment.windows(needle.len()).any(|part| part == needle)
-                && pid != std::process::id()
-            {
-                signal(pid, "KILL");
-            }
+        kill_all_of(self.dir.path());
+    }
+}
+
+/// Kills what an agent on this directory has started: children outlive an agent by design, and a
+/// test leaves nothing behind.
+pub fn kill_all_of(dir: &Path) {
+    let needle = dir.display().to_string().into_bytes();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
+        if environment.windows(needle.len()).any(|part| part == needle) && pid != std::process::id()
+        {
+            signal(pid, "KILL");
         }
     }
 }
@@ -191,7 +192,17 @@ pub async fn until(
     what: &str,
     wish: impl Fn(&wire::FleetStatus) -> bool,
 ) -> wire::FleetStatus {
-    let end = Instant::now() + SOON;
+    until_within(SOON, client, what, wish).await
+}
+
+/// The same with a deadline of one's own.
+pub async fn until_within(
+    within: Duration,
+    client: &mut Client,
+    what: &str,
+    wish: impl Fn(&wire::FleetStatus) -> bool,
+) -> wire::FleetStatus {
+    let end = Instant::now() + within;
     loop {
         let now = status(client).await;
         if wish(&now) {

@@ -64,7 +64,7 @@ impl Following {
                 Err(Broken::Final(error)) => return Err(error),
                 Err(Broken::Again(why)) => why,
             };
-            let pause = following.backoff.next();
+            let pause = following.backoff.pause();
             if Instant::now() + pause >= deadline {
                 return Err(StoreError::Unavailable(format!(
                     "{}: no watch within {:?}: {why}",
@@ -86,7 +86,7 @@ impl Following {
                     Err(Broken::Final(error)) => return Err(error),
                     Err(Broken::Again(why)) => {
                         tracing::debug!(prefix = self.prefix, why, "a watch waits for etcd");
-                        tokio::time::sleep(self.backoff.next()).await;
+                        tokio::time::sleep(self.backoff.pause()).await;
                         continue;
                     }
                 }
@@ -97,7 +97,7 @@ impl Following {
                 Err(Broken::Final(error)) => return Err(error),
                 Err(Broken::Again(why)) => {
                     tracing::debug!(prefix = self.prefix, why, "a watch has lost etcd");
-                    tokio::time::sleep(self.backoff.next()).await;
+                    tokio::time::sleep(self.backoff.pause()).await;
                 }
             }
         }

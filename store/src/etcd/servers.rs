@@ -197,7 +197,7 @@ impl Servers {
                     }));
                 }
             };
-            let pause = backoff.next();
+            let pause = backoff.pause();
             if Instant::now() + pause >= deadline {
                 return Err(Failure::Store(StoreError::Unavailable(format!(
                     "{self}: no answer to {what} within {:?}: {why}",

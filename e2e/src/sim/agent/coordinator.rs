@@ -554,12 +554,9 @@ impl Task {
     async fn persist(&mut self, index: usize) -> Result<(), StoreError> {
         let op = self.active[index].op.clone();
         let mut txn = self.index.update(Txn::new(), &op);
-        let mut next = None;
-        if op.state.is_ended() {
-            next = self.reverted(&op);
-            if let Some(next) = &next {
-                txn = next.commit(&self.desired, txn);
-            }
+        let next = planning::reverted(&self.desired, &op);
+        if let Some(next) = &next {
+            txn = next.commit(&self.desired, txn);
         }
         match self.commit("coordinator: before progress", txn).await? {
             Outcome::Committed { revision } => {
@@ -579,31 +576,6 @@ impl Task {
         active.dirty = false;
         active.persisted_at = self.sim.wall_ms();
         Ok(())
-    }
-
-    fn reverted(&self, op: &Operation) -> Option<Desired> {
-        let untouched: Vec<(ProcessName, bool)> = op
-            .steps
-            .iter()
-            .filter(|step| {
-                step.started_at == 0
-                    && step.ended_at > 0
-                    && matches!(step.action, StepAction::Start | StepAction::Stop)
-            })
-            .filter_map(|step| Some((step.object.parse().ok()?, step.was_stopped)))
-            .collect();
-        if !matches!(op.kind, Kind::Start | Kind::Stop) || untouched.is_empty() {
-            return None;
-        }
-        Some(self.desired.with(|document| {
-            for (name, was_stopped) in untouched {
-                if was_stopped {
-                    document.stopped.insert(name);
-                } else {
-                    document.stopped.remove(&name);
-                }
-            }
-        }))
     }
 
     fn wake(&self) -> u64 {
