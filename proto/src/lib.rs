@@ -1,5 +1,6 @@
-//! The wire contracts of Tanako: what `tanakoctl` asks of an agent ([`fleet`]) and what an agent and
-//! the processes it supervises say to each other ([`worker`]).
+//! The wire contracts of Tanako: what `tanakoctl` asks of an agent ([`fleet`]), what the agents of a
+//! fleet ask of each other ([`host`]), and what an agent and the processes it supervises say to each
+//! other ([`worker`]).
 //!
 //! The code under `gen/` is generated from the `.proto` files beside it and committed;
 //! `tests/bootstrap.rs` proves it fresh. There is no behaviour here beyond [`problem`], which puts a
@@ -13,6 +14,15 @@ pub mod fleet {
     #[allow(missing_docs, clippy::pedantic, clippy::large_enum_variant)]
     pub mod v1 {
         include!("gen/tanako.fleet.v1.rs");
+    }
+}
+
+/// Between the agents of a fleet.
+pub mod host {
+    /// Version 1.
+    #[allow(missing_docs, clippy::pedantic, clippy::large_enum_variant)]
+    pub mod v1 {
+        include!("gen/tanako.host.v1.rs");
     }
 }
 

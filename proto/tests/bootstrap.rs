@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 const FILES: &[&str] = &[
     "tanako/worker/v1/worker.proto",
     "tanako/fleet/v1/fleet.proto",
+    "tanako/host/v1/host.proto",
 ];
 
 fn generate(out: &Path) {
