@@ -58,6 +58,7 @@ use crate::{
     identify::{self, Broker},
     metrics::Metrics,
     office::{self, Front, Seat, Standing},
+    registry::{self, Registry},
     service::{Service, Upgrades, socket},
     supervisor::{self, Supervisor},
     upgrade::Origin,
@@ -112,6 +113,7 @@ pub struct App {
     supervisor: Supervisor,
     store: Opened,
     history: History,
+    registry: Registry,
     config: Arc<Config>,
     http: SocketAddr,
 }
@@ -184,6 +186,7 @@ impl App {
         )
         .await;
         let bound = http::bind(config.http).await?;
+        let registry = registry(&config, bound.address, shared.clone(), &keeping);
         let queue_key = config.data_dir.join("identify-queue.key");
         let queue_addresses = http::Addresses::open(bound.address, &queue_key)
             .with_context(|| format!("the key {} cannot be used", queue_key.display()))?;
@@ -333,6 +336,7 @@ impl App {
             supervisor,
             store,
             history,
+            registry,
             config,
             http,
         };
@@ -349,6 +353,11 @@ impl App {
     /// What happens.
     pub fn history(&self) -> &History {
         &self.history
+    }
+
+    /// The hosts of the fleet.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
     }
 
     /// Stops the agent; the children go on.
@@ -597,6 +606,27 @@ fn read_spec(path: &Path) -> anyhow::Result<wire::ApplyRequest> {
         file_name,
         ..wire::ApplyRequest::default()
     })
+}
+
+/// On one machine there is nobody to announce this host to, and no lease.
+fn registry(config: &Config, http: SocketAddr, store: Arc<dyn Store>, keeping: &Stage) -> Registry {
+    let own = registry::Own::of_machine(
+        &config.host,
+        &config.data_dir.to_string_lossy(),
+        &format!("http://{http}"),
+    );
+    match &config.store {
+        StoreConfig::Embedded => Registry::alone(own),
+        StoreConfig::Etcd(etcd) => Registry::start(
+            registry::Settings {
+                own,
+                ttl: etcd.host_lease,
+            },
+            store,
+            keeping.cancel.clone(),
+            &keeping.tracker,
+        ),
+    }
 }
 
 fn supervisor_config(config: &Config) -> supervisor::Config {

@@ -118,6 +118,17 @@ pub struct Args {
         help_heading = "Etcd"
     )]
     pub etcd_lease_seconds: u64,
+    /// Seconds until the processes of this host may be started elsewhere after it has fallen silent; by
+    /// then it has stopped them itself
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 5,
+        value_parser = clap::value_parser!(u64).range(3..=600),
+        env = "TANAKO_HOST_LEASE_SECONDS",
+        help_heading = "Etcd"
+    )]
+    pub host_lease_seconds: u64,
     /// Minutes of etcd's history to keep, for all who use that server; 0 leaves it to the server's own
     /// auto-compaction
     #[arg(
@@ -189,6 +200,8 @@ pub struct EtcdConfig {
     pub options: etcd::Options,
     /// Life of the coordinator's lease.
     pub lease: Duration,
+    /// Life of this host's lease.
+    pub host_lease: Duration,
     /// How much of the history is kept; `None` = the server sees to it.
     pub history: Option<Duration>,
     /// The host whose processes are taken over.
@@ -357,6 +370,7 @@ fn store(
     Ok(StoreConfig::Etcd(Box::new(EtcdConfig {
         options: options.checked()?,
         lease,
+        host_lease: Duration::from_secs(args.host_lease_seconds),
         history: (args.etcd_history_minutes > 0)
             .then(|| Duration::from_secs(args.etcd_history_minutes * 60)),
         take_over: args.take_over.clone(),

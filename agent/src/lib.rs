@@ -9,6 +9,7 @@
 //! - [`metrics`], [`history`], [`http`]: what is measured, what was, and where it is scraped;
 //! - [`desired`], [`operations`], [`coordinator`], [`backup`], [`audit`]: what is wanted, and the way
 //!   there;
+//! - [`registry`]: the hosts of the fleet, and which of them live;
 //! - [`service`]: what `tanakoctl` asks;
 //! - [`config`], [`lock`], [`upgrade`]: the life of this process.
 
@@ -29,6 +30,7 @@ pub mod metrics;
 pub mod office;
 pub mod operations;
 pub mod problem;
+pub mod registry;
 pub mod service;
 pub mod supervisor;
 pub mod upgrade;

@@ -46,5 +46,6 @@ mod sweep;
 mod table;
 
 pub use handle::{Config, StartGate, Supervisor, SupervisorError, Ungated, WorkerInput};
+pub use procfs::boot_id;
 pub use records::any_left;
 pub use status::{Desired, ProcessStatus, Severity, State, SupervisorEvent, Table, kind};

@@ -117,7 +117,7 @@ pub(super) fn resident_bytes(pid: u32) -> Option<u64> {
 }
 
 /// Names this boot of the machine.
-pub(super) fn boot_id() -> String {
+pub fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id")
         .map(|text| text.trim().to_owned())
         .unwrap_or_default()
