@@ -1,6 +1,7 @@
 //! The pure domain of Tanako: no IO, no clock, no async. Every decision that a fleet takes is a
 //! function here, so that a simulator can prove the invariants.
 
+pub mod access;
 pub mod health;
 pub mod identify;
 pub mod plan;

@@ -1,6 +1,6 @@
 //! The wire contracts of Tanako: what `tanakoctl` asks of an agent ([`fleet`]), what the agents of a
-//! fleet ask of each other ([`host`]), and what an agent and the processes it supervises say to each
-//! other ([`worker`]).
+//! fleet ask of each other ([`host`]), who belongs to it ([`identity`]), and what an agent and the
+//! processes it supervises say to each other ([`worker`]).
 //!
 //! The code under `gen/` is generated from the `.proto` files beside it and committed;
 //! `tests/bootstrap.rs` proves it fresh. There is no behaviour here beyond [`problem`], which puts a
@@ -23,6 +23,15 @@ pub mod host {
     #[allow(missing_docs, clippy::pedantic, clippy::large_enum_variant)]
     pub mod v1 {
         include!("gen/tanako.host.v1.rs");
+    }
+}
+
+/// Who belongs to a fleet.
+pub mod identity {
+    /// Version 1.
+    #[allow(missing_docs, clippy::pedantic, clippy::large_enum_variant)]
+    pub mod v1 {
+        include!("gen/tanako.identity.v1.rs");
     }
 }
 

@@ -8,6 +8,7 @@ const FILES: &[&str] = &[
     "tanako/worker/v1/worker.proto",
     "tanako/fleet/v1/fleet.proto",
     "tanako/host/v1/host.proto",
+    "tanako/identity/v1/identity.proto",
 ];
 
 fn generate(out: &Path) {
