@@ -23,14 +23,32 @@ use crate::rest::Limits;
 
 /// Between two IDENTIFYs of one bucket; Discord's 5 s and a margin for the way there.
 const BUCKET_INTERVAL: Duration = Duration::from_millis(5_250);
+/// How long after its turn an IDENTIFY may go out where no agent gives permits: less than that margin.
+const ALONE_VALID_MS: i64 = 150;
 
 /// What the gate tells the shard that waits at it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum GateEvent {
     /// Still waiting, for this reason.
     Waiting(String),
-    /// IDENTIFY goes out now.
-    Granted,
+    /// IDENTIFY may go out now.
+    Granted(Ticket),
+}
+
+/// The permission to send one IDENTIFY. Dropped unused, it makes twilight ask again.
+#[derive(Debug)]
+pub struct Ticket {
+    permit: oneshot::Sender<()>,
+    until_boot_ms: i64,
+}
+
+impl Ticket {
+    /// Lets the connection's next poll send IDENTIFY, unless it is too late for that or nobody waits
+    /// any more. For the task that polls the connection, just before it does: every moment in between
+    /// makes the IDENTIFY later than the permit says.
+    pub fn redeem(self) -> bool {
+        boot_ms() < self.until_boot_ms && self.permit.send(()).is_ok()
+    }
 }
 
 /// Where permits come from.
@@ -112,27 +130,34 @@ impl ShardQueue {
     /// Keeps `permit` alive until it is granted or nobody waits for it any more: dropping it would make
     /// twilight ask again at once.
     async fn wait(self, shard: u32, mut permit: oneshot::Sender<()>) {
-        let granted = tokio::select! {
-            () = self.acquire(shard), if self.armed.load(Ordering::Acquire) => true,
-            () = permit.closed() => false,
+        let until_boot_ms = tokio::select! {
+            until = self.acquire(shard), if self.armed.load(Ordering::Acquire) => until,
+            () = permit.closed() => return,
         };
-        if granted && !permit.is_closed() {
-            // First the event: the shard must know of it when READY comes.
-            let _ = self.events.send(GateEvent::Granted).await;
-            let _ = permit.send(());
+        if !permit.is_closed() {
+            let ticket = Ticket {
+                permit,
+                until_boot_ms,
+            };
+            // Fails when the shard's task has ended.
+            let _ = self.events.send(GateEvent::Granted(ticket)).await;
         }
     }
 
-    async fn acquire(&self, shard: u32) {
+    /// Waits for a permit; returns until when it may be used, on CLOCK_BOOTTIME.
+    async fn acquire(&self, shard: u32) -> i64 {
         let permits = match &self.gate {
-            Gate::Alone(alone) => return alone.acquire(shard).await,
+            Gate::Alone(alone) => {
+                alone.acquire(shard).await;
+                return boot_ms() + ALONE_VALID_MS;
+            }
             Gate::Agent(permits) => permits,
         };
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
         loop {
             let status = match permits.acquire(shard, self.shard_count).await {
                 // A process that was stopped between the grant and here asks again.
-                Ok(permit) if boot_ms() < permit.until_boot_ms => return,
+                Ok(permit) if boot_ms() < permit.until_boot_ms => return permit.until_boot_ms,
                 Ok(_) => {
                     warn!(shard, "an IDENTIFY permit came too late to be used");
                     tokio::time::sleep(backoff.delay()).await;

@@ -1,8 +1,9 @@
 //! The two clocks of the ledger.
 
-use rustix::time::{ClockId, Timespec, clock_gettime};
 use tanako_fleet::identify::Stamp;
 use xxhash_rust::xxh3::xxh3_64;
+
+use crate::clock::{boot_ms, now_ms};
 
 /// Reads both clocks for this boot.
 #[derive(Debug, Clone, Copy)]
@@ -33,12 +34,8 @@ impl Clock {
     pub(super) fn now(self) -> Stamp {
         Stamp {
             boot_id: self.boot_id,
-            boot_ms: millis(clock_gettime(ClockId::Boottime)),
-            wall_ms: millis(clock_gettime(ClockId::Realtime)),
+            boot_ms: boot_ms(),
+            wall_ms: now_ms(),
         }
     }
-}
-
-fn millis(time: Timespec) -> i64 {
-    time.tv_sec * 1000 + time.tv_nsec / 1_000_000
 }

@@ -43,7 +43,7 @@ use self::{
     report::free_text,
     task::{Message, Task},
 };
-use crate::{history::History, http::Addresses, metrics::Latency};
+use crate::{clock::boot_ms, history::History, http::Addresses, metrics::Latency};
 
 /// Messages that wait for the task; a sender waits when there are more.
 const INBOX_MAX: usize = 1024;
@@ -235,6 +235,18 @@ impl Broker {
             bot: bot.to_owned(),
             shard: shard_id,
             count: shard_count,
+        })
+        .await;
+    }
+
+    /// The shard's latest IDENTIFY went out so long ago.
+    pub async fn sent(&self, bot: &str, shard_id: u32, shard_count: u32, ago: Duration) {
+        let ago = i64::try_from(ago.as_millis()).unwrap_or(i64::MAX);
+        self.send(Input::Sent {
+            bot: bot.to_owned(),
+            shard: shard_id,
+            count: shard_count,
+            at: boot_ms().saturating_sub(ago),
         })
         .await;
     }

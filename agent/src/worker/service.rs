@@ -26,6 +26,7 @@ use super::{
     registry::{Outbox, Registry, StreamId},
 };
 use crate::{
+    clock::boot_ms,
     identify::{AcquireError, Ask, Broker},
     metrics::Latency,
     supervisor::WorkerInput,
@@ -387,6 +388,18 @@ impl Stream<'_> {
         for shard in &report.shards {
             let now = (shard.stage(), shard.identifies);
             let before = self.shards.insert(shard.shard_id, now);
+            if shard.identify_boot_ms > 0 && before.is_none_or(|before| before.1 != now.1) {
+                let ago = boot_ms().saturating_sub(shard.identify_boot_ms);
+                self.service
+                    .broker
+                    .sent(
+                        self.current.name.group(),
+                        shard.shard_id,
+                        self.current.spec.shard_count,
+                        Duration::from_millis(u64::try_from(ago).unwrap_or(0)),
+                    )
+                    .await;
+            }
             if now.0 == wire::ShardStage::Ready && before != Some(now) {
                 self.service
                     .broker

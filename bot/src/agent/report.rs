@@ -68,6 +68,7 @@ pub fn shard_report(status: &ShardStatus) -> ShardReport {
         zombies: status.zombies,
         established_at: status.established_at,
         held: status.held,
+        identify_boot_ms: status.identify_boot_ms,
     }
 }
 

@@ -1,16 +1,18 @@
 //! One connection of a shard, from its opening to its end.
 
+use std::future::poll_fn;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
-use tracing::info;
+use tracing::{info, warn};
 use twilight_gateway::{CloseFrame, ConfigBuilder, Message, Session, Shard, ShardId};
 
 use super::envelope::{self, Envelope};
 use super::resume::{Ended, Lost, Plan, Route};
 use super::status::{Stage, close_code_name};
 use super::task::{CLOSE_WITHIN, ShardOrder, ShardTask, unix_ms};
-use crate::identify::{GateEvent, ShardQueue};
+use crate::identify::{GateEvent, ShardQueue, boot_ms};
 
 /// Connecting (twilight gives up after 10 s) and then Hello.
 const HELLO_WITHIN: Duration = Duration::from_secs(20);
@@ -137,7 +139,11 @@ impl ShardTask {
                     }
                 }
                 Some(progress) = self.progress_rx.recv() => self.progressed(progress),
-                Some(event) = self.gate.recv() => self.gate_event(event, &mut connection),
+                Some(event) = self.gate.recv() => {
+                    if let Some(lost) = self.gate_event(event, &mut connection).await {
+                        break lost;
+                    }
+                }
                 _ = tick.tick() => self.tick(&connection),
                 () = tokio::time::sleep_until(deadline.unwrap_or_else(tokio::time::Instant::now)), if deadline.is_some() => {
                     break self.too_late(&connection);
@@ -292,20 +298,35 @@ impl ShardTask {
         });
     }
 
-    fn gate_event(&mut self, event: GateEvent, connection: &mut Connection) {
+    async fn gate_event(&mut self, event: GateEvent, connection: &mut Connection) -> Option<Lost> {
         if connection.established || !connection.is_open() {
-            return;
+            return None;
         }
         match event {
             GateEvent::Waiting(reason) => {
                 self.status.last_error = reason;
                 self.stage(Stage::WaitingPermit);
+                None
             }
-            GateEvent::Granted => {
+            GateEvent::Granted(ticket) => {
+                if !ticket.redeem() {
+                    warn!(
+                        shard = self.status.id,
+                        "an IDENTIFY permit came too late to be used"
+                    );
+                    return None;
+                }
+                // This poll writes it, before it reads anything.
+                let item = poll_fn(|cx| Poll::Ready(connection.shard.poll_next_unpin(cx))).await;
+                self.status.identify_boot_ms = boot_ms();
                 self.status.identifies += 1;
                 self.status.last_error.clear();
                 connection.deadline = Some(tokio::time::Instant::now() + READY_WITHIN);
                 self.stage(Stage::Identifying);
+                match item {
+                    Poll::Ready(item) => self.item(item, connection),
+                    Poll::Pending => None,
+                }
             }
         }
     }

@@ -87,6 +87,9 @@ pub struct ShardStatus {
     pub resumes: u64,
     /// IDENTIFYs sent.
     pub identifies: u64,
+    /// When the latest of them was written to its connection, on CLOCK_BOOTTIME, in milliseconds; 0 =
+    /// none.
+    pub identify_boot_ms: i64,
     /// Connections lost.
     pub reconnects: u64,
     /// Events that a RESUME brought.

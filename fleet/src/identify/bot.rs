@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::{
-    LEAD_MS, PERSIST_MAX_MS,
+    JITTER_MS, LEAD_MS, PERSIST_MAX_MS, RULE_MS,
     budget::{Budget, Spent},
     guard::{Guard, ShardGuard, Tuple},
     messages::{Effect, Notice, Refusal, Request, RequestId},
@@ -58,6 +58,7 @@ pub(super) struct Pending {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Released {
     pub(super) shard: u32,
+    pub(super) count: u32,
     pub(super) free_at: i64,
 }
 
@@ -182,6 +183,16 @@ impl Bot {
         let change = self.storm.ready(tuple);
         self.tell(name, change, out);
         self.guard.ready(tuple, now)
+    }
+
+    /// The shard's IDENTIFY went out at `at`. A host that is short of time may be late with it although
+    /// the permit was good a moment before: the rule counts from when it was sent.
+    pub(super) fn sent(&mut self, tuple: Tuple, at: i64) {
+        for released in &mut self.released {
+            if (released.shard, released.count) == tuple {
+                released.free_at = released.free_at.max(at + RULE_MS + JITTER_MS);
+            }
+        }
     }
 
     pub(super) fn persisted(&mut self, seq: u64) {
@@ -334,6 +345,15 @@ impl Bot {
     /// their numbers.
     fn release(&mut self, stamp: Stamp, name: &str, out: &mut Vec<Effect>) {
         let now = stamp.boot_ms;
+        // What was sent late is told after the next permit of its bucket was recorded.
+        let mc = self.budget.max_concurrency();
+        for released in &self.released {
+            for pending in &mut self.pending {
+                if pending.waiting.request.shard % mc == released.shard % mc {
+                    pending.not_before = pending.not_before.max(released.free_at);
+                }
+            }
+        }
         let mut due = 0;
         while let Some(pending) = self.pending.get(due) {
             let over = pending.cancelled || now - pending.at > PERSIST_MAX_MS;
@@ -364,6 +384,7 @@ impl Bot {
             let tuple = (request.shard, request.count);
             self.released.push(Released {
                 shard: request.shard,
+                count: request.count,
                 free_at: now + spacing_ms(request.via.valid_ms()),
             });
             let who = pending.waiting.candidate();

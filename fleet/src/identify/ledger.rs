@@ -100,6 +100,16 @@ impl Ledger {
                     out.push(Effect::Note { bot, record });
                 }
             }
+            Input::Sent {
+                bot,
+                shard,
+                count,
+                at,
+            } => {
+                if let Some(known) = self.bots.get_mut(&bot) {
+                    known.sent((shard, count), at.min(now.boot_ms));
+                }
+            }
             Input::Tick => {}
         }
     }

@@ -133,7 +133,11 @@ impl Bot {
                 }
                 let free_at = latest.saturating_add(spacing_ms(i64::from(valid_ms)));
                 if free_at > now.boot_ms {
-                    self.released.push(Released { shard, free_at });
+                    self.released.push(Released {
+                        shard,
+                        count,
+                        free_at,
+                    });
                 }
             }
             Entry::Sum { permits, newest } => {

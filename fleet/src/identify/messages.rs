@@ -40,6 +40,17 @@ pub enum Input {
     },
     /// A shard wants to identify.
     Request(Request),
+    /// A worker says when its latest IDENTIFY went out.
+    Sent {
+        /// The bot.
+        bot: String,
+        /// The shard.
+        shard: u32,
+        /// Of so many.
+        count: u32,
+        /// When, on the ledger's boot clock, in milliseconds. What lies in the future is taken for now.
+        at: i64,
+    },
     /// Whoever asked is gone.
     Cancel {
         /// The request.

@@ -143,6 +143,9 @@ pub struct ShardReport {
     /// Events held because they are, for now, another process's (see Duty).
     #[prost(uint32, tag = "28")]
     pub held: u32,
+    /// When the latest IDENTIFY was written to the connection, on CLOCK_BOOTTIME; 0 = none. Told at once.
+    #[prost(int64, tag = "29")]
+    pub identify_boot_ms: i64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct DbReport {

@@ -190,6 +190,55 @@ fn nothing_is_given_out_before_it_is_in_the_store() {
 }
 
 #[test]
+fn what_goes_out_late_makes_its_bucket_wait_longer() {
+    let sent = |shard, at| Input::Sent {
+        bot: BOT.to_owned(),
+        shard,
+        count: request(0, shard, 1).count,
+        at,
+    };
+    let late = VALID_MS + 400;
+    // Told in time, told after the next permit is on its way, told too early to matter, not told.
+    for (told_at, said, free_at) in [
+        (late + 5, Some(late), late + RULE_MS + JITTER_MS),
+        (SPACING_MS - 50, Some(late), late + RULE_MS + JITTER_MS),
+        (20, Some(10), SPACING_MS),
+        (20, Some(-60_000), SPACING_MS),
+        (20, Some(i64::MAX), 20 + RULE_MS + JITTER_MS),
+        (20, None, SPACING_MS),
+    ] {
+        let mut ledger = empty();
+        configure(&mut ledger, 1, None);
+        let first = step_well(&mut ledger, at(0), Input::Request(request(1, 0, 1)));
+        assert_eq!(first, [1]);
+        assert!(step_well(&mut ledger, at(1), Input::Request(request(2, 1, 1))).is_empty());
+        let mut told = false;
+        let mut now = 1;
+        let second = loop {
+            now += 1;
+            if now >= told_at && !told {
+                told = true;
+                if let Some(said) = said {
+                    assert!(step_well(&mut ledger, at(now), sent(0, said)).is_empty());
+                    // Another shard's, another set's, another bot's: nothing to do with it.
+                    step_well(&mut ledger, at(now), sent(5, now));
+                }
+            }
+            if step_well(&mut ledger, at(now), Input::Tick) == [2] {
+                break now;
+            }
+            assert!(now < 60_000, "never served");
+        };
+        let expected = if said == Some(i64::MAX) {
+            free_at.max(SPACING_MS)
+        } else {
+            free_at
+        };
+        assert_eq!(second, expected, "told at {told_at} of {said:?}");
+    }
+}
+
+#[test]
 fn a_foreign_bot_is_given_more_time_and_its_bucket_waits_longer() {
     let mut ledger = empty();
     configure(&mut ledger, 1, None);
