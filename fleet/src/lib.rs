@@ -4,6 +4,7 @@
 pub mod access;
 pub mod health;
 pub mod identify;
+pub mod placement;
 pub mod plan;
 pub mod process;
 pub mod reshard;
