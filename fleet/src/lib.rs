@@ -2,6 +2,7 @@
 //! function here, so that a simulator can prove the invariants.
 
 pub mod access;
+pub mod failover;
 pub mod health;
 pub mod identify;
 pub mod placement;
@@ -14,6 +15,7 @@ pub mod shard;
 pub mod sizing;
 pub mod spec;
 pub mod target;
+pub mod tenure;
 pub mod vault;
 
 pub use process::{ProcessKind, ProcessName, ProcessSpec};
