@@ -136,6 +136,7 @@ impl World {
                     attached: up,
                     newest_handled: proc.newest_handled,
                     sample: Sample::default(),
+                    unsure: false,
                 };
                 (name.clone(), observation)
             })

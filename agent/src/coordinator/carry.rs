@@ -1,22 +1,21 @@
 //! Carries operations forward: asks the pure core what to do, writes that down, does it.
 
 use futures_util::future::join_all;
-use tanako_fleet::{process::Probe, reshard, rollout::Sample};
-use tanako_proto::worker::v1::ShardStage;
 use tanako_store::StoreError;
 
-use super::{books::Books, task::Task};
+use super::{planning, task::Task};
 use crate::{
     clock::now_ms,
     history::Severity,
     operations::{
         Kind, OpState, Operation, StepState,
-        core::{self, Change, Effect, Input, Observation, Observed},
+        books::Books,
+        core::{self, Change, Effect, Input},
+        duties::Lingering,
         ledger,
+        observing::observe,
     },
     problem::with_sources,
-    supervisor::Table,
-    worker::{States, WorkerState},
 };
 
 impl Task {
@@ -37,13 +36,16 @@ impl Task {
             let now = now_ms();
             let before = self.active[index].op.clone();
             let effects = core::step(&mut self.active[index].op, now, Input::Observe(&observed));
-            let books = Books {
+            let vault = &self.parts.vault;
+            Books {
                 table: &table,
                 workers: &workers,
-                vault: &self.parts.vault,
+                last_before: &|process, attempt, shard, count| {
+                    vault.last_deposit_before(shard, count, process, attempt)
+                },
                 now,
-            };
-            books.keep(&before, &mut self.active[index].op);
+            }
+            .keep(&before, &mut self.active[index].op);
             let active = &mut self.active[index];
             if active.op != before {
                 active.dirty = true;
@@ -59,7 +61,7 @@ impl Task {
                 break;
             }
             if self.active[index].op.state.is_ended() {
-                self.let_cuts_linger(&before);
+                self.lingering.extend(Lingering::of(now, &before));
             }
             self.assign_duties();
             self.carry_out(index, effects).await;
@@ -89,37 +91,7 @@ impl Task {
         } else {
             None
         };
-        let is_reshard = op.kind == Kind::Reshard;
-        let next = self.desired.with_document(|document, places| {
-            for change in changes {
-                match change {
-                    Change::Release(name) => {
-                        if let Ok(name) = name.parse() {
-                            document.release(&name);
-                        }
-                    }
-                    Change::TurnBack => {
-                        if let Some(replaced) = &replaced {
-                            document.bring_in(replaced, places)?;
-                        }
-                    }
-                    Change::Adopt(bots) => {
-                        for bot in bots {
-                            document.adopt(bot);
-                            if let (true, Some(set)) = (is_reshard, document.generations.get(bot)) {
-                                let to = set.active;
-                                // Checked when it was accepted; the layout counts in any case.
-                                if let Ok(toml) = reshard::rewrite(&document.toml, bot, to) {
-                                    document.toml = toml;
-                                }
-                            }
-                        }
-                    }
-                    Change::Drop(bots) => bots.iter().for_each(|bot| document.drop_next(bot)),
-                }
-            }
-            Ok(())
-        });
+        let next = planning::changed(&self.desired, op, &changes, replaced.as_ref());
         let next = next.map_err(|error| {
             StoreError::Unavailable(format!("the desired state cannot be changed: {error}"))
         })?;
@@ -202,70 +174,4 @@ pub(super) fn announce_end(history: &crate::history::History, op: &Operation) {
         _ => (Severity::Error, "operation-failed"),
     };
     history.event(severity, kind, &op.id, op.message.clone());
-}
-
-fn observe(table: &Table, workers: &States) -> Observed {
-    table
-        .iter()
-        .map(|(name, process)| {
-            let worker = workers
-                .get(name)
-                .filter(|worker| worker.attempt == process.attempt);
-            let all = |stage: ShardStage| {
-                worker.is_some_and(|worker| {
-                    let mut shards = process.shard_ids.iter();
-                    shards.all(|shard| {
-                        let state = worker.shards.get(shard);
-                        state.is_some_and(|state| state.report.stage == stage as i32)
-                    })
-                })
-            };
-            // Its receipt needs what its shards say, which comes a moment after its readiness.
-            let reported = process.spec.ready.probe != Probe::Worker || all(ShardStage::Ready);
-            let observation = Observation {
-                state: process.state,
-                ready: process.ready && reported,
-                attempt: process.attempt,
-                last_seen: worker.map_or(0, |worker| worker.last_seen),
-                detail: process.detail.clone(),
-                standby: !process.shard_ids.is_empty() && all(ShardStage::Standby),
-                attached: worker.is_some_and(|worker| worker.attached),
-                newest_handled: worker.map_or(0, |worker| {
-                    let shards = worker.shards.values();
-                    shards
-                        .map(|shard| shard.report.newest_handled)
-                        .max()
-                        .unwrap_or(0)
-                }),
-                sample: worker.map_or_else(Sample::default, |worker| sample(worker)),
-            };
-            (name.to_string(), observation)
-        })
-        .collect()
-}
-
-/// The figures of one process, as far as its worker reports them.
-fn sample(worker: &WorkerState) -> Sample {
-    let mut sample = Sample::default();
-    let (mut latency, mut lag) = ((0.0, 0.0), (0.0, 0.0));
-    for shard in worker.shards.values() {
-        let report = &shard.report;
-        sample.events += report.events;
-        sample.interactions += report.interactions;
-        sample.failed += report.interactions_failed;
-        sample.lost += report.lost;
-        sample.duplicated += report.duplicated;
-        for (sum, value) in [
-            (&mut latency, report.latency_ms),
-            (&mut lag, report.event_lag_ms),
-        ] {
-            if value > 0.0 {
-                sum.0 += value;
-                sum.1 += 1.0;
-            }
-        }
-    }
-    sample.latency_ms = latency.0 / f64::max(latency.1, 1.0);
-    sample.lag_ms = lag.0 / f64::max(lag.1, 1.0);
-    sample
 }

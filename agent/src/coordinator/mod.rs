@@ -11,7 +11,6 @@
 //! - `carry`, `orders`, `books`: carries operations forward, gives orders, keeps receipts.
 //! - [`schedule`]: when the daily backup is due; pure.
 
-mod books;
 mod carry;
 mod draft;
 mod jobs;

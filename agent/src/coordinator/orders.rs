@@ -9,9 +9,8 @@ use super::task::Task;
 use crate::{
     clock::now_ms,
     operations::{
-        Operation,
         core::{self, Effect, Input, Request},
-        cut, duties,
+        duties,
     },
     supervisor::{Desired as Wanted, SupervisorError},
 };
@@ -33,26 +32,9 @@ pub(super) struct Answer {
 impl Task {
     /// Tells everybody who starts from now on what to do.
     pub(super) fn assign_duties(&mut self) {
-        let now = now_ms();
-        self.lingering.retain(|(until, _)| now < *until);
-        let over = self.lingering.iter().flat_map(|(_, cuts)| cuts.clone());
-        let current = self
-            .active
-            .iter()
-            .flat_map(|active| duties::assignments(&active.op));
-        let all = over.chain(current).collect();
+        let operations = self.active.iter().map(|active| &active.op);
+        let all = duties::all(now_ms(), &mut self.lingering, operations);
         self.parts.workers.duties().replace(all);
-    }
-
-    /// The cuts of an operation that has ended go on for a while: what is older than the cut may still
-    /// be in the rings of processes, or come again as a replay. Nobody is told that they are over: nothing
-    /// that old comes any more.
-    pub(super) fn let_cuts_linger(&mut self, before: &Operation) {
-        let mut cuts = duties::assignments(before);
-        cuts.retain(|_, assignment| assignment.cut.is_some());
-        if !cuts.is_empty() {
-            self.lingering.push((now_ms() + cut::RING_MS, cuts));
-        }
     }
 
     /// Takes the answer of a worker into its operation.

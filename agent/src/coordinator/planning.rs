@@ -7,16 +7,16 @@ use std::{
 
 use tanako_fleet::{
     ProcessKind, ProcessName, ProcessSpec,
-    plan::{self, Action, Move},
-    reshard::Check,
+    plan::{self, Action, Cost, Move},
+    reshard::{self, Check},
     rollout,
-    spec::Generation,
+    spec::{Generation, SpecError},
 };
 
 use crate::{
-    desired::Desired,
-    operations::{Kind, Operation, Step, StepAction},
-    supervisor::{State, Table},
+    desired::{Desired, Written},
+    operations::{Kind, Operation, Step, StepAction, core::Change},
+    supervisor::{Desired as Wanted, State, Table},
 };
 
 /// A cut agrees on a moment within seconds; some rounds may be needed where processes start anew.
@@ -385,6 +385,58 @@ pub fn replace_sets(sets: &Sets<'_>, max_concurrency: u32) -> Plan {
     plan
 }
 
+/// `base` with the second set of each bot in it, and the steps that put it in the place of the first.
+pub fn second_sets(
+    base: &Desired,
+    bots: Vec<(&str, Generation, Generation)>,
+    cuts: bool,
+    max_concurrency: u32,
+) -> Result<(Desired, Plan), SpecError> {
+    let next = base.with_document(|document, _| {
+        for (bot, _, to) in &bots {
+            if let Some(spec) = base.spec.as_deref() {
+                document.build(bot, spec, *to);
+            }
+        }
+        Ok(())
+    })?;
+    let sets = Sets {
+        bots,
+        next: &next,
+        cuts,
+    };
+    let plan = replace_sets(&sets, max_concurrency);
+    Ok((next, plan))
+}
+
+/// Permits come every 5 s in each bucket.
+const IDENTIFY_S: u64 = 5;
+
+/// How many processes of a set that identifies may be starting at once: each must be ready within its
+/// time, waiting for its permits included.
+pub fn starting_at_once(next: &Desired, bot: &str, set: Generation, max_concurrency: u32) -> u32 {
+    let ready_s = next
+        .process(&set.process(bot, 0))
+        .map_or(60, |spec| spec.ready.timeout.as_secs());
+    let rounds = (ready_s / 2 / IDENTIFY_S).max(1);
+    let shards_at_once = rounds * u64::from(max_concurrency.max(1));
+    let starting = shards_at_once / u64::from(set.shards_per_process.max(1));
+    u32::try_from(starting).unwrap_or(u32::MAX).max(1)
+}
+
+/// Gives the steps that may have to wait for permits the time for it.
+pub fn allow_for_permits(steps: &mut [Step], cost: &Cost) {
+    if cost.identifies == 0 {
+        return;
+    }
+    let waits = steps
+        .iter_mut()
+        .filter(|step| step.has_receipt() || step.action == StepAction::Shadow);
+    for step in waits {
+        step.timeout_ms += i64::from(cost.seconds) * 1000;
+    }
+}
+
 /// Bots of which some shard changes its process, or whose shards are counted anew.
 fn moving_bots(old: &[Arc<ProcessSpec>], new: &[Arc<ProcessSpec>]) -> BTreeSet<String> {
     let mut moving = BTreeSet::new();
@@ -427,6 +479,112 @@ fn note_stopped(plan: &mut Plan, desired: &Desired) {
             .parse::<ProcessName>()
             .is_ok_and(|name| desired.document.stopped.contains(&name));
     }
+}
+
+/// What the supervisor is told of each process at the beginning of a term.
+pub fn wanted_at_first(
+    desired: &Desired,
+    operations: &[&Operation],
+    table: &Table,
+) -> Vec<(Arc<ProcessSpec>, Wanted)> {
+    let steps = next_steps(operations);
+    let mut all = Vec::new();
+    for spec in desired.processes.iter() {
+        let live = table
+            .get(&spec.name)
+            .is_some_and(|process| process.state.is_live());
+        let wanted = match steps.get(spec.name.as_str()) {
+            // The operation starts it when its turn comes.
+            Some((StepAction::Start | StepAction::Warm | StepAction::Shadow, false)) if !live => {
+                Wanted::Stopped
+            }
+            Some((StepAction::Stop, _)) => Wanted::Stopped,
+            Some((StepAction::Remove, true)) => continue,
+            _ if desired.is_wanted(&spec.name) => Wanted::Running,
+            _ => Wanted::Stopped,
+        };
+        all.push((Arc::clone(spec), wanted));
+    }
+    all
+}
+
+/// The processes that run although they are in no spec and nobody is about to remove them.
+pub fn orphans(desired: &Desired, operations: &[&Operation], table: &Table) -> Vec<ProcessName> {
+    let steps = next_steps(operations);
+    table
+        .keys()
+        .filter(|name| desired.process(name).is_none())
+        .filter(|name| !matches!(steps.get(name.as_str()), Some((StepAction::Remove, _))))
+        .cloned()
+        .collect()
+}
+
+/// The next step of each process, and whether it has begun.
+fn next_steps<'a>(operations: &[&'a Operation]) -> BTreeMap<&'a str, (StepAction, bool)> {
+    let mut next = BTreeMap::new();
+    for step in operations.iter().flat_map(|op| &op.steps) {
+        if !step.state.is_ended() {
+            next.entry(step.object.as_str())
+                .or_insert((step.action, step.is_begun()));
+        }
+    }
+    next
+}
+
+/// The processes that do not run, and will not before their turn in `op` comes: they are shown by their
+/// new specs.
+pub fn waiting(desired: &Desired, op: &Operation, table: &Table) -> Vec<Arc<ProcessSpec>> {
+    let steps = op.steps.iter().filter(|step| !step.state.is_ended());
+    let waiting: HashSet<&str> = steps.map(|step| step.object.as_str()).collect();
+    let specs = desired.processes.iter().filter(|spec| {
+        let live = table
+            .get(&spec.name)
+            .is_some_and(|process| process.state.is_live());
+        let waits = waiting.contains(spec.name.as_str());
+        !live && (waits || !desired.is_wanted(&spec.name))
+    });
+    specs.cloned().collect()
+}
+
+/// The desired state with what an operation changes of it in one round. `replaced`: the spec that the
+/// operation replaced.
+pub fn changed(
+    desired: &Desired,
+    op: &Operation,
+    changes: &[&Change],
+    replaced: Option<&Written>,
+) -> Result<Desired, SpecError> {
+    desired.with_document(|document, places| {
+        for change in changes {
+            match change {
+                Change::Release(name) => {
+                    if let Ok(name) = name.parse() {
+                        document.release(&name);
+                    }
+                }
+                Change::TurnBack => {
+                    if let Some(replaced) = replaced {
+                        document.bring_in(replaced, places)?;
+                    }
+                }
+                Change::Adopt(bots) => {
+                    for bot in bots {
+                        document.adopt(bot);
+                        if let (Kind::Reshard, Some(set)) = (op.kind, document.generations.get(bot))
+                        {
+                            let to = set.active;
+                            // Checked when it was accepted; the layout counts in any case.
+                            if let Ok(toml) = reshard::rewrite(&document.toml, bot, to) {
+                                document.toml = toml;
+                            }
+                        }
+                    }
+                }
+                Change::Drop(bots) => bots.iter().for_each(|bot| document.drop_next(bot)),
+            }
+        }
+        Ok(())
+    })
 }
 
 /// The desired state without what a start or stop that has ended early never got to; `None` where

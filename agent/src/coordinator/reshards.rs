@@ -8,7 +8,7 @@ use tanako_proto::fleet::v1::{self as wire, Problem};
 
 use super::{
     draft::{Draft, Refused},
-    planning::{self, Sets},
+    planning,
     rollouts::{note, watch_set},
     task::Task,
 };
@@ -23,8 +23,6 @@ use crate::{
 
 /// For how long the new set is watched before the old one goes, unless said else.
 const OBSERVE_S: u32 = 10;
-/// Permits come every 5 s in each bucket.
-const IDENTIFY_S: u64 = 5;
 
 /// The reshards that Discord's recommendation calls for: bot, shards now, shards recommended.
 pub fn proposals(desired: &Desired, identify: &wire::IdentifyStatus) -> Vec<(String, u32, u32)> {
@@ -80,23 +78,10 @@ impl Task {
         let generations = self.healthy_set(&bot)?;
         let (from, to) = (generations.active, preflight.to);
         self.check_rewrite(&bot, to)?;
-        let next = self
-            .desired
-            .with_document(|document, _| {
-                if let Some(spec) = self.desired.spec.as_deref() {
-                    document.build(&bot, spec, to);
-                }
-                Ok(())
-            })
+        let sets = vec![(bot.as_str(), from, to)];
+        let buckets = facts.budget.max_concurrency;
+        let (next, mut plan) = planning::second_sets(&self.desired, sets, true, buckets)
             .map_err(|error| Box::new(problem::from_spec(&error, "fleet.toml")))?;
-        let mut plan = planning::replace_sets(
-            &Sets {
-                bots: vec![(bot.as_str(), from, to)],
-                next: &next,
-                cuts: true,
-            },
-            facts.budget.max_concurrency,
-        );
         plan.checks = preflight.checks;
         plan.checks.push(note(
             "gap",
@@ -110,13 +95,7 @@ impl Task {
         let text = |names: Vec<tanako_fleet::ProcessName>| -> Vec<String> {
             names.iter().map(ToString::to_string).collect()
         };
-        // Each must be ready within its time, waiting for its permits included.
-        let ready_s = next
-            .process(&to.process(&bot, 0))
-            .map_or(60, |spec| spec.ready.timeout.as_secs());
-        let rounds = (ready_s / 2 / IDENTIFY_S).max(1);
-        let shards_at_once = rounds * u64::from(facts.budget.max_concurrency.max(1));
-        let starting = shards_at_once / u64::from(to.shards_per_process.max(1));
+        let starting_max = planning::starting_at_once(&next, &bot, to, buckets);
         Ok(Draft {
             next: Some(next),
             unit: "steps",
@@ -127,7 +106,7 @@ impl Task {
                 text(from.names(&bot)),
                 facts.observe_s,
             )),
-            starting_max: u32::try_from(starting).unwrap_or(u32::MAX).max(1),
+            starting_max,
             seconds: Some(preflight.seconds),
             ..Draft::new(Kind::Reshard, std::slice::from_ref(&bot), plan)
         })

@@ -12,7 +12,7 @@ use tanako_proto::fleet::v1::{self as wire, Problem};
 
 use super::{
     draft::{Draft, Refused},
-    planning::{self, Plan, Sets, Unfit},
+    planning::{self, Plan, Unfit},
     task::Task,
 };
 use crate::{
@@ -387,16 +387,6 @@ impl Task {
             checks.push(check);
             sets.push((bot.as_str(), generations.active, to));
         }
-        let next = base
-            .with_document(|document, _| {
-                for (bot, _, to) in &sets {
-                    if let Some(spec) = base.spec.as_deref() {
-                        document.build(bot, spec, *to);
-                    }
-                }
-                Ok(())
-            })
-            .map_err(|error| Box::new(problem::from_spec(&error, "fleet.toml")))?;
         let (mut new, mut old) = (Vec::new(), Vec::new());
         for (bot, from, to) in &sets {
             new.extend(to.names(bot).iter().map(ToString::to_string));
@@ -405,14 +395,8 @@ impl Task {
         let pairs = u64::from(sets.iter().map(|(_, _, to)| to.instances()).sum::<u32>());
         let at_once = u64::from(request.max_unavailable.max(1));
         let seconds = START_S + pairs.div_ceil(at_once) * SWITCH_S + u64::from(observe_s);
-        let mut plan = planning::replace_sets(
-            &Sets {
-                bots: sets,
-                next: &next,
-                cuts: false,
-            },
-            self.max_concurrency(),
-        );
+        let (next, mut plan) = planning::second_sets(&base, sets, false, self.max_concurrency())
+            .map_err(|error| Box::new(problem::from_spec(&error, "fleet.toml")))?;
         checks.push(note(
             "gap",
             "each shard pauses while its session changes hands, normally for a fraction of a second; nothing is missed",

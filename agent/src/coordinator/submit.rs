@@ -1,8 +1,6 @@
 //! How a request becomes an operation: the new desired state, the operation, its request id and its
 //! audit record in one transaction.
 
-use std::{collections::HashSet, sync::Arc};
-
 use futures_util::future::join_all;
 
 use tanako_fleet::plan::{self, Known};
@@ -12,6 +10,7 @@ use tanako_store::{Outcome, Txn};
 use super::{
     Caller,
     draft::Draft,
+    planning,
     task::{Active, Task},
 };
 use crate::{
@@ -19,7 +18,7 @@ use crate::{
     clock::now_ms,
     history::Severity,
     operations::{
-        Kind, OpState, Operation, StepAction,
+        Kind, OpState, Operation,
         core::{self, Input},
         ledger::{self, Index},
         model::cost_to_wire,
@@ -252,13 +251,7 @@ impl Task {
         let now = now_ms();
         let (cost, identifies_left) = self.cost(draft);
         let mut steps = draft.plan.steps.clone();
-        for step in &mut steps {
-            // Permits are waited for besides.
-            if !step.has_receipt() && step.action != StepAction::Shadow {
-                continue;
-            }
-            step.timeout_ms += i64::from(if cost.identifies > 0 { cost.seconds } else { 0 }) * 1000;
-        }
+        planning::allow_for_permits(&mut steps, &cost);
         let request_id = if request_id.is_empty() {
             format!("agent-{number}")
         } else {
@@ -391,18 +384,8 @@ impl Task {
 impl Task {
     /// Shows the processes that do not run, and will not before their turn comes, by their new specs.
     async fn define_waiting(&self, op: &Operation) {
-        let table = self.table();
-        let steps = op.steps.iter().filter(|step| !step.state.is_ended());
-        let waiting: HashSet<&str> = steps.map(|step| step.object.as_str()).collect();
-        let show = self.desired.processes.iter().filter(|spec| {
-            let live = table
-                .get(&spec.name)
-                .is_some_and(|process| process.state.is_live());
-            let waits = waiting.contains(spec.name.as_str());
-            !live && (waits || !self.desired.is_wanted(&spec.name))
-        });
-        let defined = show.map(|spec| async move {
-            let spec = Arc::clone(spec);
+        let waiting = planning::waiting(&self.desired, op, &self.table());
+        let defined = waiting.into_iter().map(|spec| async move {
             let name = spec.name.clone();
             (
                 name,

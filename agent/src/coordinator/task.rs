@@ -1,12 +1,11 @@
 //! The task that owns operations, desired state and audit log.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{HashMap, VecDeque},
     sync::Arc,
     time::Duration,
 };
 
-use tanako_fleet::ProcessName;
 use tanako_store::{Outcome, StoreError, Txn};
 use tokio::sync::{mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -19,11 +18,11 @@ use crate::{
     desired::Desired,
     history::Severity,
     operations::{
-        OpState, Operation, StepAction,
+        OpState, Operation,
+        duties::Lingering,
         ledger::{Index, Loaded},
     },
-    supervisor::{Desired as Wanted, Table},
-    worker::duties::Assignment,
+    supervisor::Table,
 };
 
 /// Reports of backup jobs that wait.
@@ -73,8 +72,8 @@ pub(super) struct Task {
     job_events_rx: Option<mpsc::Receiver<JobEvent>>,
     pub(super) answers: mpsc::Sender<Answer>,
     answers_rx: Option<mpsc::Receiver<Answer>>,
-    /// Cuts of operations that have ended, and until when they count.
-    pub(super) lingering: Vec<(i64, BTreeMap<String, Assignment>)>,
+    /// Cuts of operations that have ended.
+    pub(super) lingering: Vec<Lingering>,
     /// Shard counts that have been proposed, by bot.
     pub(super) proposed: HashMap<String, u32>,
     pub(super) tracker: TaskTracker,
@@ -227,37 +226,21 @@ impl Task {
 
     /// Tells the supervisor what the desired state says, once at the start.
     async fn reconcile(&mut self) {
-        // The next step of each process, and whether it has begun.
-        let mut steps: HashMap<String, (StepAction, bool)> = HashMap::new();
-        for active in &self.active {
-            for step in active.op.steps.iter().filter(|step| !step.state.is_ended()) {
-                let next = (step.action, step.is_begun());
-                steps.entry(step.object.clone()).or_insert(next);
+        let table = self.table();
+        let (wanted, orphans) = {
+            let operations: Vec<&Operation> = self.active.iter().map(|active| &active.op).collect();
+            (
+                planning::wanted_at_first(&self.desired, &operations, &table),
+                planning::orphans(&self.desired, &operations, &table),
+            )
+        };
+        for (spec, wanted) in wanted {
+            let name = spec.name.clone();
+            if let Err(error) = self.parts.supervisor.define(spec, wanted).await {
+                tracing::error!(process = %name, %error, "a process could not be defined");
             }
         }
-        let table = self.parts.supervisor.status().borrow().clone();
-        let desired = self.desired.clone();
-        for spec in desired.processes.iter() {
-            let live = table
-                .get(&spec.name)
-                .is_some_and(|process| process.state.is_live());
-            let wanted = match steps.get(spec.name.as_str()) {
-                // The operation starts it when its turn comes.
-                Some((StepAction::Start | StepAction::Warm | StepAction::Shadow, false))
-                    if !live =>
-                {
-                    Wanted::Stopped
-                }
-                Some((StepAction::Stop, _)) => Wanted::Stopped,
-                Some((StepAction::Remove, true)) => continue,
-                _ if desired.is_wanted(&spec.name) => Wanted::Running,
-                _ => Wanted::Stopped,
-            };
-            if let Err(error) = self.parts.supervisor.define(spec.clone(), wanted).await {
-                tracing::error!(process = %spec.name, %error, "a process could not be defined");
-            }
-        }
-        for name in orphans(&table, &desired, &steps) {
+        for name in orphans {
             tracing::warn!(process = %name, "a process that is not in the spec is stopped");
             if let Err(error) = self.parts.supervisor.forget(&name).await {
                 tracing::error!(process = %name, %error, "a process could not be forgotten");
@@ -405,19 +388,6 @@ impl Task {
         let minute = self.desired.spec.as_ref()?.backup.schedule_minute?;
         Some(schedule::next(now_ms(), minute))
     }
-}
-
-fn orphans(
-    table: &Table,
-    desired: &Desired,
-    steps: &HashMap<String, (StepAction, bool)>,
-) -> Vec<ProcessName> {
-    table
-        .keys()
-        .filter(|name| desired.process(name).is_none())
-        .filter(|name| !matches!(steps.get(name.as_str()), Some((StepAction::Remove, _))))
-        .cloned()
-        .collect()
 }
 
 fn ended_record(op: &Operation) -> Record {

@@ -41,18 +41,22 @@ pub struct Observation {
     pub newest_handled: i64,
     /// Its figures.
     pub sample: Sample,
+    /// It was starting when it was last heard of, and may have come up since: its agent was away, or its
+    /// stream is.
+    pub unsure: bool,
 }
 
 impl Observation {
-    /// Whether it is down: a restart takes nothing away.
+    /// Whether it is surely down: a restart takes nothing away.
     pub fn is_down(&self) -> bool {
-        self.state != State::Ready
+        self.state != State::Ready && !self.unsure
     }
 
-    /// Whether it does not serve as it should. After the agent's restart no worker has reported yet:
-    /// what the supervisor took over as ready counts as whole until its worker says otherwise.
+    /// Whether it does not serve as it should, or may not. After the agent's restart no worker has
+    /// reported yet: what the supervisor took over as ready counts as whole until its worker says
+    /// otherwise.
     pub fn is_short(&self) -> bool {
-        self.is_down() || (self.attached && !self.ready)
+        self.state != State::Ready || (self.attached && !self.ready)
     }
 
     /// Whether it does not run, and nothing but the operator or an operation starts it.

@@ -53,6 +53,41 @@ pub fn assignments(op: &Operation) -> BTreeMap<String, Assignment> {
     all
 }
 
+/// Duties of everybody: of the operations under way, and the cuts of those that have ended.
+pub fn all<'a>(
+    now: i64,
+    lingering: &mut Vec<Lingering>,
+    operations: impl IntoIterator<Item = &'a Operation>,
+) -> BTreeMap<String, Assignment> {
+    lingering.retain(|over| now < over.until);
+    let over = lingering.iter().flat_map(|over| over.cuts.clone());
+    let current = operations.into_iter().flat_map(assignments);
+    over.chain(current).collect()
+}
+
+/// The cuts of an operation that has ended, which go on for a while: what is older than the cut may still
+/// be in the rings of processes, or come again as a replay. Nobody is told that they are over: nothing
+/// that old comes any more.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Lingering {
+    /// Until when they count, in milliseconds since 1970.
+    pub until: i64,
+    /// By process.
+    pub cuts: BTreeMap<String, Assignment>,
+}
+
+impl Lingering {
+    /// What an operation leaves that ends now; `before`: as it was the moment before.
+    pub fn of(now: i64, before: &Operation) -> Option<Self> {
+        let mut cuts = assignments(before);
+        cuts.retain(|_, assignment| assignment.cut.is_some());
+        (!cuts.is_empty()).then(|| Self {
+            until: now + cut::RING_MS,
+            cuts,
+        })
+    }
+}
+
 fn share(op: &Operation, step: &Step, all: &mut BTreeMap<String, Assignment>) {
     let (old, new) = (cut::old_set(op), cut::new_set(op));
     let (givers, takers) = if step.back { (new, old) } else { (old, new) };

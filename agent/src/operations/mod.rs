@@ -16,15 +16,18 @@
 //!   (sessions from one process to another), [`cut`] (the events of two sets), [`watching`] (those that
 //!   have changed) and [`back`] (the way back) for its steps; all pure.
 //! - [`duties`]: what each process of two overlapping sets does meanwhile; pure.
-//! - [`receipt`]: what it cost each shard; pure.
+//! - [`observing`]: what an operation sees of the fleet; pure.
+//! - [`receipt`], [`books`]: what it cost each shard; pure.
 //! - [`ledger`]: where the objects are kept, and for how long.
 
 pub mod back;
+pub mod books;
 pub mod core;
 pub mod cut;
 pub mod duties;
 pub mod ledger;
 pub mod model;
+pub mod observing;
 pub mod plain;
 pub mod receipt;
 pub mod step;

@@ -17,7 +17,7 @@ use tanako_agent::{
         core::{self, Effect, Input, Observation, Observed},
         ledger::{self, Index},
     },
-    supervisor::{Desired as Wanted, Table},
+    supervisor::{Desired as Wanted, State, Table},
 };
 use tanako_fleet::{ProcessName, process::Probe, rollout::Sample, spec::Places};
 use tanako_store::{Outcome, StoreError, Txn};
@@ -623,6 +623,10 @@ fn observe(table: &Arc<Table>, views: &Views) -> Observed {
                 attached: worker.is_some_and(|worker| worker.attached),
                 newest_handled: 0,
                 sample: Sample::default(),
+                unsure: process.state == State::Starting
+                    && worker.map_or(process.adopted, |worker| {
+                        !worker.attached || process.adopted && worker.shards.is_empty()
+                    }),
             };
             (name.to_string(), observation)
         })

@@ -2,29 +2,36 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use tanako_fleet::{ProcessName, process::Probe};
+use tanako_fleet::{ProcessName, process::Probe, vault::Last};
 
+use super::{
+    Operation, Step, StepAction, StepState, cut,
+    receipt::{self, Base, How, Receipt},
+};
 use crate::{
-    operations::{
-        Operation, Step, StepAction, StepState, cut,
-        receipt::{self, Base, How, Receipt},
-    },
     supervisor::{ProcessStatus, Table},
-    vault::Vault,
     worker::States,
 };
 
+/// Finds the latest deposit on a shard of whoever held it before an attempt of a process: process,
+/// attempt, shard, of how many.
+pub type LastBefore<'a> = dyn Fn(&ProcessName, u64, u32, u32) -> Option<Last> + 'a;
+
 /// What receipts are made from.
-pub(super) struct Books<'a> {
-    pub(super) table: &'a Table,
-    pub(super) workers: &'a States,
-    pub(super) vault: &'a Vault,
-    pub(super) now: i64,
+pub struct Books<'a> {
+    /// The processes.
+    pub table: &'a Table,
+    /// What they report.
+    pub workers: &'a States,
+    /// What they left.
+    pub last_before: &'a LastBefore<'a>,
+    /// Milliseconds since 1970.
+    pub now: i64,
 }
 
 impl Books<'_> {
     /// Opens receipts for what has begun, and brings all of them up to date.
-    pub(super) fn keep(&self, before: &Operation, op: &mut Operation) {
+    pub fn keep(&self, before: &Operation, op: &mut Operation) {
         let mut added = Vec::new();
         let mut settled = Vec::new();
         // A switch ends with a worker's answer, between two looks: known by what is still open.
@@ -93,13 +100,10 @@ impl Books<'_> {
 
     /// When the holder before this attempt ended on the shard.
     fn ended(&self, process: &ProcessStatus, shard: u32, step: &Step) -> i64 {
-        let last = self
-            .vault
-            .last_deposit_before(shard, process.shard_count, &process.name, process.attempt)
+        let (name, attempt) = (&process.name, process.attempt);
+        let last = (self.last_before)(name, attempt, shard, process.shard_count)
             // One that never deposited leaves what an even earlier one left.
-            .filter(|last| {
-                last.by.process != process.name || last.by.attempt >= step.attempt_before
-            });
+            .filter(|last| last.by.process != *name || last.by.attempt >= step.attempt_before);
         receipt::ended(last.as_ref(), step.last_seen_before)
     }
 
