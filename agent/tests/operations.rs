@@ -354,22 +354,19 @@ fn pause_begins_nothing_new_and_abort_waits_for_what_is_at_work() {
 #[test]
 fn one_that_may_have_come_up_unheard_is_not_taken_for_down() {
     let mut fleet = fleet(3);
-    // The agent is new: it found one starting, and another is down for sure.
+    // The agent is new, and found one starting.
     let unsure = Observation {
         attached: false,
         unsure: true,
         ..observation(State::Starting, 1)
     };
     fleet.insert("bot/1".to_owned(), unsure);
-    fleet.insert("bot/2".to_owned(), observation(State::Backoff, 1));
     let mut op = operation(Kind::Restart, StepAction::Restart, 3, 1);
     let effects = core::step(&mut op, 1, Input::Observe(&fleet));
-    assert_eq!(
-        effects,
-        [],
-        "with one down and one that may be, nothing may go down"
-    );
-    fleet.insert("bot/1".to_owned(), observation(State::Ready, 1));
+    assert_eq!(effects, [], "nobody else goes down while it may be down");
+    // Another one is down for sure, and goes first.
+    fleet.insert("bot/2".to_owned(), observation(State::Backoff, 1));
+    let mut op = operation(Kind::Restart, StepAction::Restart, 3, 1);
     let effects = core::step(&mut op, 2, Input::Observe(&fleet));
     assert_eq!(effects, [Effect::Restart("bot/2".to_owned())]);
     // It has said that it is still starting: restarting it takes nothing away.
