@@ -40,7 +40,9 @@ fn main() -> ExitCode {
     }
 }
 
-#[tokio::main]
+// More threads than cores: while some are busy with what a shard's coming up takes, others still read
+// what arrives at once. When an IDENTIFY came is what clients are judged by.
+#[tokio::main(worker_threads = 16)]
 async fn run(args: Args) -> anyhow::Result<()> {
     // Before anything is served: a signal must not find the default action.
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
