@@ -38,8 +38,8 @@ pub struct Target<'a> {
     pub application: ApplicationId,
     /// The secret that lets one answer it.
     pub token: &'a str,
-    /// When it arrived.
-    pub received: Instant,
+    /// When Discord sent it: its time for the first answer counts from there.
+    pub sent: Instant,
     /// What Discord said of it, when it came as a replay.
     pub standing: Option<Standing>,
 }
@@ -90,7 +90,7 @@ pub async fn run(
         First::Unsent(outcome) => Err(outcome),
     };
     // Old already: a replay, or held back. Who may answer it is settled before anything is done.
-    if !deferred && (target.standing.is_some() || target.received.elapsed() >= DEFER_AFTER) {
+    if !deferred && (target.standing.is_some() || target.sent.elapsed() >= DEFER_AFTER) {
         match defer().await {
             Ok(before) => duplicated = before,
             Err(outcome) => return outcome,
@@ -105,7 +105,7 @@ pub async fn run(
     let result = tokio::select! {
         biased;
         result = &mut work => result,
-        () = tokio::time::sleep_until(target.received + DEFER_AFTER), if !deferred => {
+        () = tokio::time::sleep_until(target.sent + DEFER_AFTER), if !deferred => {
             match defer().await {
                 Ok(before) => duplicated = before,
                 Err(outcome) => return outcome,
@@ -260,9 +260,7 @@ async fn send(services: &Services, target: &Target<'_>, body: &Value) -> Result<
         let request = Request::new(route, LightMethod::Post).body(json_body(body));
         match services.rest.callback(request).await {
             Err(error)
-                if error.is_retryable()
-                    && tries < TRIES
-                    && target.received.elapsed() < DEFER_AFTER =>
+                if error.is_retryable() && tries < TRIES && target.sent.elapsed() < DEFER_AFTER =>
             {
                 tries += 1;
                 debug!(id = target.id.get(), %error, "trying a first answer again");

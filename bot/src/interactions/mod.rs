@@ -49,7 +49,7 @@ pub async fn handle(
     services: &Services,
     shard: u32,
     payload: &str,
-    received: Instant,
+    sent: Instant,
     standing: Option<Standing>,
 ) -> Outcome {
     let Ok(brief) = serde_json::from_str::<Brief>(payload) else {
@@ -60,7 +60,7 @@ pub async fn handle(
         id: InteractionId::new(brief.id.max(1)),
         application: ApplicationId::new(brief.application_id.max(1)),
         token: &brief.token,
-        received,
+        sent,
         standing,
     };
     match brief.kind {

@@ -26,12 +26,16 @@ const SHARES_MAX: usize = 16;
 /// Weight of the newest value in the event lag.
 const LAG_WEIGHT: f64 = 0.1;
 
+/// Longest that an event is taken to have been on its way. More says that the clocks are apart.
+const ON_THE_WAY_MAX: Duration = Duration::from_millis(1_500);
+
 /// An interaction on its way to a handler.
 pub(super) struct Taken {
     id: u64,
     pub(super) ticket: Ticket,
     payload: Box<str>,
-    received: tokio::time::Instant,
+    /// When Discord sent it, as far as this host can tell.
+    sent: tokio::time::Instant,
     /// What Discord said of it, when it came as a replay.
     standing: Option<Standing>,
 }
@@ -235,7 +239,7 @@ impl ShardTask {
             id,
             ticket: self.seq.begin(seq, id),
             payload: payload.into(),
-            received: tokio::time::Instant::now(),
+            sent: tokio::time::Instant::now() - on_the_way(at, id),
             standing: None,
         };
         let unsure = self.unsure || time_of(id) < self.handled_before;
@@ -278,10 +282,10 @@ impl ShardTask {
                 id,
                 ticket,
                 payload,
-                received,
+                sent,
                 standing,
             } = taken;
-            let handled = interactions::handle(&services, shard, &payload, received, standing);
+            let handled = interactions::handle(&services, shard, &payload, sent, standing);
             let outcome = tokio::select! {
                 biased;
                 () = work.cancelled() => return,
@@ -424,4 +428,28 @@ fn guild_of(payload: &str) -> Option<(u64, bool, u64)> {
         event.author.is_some_and(|author| author.bot),
         event.id.and_then(|id| id.parse().ok()).unwrap_or(0),
     ))
+}
+
+/// How long an event that was taken at `at` (milliseconds since 1970) had been on its way. Nobody knows how far
+/// this host's clock is from Discord's: what cannot be is cut off.
+fn on_the_way(at: i64, id: u64) -> Duration {
+    let ms = at.saturating_sub(time_of(id));
+    Duration::from_millis(u64::try_from(ms).unwrap_or(0)).min(ON_THE_WAY_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_long_on_its_way_has_less_time_left() {
+        let id = 1_300_000_000_000_000_000;
+        let sent = time_of(id);
+        let way = |ms: i64| on_the_way(sent.saturating_add(ms), id).as_millis();
+        assert_eq!([way(0), way(40), way(1_200)], [0, 40, 1_200]);
+        assert_eq!(way(-5_000), 0, "a clock behind Discord's");
+        assert_eq!(way(3_600_000), 1_500, "a clock ahead of Discord's");
+        assert_eq!(on_the_way(i64::MIN, id).as_millis(), 0);
+        assert_eq!(on_the_way(i64::MAX, 0).as_millis(), 1_500);
+    }
 }
