@@ -21,9 +21,12 @@
 //! possible assignment. Which process goes, and to which of equally full hosts, costs no move: that choice keeps a
 //! bot's processes, and shards beside each other, on different hosts.
 //!
+//! [`demand`] makes the input from a spec and from what agents found.
+//!
 //! Hosts that are cordoned keep what they run and get nothing. A pinned process (a database node whose data
 //! lies on its host) goes where it is pinned, whatever that host's capacity, and is never moved.
 
+pub mod demand;
 mod even;
 mod order;
 mod place;

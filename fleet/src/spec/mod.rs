@@ -6,6 +6,7 @@
 
 mod check;
 mod error;
+mod placing;
 mod raw;
 mod resolve;
 mod value;
@@ -17,6 +18,8 @@ pub use resolve::{Generation, Layout, Places};
 use serde::Serialize;
 pub use value::{format_bytes, format_duration, parse_bytes, parse_duration};
 
+pub use placing::{Act, Advise, BotPlacement, HostCapacity};
+
 use crate::process::{Limits, LogPolicy, Probe, RestartPolicy, StopPolicy};
 
 /// Desired state of a fleet.
@@ -26,7 +29,7 @@ pub struct Spec {
     pub name: String,
     /// Production fleets look different and ask twice.
     pub production: bool,
-    /// Hosts by name; empty = the one machine the agent runs on.
+    /// What is said of hosts. A host is of the fleet because it has joined, whether it stands here or not.
     pub hosts: Vec<Host>,
     /// Bots by name.
     pub bots: BTreeMap<String, Bot>,
@@ -34,6 +37,8 @@ pub struct Spec {
     pub database: Option<Database>,
     /// Where backups go and when they are made.
     pub backup: Backup,
+    /// What the fleet may do about its own advice.
+    pub advise: Advise,
     /// What is odd but not wrong, one line each.
     pub warnings: Vec<String>,
 }
@@ -45,8 +50,10 @@ pub struct Host {
     pub name: String,
     /// Where its agent answers; unset on a one-machine fleet.
     pub address: Option<String>,
-    /// For placement.
+    /// For placement: added to those that its agent was given, and stronger.
     pub labels: BTreeMap<String, String>,
+    /// What it can hold, as far as the operator says.
+    pub capacity: HostCapacity,
 }
 
 /// A bot: one program, sharded over one or more processes.
@@ -87,6 +94,8 @@ pub struct Bot {
     pub silent: Option<Duration>,
     /// Variables whose value depends on the instance, with `{shard_ids}` and the like replaced.
     pub shard_env: BTreeMap<String, String>,
+    /// Where its processes may run, and how much load one is.
+    pub placement: BotPlacement,
     /// How its processes run.
     pub run: Run,
 }
@@ -140,6 +149,8 @@ pub struct Node {
     pub listen: String,
     /// Share of the guilds, relative to the others; at most [`WEIGHT_MAX`](crate::ring::WEIGHT_MAX).
     pub weight: u32,
+    /// The host that it lives on, with its data; unset = the one host there is.
+    pub host: Option<String>,
 }
 
 impl Node {

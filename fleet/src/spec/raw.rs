@@ -17,6 +17,7 @@ pub(super) struct Document {
     pub bots: BTreeMap<Text, Spanned<Bot>>,
     pub database: Option<Spanned<Database>>,
     pub backup: Option<Backup>,
+    pub advise: Option<Advise>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -33,7 +34,36 @@ pub(super) struct Host {
     pub name: Text,
     pub address: Option<String>,
     #[serde(default)]
-    pub labels: BTreeMap<String, String>,
+    pub labels: BTreeMap<Text, Text>,
+    pub capacity: Option<Capacity>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Capacity {
+    pub processes: Option<Spanned<u32>>,
+    pub memory: Option<Text>,
+    pub share: Option<Spanned<u32>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Placement {
+    #[serde(default)]
+    pub required: BTreeMap<Text, Text>,
+    #[serde(default)]
+    pub preferred: BTreeMap<Text, Text>,
+    pub anti_affinity: Option<Text>,
+    pub weight: Option<Spanned<u32>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Advise {
+    #[serde(default)]
+    pub act: Vec<Text>,
+    pub max_shards: Option<Spanned<u32>>,
+    pub quiet_hours: Option<Text>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -54,6 +84,7 @@ pub(super) struct Bot {
     pub max_concurrency: Option<Spanned<u32>>,
     pub identify_reserve: Option<u32>,
     pub health: Option<Health>,
+    pub placement: Option<Placement>,
     #[serde(default)]
     pub shard_env: BTreeMap<Text, Text>,
     // serde cannot flatten and refuse unknown keys at once, so the keys of `Run` stand here and in
@@ -143,6 +174,7 @@ pub(super) struct Node {
     pub name: Text,
     pub listen: Text,
     pub weight: Option<Spanned<u32>>,
+    pub host: Option<Text>,
 }
 
 #[derive(Debug, Deserialize)]

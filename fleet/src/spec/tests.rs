@@ -227,6 +227,120 @@ fn silence_is_a_time_or_off() {
     }
 }
 
+const HOSTS: &str = r#"
+[fleet]
+name = "demo"
+
+[[hosts]]
+name = "a"
+labels = { rack = "r1", disk = "ssd" }
+capacity = { processes = 40, memory = "28GiB", share = 2 }
+
+[[hosts]]
+name = "b"
+
+[bots.tanako]
+command = ["tanako-bot"]
+token_file = "/etc/tanako/discord.token"
+shards = 8
+placement = { required = { disk = "ssd" }, preferred = { zone = "eu" }, anti_affinity = "host", weight = 4 }
+
+[database]
+token_file = "/etc/tanako/db.token"
+
+[[database.node]]
+name = "n1"
+listen = "10.0.0.1:7101"
+host = "a"
+
+[advise]
+act = ["rebalance", "reshard"]
+max_shards = 64
+quiet_hours = "23:00-06:00"
+"#;
+
+#[test]
+fn hosts_placement_and_advice() {
+    let spec = parse(HOSTS, "fleet.toml").expect("a good spec");
+    assert_eq!(spec.warnings, [] as [&str; 0]);
+    let capacity = &spec.hosts[0].capacity;
+    assert_eq!(
+        (capacity.processes, capacity.memory_bytes, capacity.share),
+        (Some(40), Some(28 << 30), Some(2))
+    );
+    assert_eq!(spec.hosts[1].capacity, HostCapacity::default());
+    let placement = &spec.bots["tanako"].placement;
+    assert_eq!(placement.weight, Some(4));
+    assert_eq!(placement.rules.anti_affinity.as_deref(), Some("host"));
+    let nodes = &spec.database.as_ref().expect("a database").nodes;
+    assert_eq!(nodes[0].host.as_deref(), Some("a"));
+    assert_eq!(spec.advise.max_shards, Some(64));
+    let quiet = |hour: u32| spec.advise.is_quiet(hour * 60);
+    assert!(quiet(23) && quiet(0) && quiet(5) && !quiet(6) && !quiet(22));
+    assert!(Advise::default().is_quiet(12 * 60) && Advise::default().act.is_empty());
+    // Odd, and perhaps meant.
+    let odd = HOSTS
+        .replace("10.0.0.1:7101", "127.0.0.1:7101")
+        .replace("host = \"a\"", "host = \"c\"");
+    let odd = parse(&odd, "fleet.toml").expect("a spec");
+    assert_eq!(
+        odd.warnings,
+        [
+            "database node n1: host c is not among [[hosts]]; it must have joined the fleet",
+            "database node n1: other hosts cannot reach it at 127.0.0.1:7101",
+        ]
+    );
+}
+
+#[test]
+fn refusals_about_hosts_name_reason_and_remedy() {
+    let cases = [
+        ("name = \"b\"", "name = \"a\""),
+        ("name = \"b\"", "name = \"b\"\nlabel = { x = \"y\" }"),
+        ("rack = \"r1\"", "rack = \"r 1\""),
+        ("rack = \"r1\"", "host = \"r1\""),
+        ("memory = \"28GiB\"", "memory = \"28 gigs\""),
+        ("share = 2", "share = 0"),
+        ("share = 2", "cores = 2"),
+        ("weight = 4", "weight = 0"),
+        ("zone = \"eu\"", "disk = \"hdd\""),
+        ("anti_affinity = \"host\"", "anti_affinity = \"\""),
+        ("anti_affinity = \"host\"", "affinity = \"host\""),
+        ("host = \"a\"\n", ""),
+        ("host = \"a\"\n", "host = \"A!\"\n"),
+        ("\"rebalance\", ", "\"rebalnce\", "),
+        ("max_shards = 64\n", ""),
+        ("max_shards = 64", "max_shards = 0"),
+        ("23:00-06:00", "23-6"),
+        ("23:00-06:00", "23:00-23:00"),
+    ];
+    let said: Vec<String> = cases
+        .iter()
+        .map(|(from, to)| {
+            assert!(HOSTS.contains(from), "{from}");
+            let error = parse(&HOSTS.replacen(from, to, 1), "fleet.toml");
+            let error = error.expect_err("must be refused");
+            let hints = error
+                .problems()
+                .iter()
+                .map(|it| format!("\n  hint: {}", it.hint));
+            format!("{to}\n{error}{}", hints.collect::<String>())
+        })
+        .collect();
+    insta::assert_snapshot!(said.join("\n\n"));
+    // So many alike have no homes.
+    let from = HOSTS.find("[[database.node]]").expect("it is there");
+    let to = HOSTS.find("[advise]").expect("it is there");
+    let text = format!("{}nodes = 3\n\n{}", &HOSTS[..from], &HOSTS[to..]);
+    let error = parse(&text, "fleet.toml").expect_err("must be refused");
+    assert!(
+        error
+            .to_string()
+            .contains("each database node needs a host"),
+        "{error}"
+    );
+}
+
 #[test]
 fn explicit_nodes_and_collisions() {
     let with = |nodes: &str| {

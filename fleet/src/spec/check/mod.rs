@@ -1,5 +1,6 @@
 //! From what was typed to what it means; gathers every problem instead of stopping at the first.
 
+mod placing;
 mod run;
 
 use std::{collections::BTreeMap, net::SocketAddr, ops::Range, path::Path, time::Duration};
@@ -352,10 +353,11 @@ impl Checker {
             token_env,
             db_uri_env,
             shard_env,
+            placement: self.bot_placement(raw.placement),
         }
     }
 
-    fn database(&mut self, spanned: Spanned<raw::Database>) -> Database {
+    fn database(&mut self, spanned: Spanned<raw::Database>, hosts: &[Host]) -> Database {
         let span = spanned.span();
         let mut raw = spanned.into_inner();
         let command = raw.command.as_ref().map_or_else(
@@ -413,6 +415,7 @@ impl Checker {
                             name: format!("node{}", index + 1),
                             listen: format!("{address}:{port}"),
                             weight: 1,
+                            host: None,
                         });
                     }
                 }
@@ -479,10 +482,12 @@ impl Checker {
                         name,
                         listen,
                         weight,
+                        host: node.host.as_ref().map(|host| self.name("host", host)),
                     });
                 }
             }
         }
+        self.homes(&raw, &nodes, hosts);
         let worker = is_program(&command, "tanako-db");
         let run = raw.run();
         Database {
@@ -576,7 +581,8 @@ pub(super) fn check(raw: raw::Document) -> Result<Spec, Vec<SpecProblem>> {
         hosts.push(Host {
             name,
             address: host.address,
-            labels: host.labels,
+            labels: checker.labels(host.labels),
+            capacity: checker.capacity(host.capacity),
         });
     }
     let place = raw.fleet.name.span();
@@ -585,8 +591,11 @@ pub(super) fn check(raw: raw::Document) -> Result<Spec, Vec<SpecProblem>> {
         let bot = checker.bot(&name, bot);
         bots.insert(name.into_inner(), bot);
     }
-    let database = raw.database.map(|database| checker.database(database));
+    let database = raw
+        .database
+        .map(|database| checker.database(database, &hosts));
     let backup = checker.backup(raw.backup);
+    let advise = checker.advise(raw.advise);
     if bots.is_empty() && database.is_none() {
         checker.refuse(
             place,
@@ -602,6 +611,7 @@ pub(super) fn check(raw: raw::Document) -> Result<Spec, Vec<SpecProblem>> {
             bots,
             database,
             backup,
+            advise,
             warnings: checker.warnings,
         })
     } else {
