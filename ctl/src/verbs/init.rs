@@ -134,6 +134,11 @@ shards_per_process = {per_process}
 # stop = {{ signal = "TERM", grace = "20s" }}
 # limits = {{ memory = "512MiB", open_files = 4096 }}
 
+# In a fleet of several hosts: where its processes may run, and how much load one is. `required` and
+# `preferred` are labels of hosts; anti_affinity keeps them on different hosts ("host") or on hosts that
+# differ in a label ("rack"); weight is its shards unless set.
+# placement = {{ preferred = {{ zone = "eu-1" }}, anti_affinity = "host", weight = 4 }}
+
 # A bot in any other language runs as it is:
 # [bots.mybot]
 # command = ["node", "index.js"]
@@ -143,10 +148,22 @@ shards_per_process = {per_process}
 # shards = 2
 # ready = {{ kind = "log", pattern = "Ready", timeout = "60s" }}
 
+# A host is of the fleet because it has joined (`tanakoctl join-token`). A table here adds labels, bounds
+# (processes, memory) and its part of the load beside the others; its processors unless set.
+# [[hosts]]
+# name = "a"
+# labels = {{ zone = "eu-1", rack = "r1" }}
+# capacity = {{ processes = 40, memory = "28GiB", share = 8 }}
+
 # The guild database: nodes on ports {port}, {port} + 1, …
 [database]
 nodes = {nodes}
 base_port = {port}
+# With several hosts each node has one where its data lies; then, instead of nodes and base_port:
+#   [[database.node]]
+#   name = "node1"
+#   listen = "10.0.0.1:7101"
+#   host = "a"
 # File of mode 0600 with a token of your own; the bots show it.
 token_file = {db_token}
 
@@ -155,6 +172,13 @@ token_file = {db_token}
 # UTC, daily.
 schedule = "03:00"
 keep = 7
+
+# `tanakoctl advise` says what it would change. This lets the fleet do it by itself, at most once a day and
+# within these hours (UTC), never while another operation runs.
+# [advise]
+# act = ["rebalance", "reshard"]
+# max_shards = 64
+# quiet_hours = "02:00-06:00"
 "#,
         name = quoted(name),
         discord_token = path("discord.token"),
@@ -208,5 +232,8 @@ mod tests {
         let spec = tanako_fleet::spec::parse(&active, "fleet.toml").expect("a spec");
         assert_eq!(spec.bots.len(), 2);
         assert_eq!(spec.bots["tanako"].identify_reserve, Some(100));
+        assert_eq!(spec.bots["tanako"].placement.weight, Some(4));
+        assert_eq!(spec.hosts[0].capacity.processes, Some(40));
+        assert_eq!(spec.advise.max_shards, Some(64));
     }
 }
