@@ -2,6 +2,7 @@
 //! function here, so that a simulator can prove the invariants.
 
 pub mod access;
+pub mod advise;
 pub mod failover;
 pub mod health;
 pub mod identify;
