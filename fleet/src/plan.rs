@@ -60,6 +60,9 @@ pub struct Cost {
     pub identifies: u32,
     /// Seconds expected.
     pub seconds: u32,
+    /// Processes that go to another host.
+    #[serde(default)]
+    pub moved: u32,
 }
 
 /// Seconds one process is expected to need to stop and become ready again when it resumes.
@@ -170,6 +173,8 @@ pub enum Move {
     Warm,
     /// Start it beside others with sessions of its own.
     Shadow,
+    /// Stop it on its host, if that one lives, and start it on another.
+    Transfer,
 }
 
 /// What the moves cost together, with `max_concurrency` IDENTIFYs every 5 s and restarts of
@@ -198,6 +203,7 @@ pub fn cost<'a>(
             }
             (Move::Start | Move::Restart, false) => cost.started += 1,
             (Move::Restart, true) => cost.restarted += 1,
+            (Move::Transfer, _) => cost.moved += 1,
         }
         // A foreign process identifies by itself at each start: its sessions are its own.
         let foreign = spec.gated || spec.identify_queue;
@@ -206,7 +212,7 @@ pub fn cost<'a>(
         }
     }
     let waiting = cost.identifies.div_ceil(max_concurrency.max(1)) * IDENTIFY_S;
-    let working = cost.restarted.div_ceil(at_once.max(1)) * RESTART_S
+    let working = (cost.restarted + cost.moved).div_ceil(at_once.max(1)) * RESTART_S
         + u32::from(cost.started + cost.stopped > 0);
     cost.seconds = waiting.max(working);
     cost
@@ -270,5 +276,9 @@ mod tests {
         assert_eq!(all(Move::Start, true, false), Cost::default());
         assert_eq!(all(Move::Stop, true, true).stopped, 4);
         assert_eq!(all(Move::Stop, false, true), Cost::default());
+        let moved = all(Move::Transfer, true, true);
+        assert_eq!((moved.moved, moved.identifies, moved.seconds), (4, 0, 12));
+        let moved = all(Move::Transfer, false, false);
+        assert_eq!((moved.moved, moved.identifies, moved.seconds), (4, 16, 12));
     }
 }

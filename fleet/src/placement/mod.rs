@@ -4,6 +4,7 @@
 //! what could not be placed with the reason in words. The same input gives the same plan.
 //!
 //! **What a plan does**, by its [`Aim`]:
+//! - [`Aim::New`] only finds hosts for what has none.
 //! - [`Aim::Needed`] places what has no host, or whose host is lost, gone or draining. Nothing else moves,
 //!   unless room must be made for one of those: what a failover and a drain want.
 //! - [`Aim::Even`] does that too, mends what breaks a rule (labels, capacity, anti-affinity), brings
@@ -138,6 +139,8 @@ pub type Assignment = BTreeMap<ProcessName, String>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Aim {
+    /// Only what has no host yet, without moving anything else to make room.
+    New,
     /// Only what has no host that may keep it.
     Needed,
     /// That, and an even load.
@@ -242,9 +245,9 @@ pub struct Evenness {
 pub fn plan(input: &Input) -> Plan {
     let mut table = Table::new(input);
     let before = table.evenness();
-    let mut pending = table.pending();
+    let mut pending = table.pending(input.aim);
     loop {
-        let mut changed = place::place(&mut table, &mut pending);
+        let mut changed = place::place(&mut table, &mut pending, input.aim != Aim::New);
         if input.aim == Aim::Even {
             changed |= place::mend(&mut table);
             changed |= place::prefer(&mut table);

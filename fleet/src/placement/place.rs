@@ -7,8 +7,9 @@ use super::{
     table::{At, Id, Table},
 };
 
-/// Places what it can of `pending` and leaves the rest in it. True if something was placed.
-pub(super) fn place(table: &mut Table, pending: &mut Vec<Id>) -> bool {
+/// Places what it can of `pending` and leaves the rest in it. `moves` = others may be moved to make room.
+/// True if something was placed.
+pub(super) fn place(table: &mut Table, pending: &mut Vec<Id>, moves: bool) -> bool {
     let before = pending.len();
     // Where one of a shape found no room, the next will not: room only gets less.
     let mut hopeless: HashSet<u32> = HashSet::new();
@@ -27,7 +28,7 @@ pub(super) fn place(table: &mut Table, pending: &mut Vec<Id>) -> bool {
             table.shift(id, to, why);
             return false;
         }
-        if !table.kind(id).fixed && make_room(table, id, why) {
+        if moves && !table.kind(id).fixed && make_room(table, id, why) {
             return false;
         }
         hopeless.insert(shape);

@@ -5,7 +5,9 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
 };
 
-use super::{APART_HOSTS, Evenness, Host, HostState, Input, Process, Rules, Unplaced, Why, why};
+use super::{
+    APART_HOSTS, Aim, Evenness, Host, HostState, Input, Process, Rules, Unplaced, Why, why,
+};
 
 /// Equally full hosts that are compared to keep a bot's processes apart; more would cost time and
 /// change little.
@@ -207,7 +209,7 @@ impl<'a> Table<'a> {
 
     /// What has no host that may keep it: those with the fewest hosts to choose from first, then the
     /// largest.
-    pub fn pending(&self) -> Vec<Id> {
+    pub fn pending(&self, aim: Aim) -> Vec<Id> {
         let choice: Vec<usize> = self
             .kinds
             .iter()
@@ -219,6 +221,7 @@ impl<'a> Table<'a> {
             .collect();
         let mut pending: Vec<Id> = (0..self.processes.len() as Id)
             .filter(|id| self.at[*id as usize].is_none())
+            .filter(|id| aim != Aim::New || self.named[*id as usize].is_none())
             .collect();
         pending.sort_by(|a, b| {
             let key = |id: Id| {

@@ -62,7 +62,7 @@ fn without<'a>(table: &Table<'a>, moved: &[Id], kept: Id, pending: &[Id]) -> Opt
     let shorter = trial.moved().len() < moved.len();
     let mut left = pending.to_vec();
     let settled = shorter
-        && !place::place(&mut trial, &mut left)
+        && !place::place(&mut trial, &mut left, true)
         && !place::mend(&mut trial)
         && !place::prefer(&mut trial)
         && !even::level(&mut trial);

@@ -115,6 +115,28 @@ fn what_is_needed_moves_nothing_to_a_new_host_and_what_is_even_does() {
 }
 
 #[test]
+fn what_is_new_finds_a_host_and_nothing_else_moves() {
+    let mut fleet = input(hosts(2), processes("a", 4, 1));
+    let plan = judged(&fleet);
+    fleet = after(fleet, &plan);
+    fleet.hosts[0].state = HostState::Draining;
+    fleet.hosts.push(host("new", 1));
+    fleet.processes.extend(processes("b", 1, 1));
+    fleet.aim = Aim::New;
+    let plan = place(&fleet);
+    assert_eq!(plan.moves.len(), 1);
+    assert_eq!((on(&plan, "b/0"), plan.unplaced.len()), (Some("new"), 0));
+    // Nobody makes room for it.
+    for host in &mut fleet.hosts {
+        host.capacity.processes = Some(1);
+    }
+    fleet.processes.extend(processes("c", 1, 1));
+    put(&mut fleet, "c/0", "new");
+    let plan = place(&fleet);
+    assert_eq!((plan.moves.len(), plan.unplaced.len()), (0, 1));
+}
+
+#[test]
 fn load_follows_the_share() {
     let mut all = hosts(3);
     all[2].capacity.share = 4;
