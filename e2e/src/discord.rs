@@ -2,13 +2,14 @@
 
 use std::{
     fs,
+    net::IpAddr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
 use serde_json::{Value, json};
 
-use crate::{binaries, http, wait};
+use crate::{binaries, http, netns::Namespace, wait};
 
 /// Between two heartbeats of a client. Short, because a client proves with them what it has; not so short
 /// that one that waits for a core counts as dead.
@@ -28,20 +29,65 @@ pub struct Discord {
     child: Child,
     url: String,
     token_file: PathBuf,
+    /// Where its admin API is reached, when that is not here.
+    inside: Option<Inside>,
 }
+
+#[derive(Debug)]
+struct Inside {
+    namespace: Namespace,
+    admin: String,
+}
+
+/// Ports in a namespace, where nobody else wants one.
+const PORT: u16 = 8080;
+/// See [`PORT`].
+const ADMIN_PORT: u16 = 8081;
 
 impl Discord {
     /// Starts one with its files in `directory`, and waits until it serves.
     pub fn start(directory: &Path, arguments: &[String]) -> Self {
+        let listen = ["127.0.0.1:0".to_owned()];
+        Self::launch(Command::new("nice"), &listen, directory, arguments)
+    }
+
+    /// Starts one in a namespace, for bots at this address, and waits until it serves.
+    pub fn start_in(
+        namespace: &Namespace,
+        address: impl Into<IpAddr>,
+        directory: &Path,
+        arguments: &[String],
+    ) -> Self {
+        let listen = [
+            format!("{}:{PORT}", address.into()),
+            format!("127.0.0.1:{ADMIN_PORT}"),
+        ];
+        let mut discord = Self::launch(namespace.command("nice"), &listen, directory, arguments);
+        discord.inside = Some(Inside {
+            namespace: namespace.clone(),
+            admin: format!("http://127.0.0.1:{ADMIN_PORT}"),
+        });
+        discord
+    }
+
+    fn launch(
+        mut nice: Command,
+        listen: &[String],
+        directory: &Path,
+        arguments: &[String],
+    ) -> Self {
         let info = directory.join("simcord.json");
         let token_file = directory.join("discord.token");
         let log = fs::File::create(directory.join("simcord.log")).expect("a log");
         // The real one does not share its cores with us. Where this may not be asked for, `nice` says
         // so and goes on without.
-        let child = Command::new("nice")
-            .args(["-n", "-15"])
+        nice.args(["-n", "-15"])
             .arg(binaries::path("simcord"))
-            .args(["--listen", "127.0.0.1:0", "--heartbeat-interval", HEARTBEAT])
+            .args(["--heartbeat-interval", HEARTBEAT]);
+        for address in listen {
+            nice.args(["--listen", address]);
+        }
+        let child = nice
             .args([
                 "--identify-interval",
                 &format!("{}ms", identify_interval_ms()),
@@ -65,6 +111,7 @@ impl Discord {
             child,
             url,
             token_file,
+            inside: None,
         }
     }
 
@@ -80,7 +127,12 @@ impl Discord {
 
     /// What it answers to `GET /_sim/…`.
     pub fn get(&self, path: &str) -> Value {
-        http::get_json(&format!("{}/_sim{path}", self.url)).expect("an answer of simcord")
+        let get = |base: &str| http::get_json(&format!("{base}/_sim{path}"));
+        let answer = match &self.inside {
+            Some(inside) => inside.namespace.within(|| get(&inside.admin)),
+            None => get(&self.url),
+        };
+        answer.expect("an answer of simcord")
     }
 
     /// What it answers to `POST /_sim/…`.
@@ -90,7 +142,11 @@ impl Discord {
 
     /// As [`Self::post`], for what may be refused.
     pub fn try_post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
-        http::post_json(&format!("{}/_sim{path}", self.url), body)
+        let post = |base: &str| http::post_json(&format!("{base}/_sim{path}"), body);
+        match &self.inside {
+            Some(inside) => inside.namespace.within(|| post(&inside.admin)),
+            None => post(&self.url),
+        }
     }
 
     /// What the REST API answers to the bot's token.

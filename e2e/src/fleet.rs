@@ -106,6 +106,21 @@ impl Fleet {
         serde_json::from_str(&printed).unwrap_or_else(|error| panic!("{error}: {printed}"))
     }
 
+    /// Runs `tanakoctl … -o json` as it stands, without a context, which must succeed.
+    pub fn json_of(&self, arguments: &[&str]) -> Value {
+        let mut all = arguments.to_vec();
+        all.extend(["-o", "json"]);
+        let output = self.ctl(&all);
+        assert!(
+            output.status.success(),
+            "tanakoctl {}: {}",
+            all.join(" "),
+            text(&output)
+        );
+        serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|error| panic!("{error}: {}", text(&output)))
+    }
+
     /// `tanakoctl demo info`.
     pub fn info(&self) -> Value {
         let output = self.ctl(&["demo", "info", "-o", "json"]);
@@ -154,21 +169,17 @@ impl Fleet {
     /// The last lines of every log below the data directory, for the message of a failed test.
     pub fn logs(&self) -> String {
         let mut all = String::new();
-        for folder in [
-            self.dir(),
-            self.dir().join("logs"),
-            self.dir().join("agent/logs"),
-        ] {
+        let mut folders = vec![self.dir()];
+        while let Some(folder) = folders.pop() {
             for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-                if entry
-                    .path()
-                    .extension()
-                    .is_some_and(|extension| extension == "log")
-                {
-                    let bytes = std::fs::read(entry.path()).unwrap_or_default();
+                let path = entry.path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else if path.extension().is_some_and(|extension| extension == "log") {
+                    let bytes = std::fs::read(&path).unwrap_or_default();
                     let log = String::from_utf8_lossy(&bytes);
                     let lines: Vec<&str> = log.lines().collect();
-                    let _ = writeln!(all, "--- {}", entry.path().display());
+                    let _ = writeln!(all, "--- {}", path.display());
                     all.push_str(&lines[lines.len().saturating_sub(15)..].join("\n"));
                     all.push('\n');
                 }

@@ -8,6 +8,7 @@
 //!
 //! [`Rig`] is a fleet under load with a [`Discord`] of its own, for proofs: nothing missed, nothing
 //! handled twice, no IDENTIFY spent. [`Warnings`] add commands that leave rows in the database.
+//! [`netns`] makes fleets of several hosts.
 
 pub mod agent;
 pub mod binaries;
@@ -15,6 +16,7 @@ pub mod db;
 pub mod discord;
 pub mod fleet;
 pub mod http;
+pub mod netns;
 pub mod processes;
 pub mod rig;
 pub mod sim;

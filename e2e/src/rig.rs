@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// Every intent under which simcord generates events, so that all of them reach the bots.
-const INTENTS: u32 = 1 | 1 << 1 | 1 << 8 | 1 << 9 | 1 << 10 | 1 << 11;
+pub(crate) const INTENTS: u32 = 1 | 1 << 1 | 1 << 8 | 1 << 9 | 1 << 10 | 1 << 11;
 
 /// Ports for database nodes: below the range from which the kernel takes the local ports of
 /// connections, and apart from those of demos.
@@ -122,6 +122,11 @@ pub fn seed() -> u64 {
 /// Tests with a rig take turns: two fleets at once would only slow each other down.
 static TURN: Mutex<()> = Mutex::new(());
 
+/// Waits until no other test has a rig.
+pub(crate) fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// A running fleet with one database node, and its Discord.
 #[derive(Debug)]
 pub struct Rig {
@@ -142,12 +147,12 @@ pub struct Rig {
 /// lives, the session of this test comes before others. Where the user may not ask for that, or the
 /// kernel does not group by session, nothing changes.
 #[derive(Debug)]
-struct First;
+pub(crate) struct First;
 
 const AUTOGROUP: &str = "/proc/self/autogroup";
 
 impl First {
-    fn begin() -> Self {
+    pub(crate) fn begin() -> Self {
         let _ = fs::write(AUTOGROUP, "-15");
         Self
     }
@@ -163,7 +168,7 @@ impl Rig {
     /// A fleet of which every process is ready and every guild known. No events flow yet, and the
     /// account still has what the start took.
     pub fn up(size: Size) -> Self {
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = turn();
         let first = First::begin();
         let mut agent = Agent::new();
         agent.nice(-5);
@@ -258,34 +263,9 @@ impl Rig {
             let status = self
                 .status()
                 .map_err(|why| format!("{why}\n{}", self.story()))?;
-            let bots: Vec<&Value> = bots(&status).collect();
-            let ready = bots.iter().filter(|bot| bot["ready"] == true).count();
-            let held: Vec<&Value> = bots
-                .iter()
-                .flat_map(|bot| bot["shards"].as_array().into_iter().flatten())
-                .collect();
-            let up = held
-                .iter()
-                .filter(|shard| shard["stage"] == "ready")
-                .count();
-            let guilds: u64 = held
-                .iter()
-                .filter_map(|shard| shard["guilds"].as_u64())
-                .sum();
-            if status["healthy"] == true
-                && (bots.len(), ready) == (processes as usize, processes as usize)
-                && (held.len(), up) == (shards as usize, shards as usize)
-                && guilds == u64::from(self.size.guilds)
-            {
-                return Ok(status);
-            }
-            Err(format!(
-                "{ready} of {} processes ready, {up} of {} shards, {guilds} guilds; {}\n{}",
-                bots.len(),
-                held.len(),
-                status["reasons"],
-                self.story()
-            ))
+            counted(&status, processes, shards, self.size.guilds)
+                .map(|()| status)
+                .map_err(|why| format!("{why}\n{}", self.story()))
         })
     }
 
@@ -402,6 +382,41 @@ impl Rig {
         }
         all
     }
+}
+
+/// Whether every process of a fleet of this size is ready and every guild known; else what is missing.
+pub fn is_whole(status: &Value, size: &Size) -> Result<(), String> {
+    counted(status, size.processes(), size.shards, size.guilds)
+}
+
+fn counted(status: &Value, processes: u32, shards: u32, guilds: u32) -> Result<(), String> {
+    let bots: Vec<&Value> = bots(status).collect();
+    let ready = bots.iter().filter(|bot| bot["ready"] == true).count();
+    let held: Vec<&Value> = bots
+        .iter()
+        .flat_map(|bot| bot["shards"].as_array().into_iter().flatten())
+        .collect();
+    let up = held
+        .iter()
+        .filter(|shard| shard["stage"] == "ready")
+        .count();
+    let known: u64 = held
+        .iter()
+        .filter_map(|shard| shard["guilds"].as_u64())
+        .sum();
+    if status["healthy"] == true
+        && (bots.len(), ready) == (processes as usize, processes as usize)
+        && (held.len(), up) == (shards as usize, shards as usize)
+        && known == u64::from(guilds)
+    {
+        return Ok(());
+    }
+    Err(format!(
+        "{ready} of {} processes ready, {up} of {} shards, {known} guilds; {}",
+        bots.len(),
+        held.len(),
+        status["reasons"],
+    ))
 }
 
 /// The bot's processes of a status.

@@ -1,0 +1,612 @@
+//! A fleet whose hosts are namespaces: etcd and an agent on each, bots under load, and a simulated
+//! Discord that keeps the account.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::PathBuf,
+    process::{Child, Command, Output, Stdio},
+    sync::MutexGuard,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+use tanako_agent::office;
+use tanako_pki::{AUTHORITIES_FILE, Authority, IDENTITY_FILE, Subject};
+use tanako_store::{
+    election,
+    etcd::{EtcdStore, Options, Tls},
+};
+
+use super::{Etcd, Fault, Lan, Link, lan::DISCORD};
+use crate::{
+    binaries,
+    discord::{Discord, number},
+    fleet::text,
+    rig::{self, INTENTS, Size},
+    wait,
+};
+
+/// Where agents listen for each other.
+const AGENT_PORT: u16 = 7443;
+
+/// Where nodes of the database listen.
+const DB_PORT: u16 = 7101;
+
+/// Seconds until another agent takes the office of one that is gone.
+const OFFICE_LEASE_S: &str = "5";
+
+/// Members of etcd: the first hosts have one each.
+const ETCD_MEMBERS: usize = 3;
+
+/// Name of the fleet.
+const FLEET: &str = "proof";
+
+/// What its keys in etcd begin with.
+const PREFIX: &str = "tanako/proof/";
+
+/// Longer than any test runs.
+const LIFE: Duration = Duration::from_secs(24 * 3600);
+
+/// What runs on a host apart from etcd.
+#[derive(Debug, Default)]
+pub struct Host {
+    agent: Option<Child>,
+    /// Nothing runs there: its power is off.
+    off: bool,
+    frozen: bool,
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if let Some(mut agent) = self.agent.take() {
+            let _ = agent.kill();
+            let _ = agent.wait();
+        }
+    }
+}
+
+/// A running fleet over several hosts, and its Discord.
+#[derive(Debug)]
+pub struct Hosts {
+    /// The hosts as namespaces, and what is wrong between them. First, so that it ends first: with it
+    /// end all processes.
+    pub lan: Lan,
+    /// The simulated Discord.
+    pub discord: Discord,
+    /// The fleet's store.
+    pub etcd: Etcd,
+    /// How big the fleet is.
+    pub size: Size,
+    agents: BTreeMap<String, Host>,
+    since: Instant,
+    _first: rig::First,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Hosts {
+    /// A fleet over hosts with these names of which every process is ready and every guild known. No
+    /// events flow yet, and the account still has what the start took.
+    pub fn up(names: &[&str], size: Size) -> Self {
+        Self::with_database(names, size, &[])
+    }
+
+    /// The same, with a node of the database on each of `nodes`.
+    pub fn with_database(names: &[&str], size: Size, nodes: &[&str]) -> Self {
+        let turn = rig::turn();
+        let first = rig::First::begin();
+        let lan = Lan::new(names);
+        let authority = Authority::create(FLEET).expect("an authority");
+        let members = &names[..names.len().min(ETCD_MEMBERS)];
+        let etcd = Etcd::start(&lan, &authority, members);
+        let mut arguments = vec![
+            "--guilds".to_owned(),
+            size.guilds.to_string(),
+            "--max-concurrency".to_owned(),
+            size.max_concurrency.to_string(),
+        ];
+        arguments.extend(size.discord.iter().cloned());
+        let discord = Discord::start_in(lan.discord(), DISCORD, &lan.directory(), &arguments);
+        let mut spec = spec(&size, &discord);
+        spec.push_str(&database(&lan, nodes));
+        lan.file("fleet.toml", &spec);
+        for (number, name) in names.iter().enumerate() {
+            let directory = lan.directory_of(name).join("identity");
+            let subject = Subject::agent(*name, [lan.address(name).into()]);
+            // One of them can let others join.
+            if number == 0 {
+                authority.save(&directory).expect("the authority's key");
+            }
+            authority
+                .issue_to(&directory, &subject, LIFE)
+                .expect("a certificate");
+        }
+        let mut fleet = Self {
+            lan,
+            discord,
+            etcd,
+            size,
+            agents: names
+                .iter()
+                .map(|name| ((*name).to_owned(), Host::default()))
+                .collect(),
+            since: Instant::now(),
+            _first: first,
+            _turn: turn,
+        };
+        for name in names {
+            fleet.start_agent(name);
+        }
+        for name in names {
+            fleet.until_answers(name);
+        }
+        fleet.whole();
+        fleet.say("up");
+        fleet
+    }
+
+    /// Prints a line of what happens, with the seconds since the start.
+    pub fn say(&self, what: &str) {
+        println!("{:6.1} s  {what}", self.since.elapsed().as_secs_f64());
+    }
+
+    /// Names of the hosts that run.
+    pub fn living(&self) -> Vec<String> {
+        self.agents
+            .iter()
+            .filter(|(_, host)| !host.off && !host.frozen && host.agent.is_some())
+            .map(|(name, _)| name.clone())
+            .collect()
+    }
+
+    fn run_dir(&self, host: &str) -> PathBuf {
+        self.lan.directory_of(host).join("run")
+    }
+
+    /// The agent's command line on a host.
+    fn agent_command(&self, host: &str) -> Command {
+        let home = self.lan.directory_of(host);
+        let identity = home.join("identity");
+        let mut command = self.lan.host(host).command("nice");
+        command
+            .args(["-n", "-5"])
+            .arg(binaries::path("tanako-agent"))
+            .args(["--host", host, "--http", "127.0.0.1:0", "--data-dir"])
+            .arg(home.join("data"))
+            .arg("--run-dir")
+            .arg(home.join("run"))
+            .arg("--spec")
+            .arg(self.lan.directory().join("fleet.toml"))
+            .args(["--store", "etcd", "--etcd-prefix", PREFIX])
+            .args(["--etcd-endpoints", &self.etcd.urls()])
+            .args(["--etcd-lease-seconds", OFFICE_LEASE_S])
+            .arg("--etcd-ca")
+            .arg(identity.join(AUTHORITIES_FILE))
+            .arg("--etcd-cert")
+            .arg(identity.join(IDENTITY_FILE))
+            .arg("--etcd-key")
+            .arg(identity.join(IDENTITY_FILE))
+            .arg("--identity")
+            .arg(&identity)
+            .arg("--listen")
+            .arg(format!("{}:{AGENT_PORT}", self.lan.address(host)))
+            .env("HOME", &home)
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Starts the agent of a host; does not wait.
+    pub fn start_agent(&mut self, host: &str) {
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.lan.directory_of(host).join("agent.log"))
+            .expect("a log");
+        let mut command = self.agent_command(host);
+        let child = command.stderr(log).stdout(Stdio::null()).spawn();
+        let own = self.agents.get_mut(host).expect("a host of that name");
+        own.agent = Some(child.expect("the agent starts"));
+        own.off = false;
+    }
+
+    /// kill -9 of a host's agent alone.
+    pub fn kill_agent(&mut self, host: &str) {
+        let own = self.agents.get_mut(host).expect("a host of that name");
+        if let Some(mut agent) = own.agent.take() {
+            let _ = agent.kill();
+            let _ = agent.wait();
+        }
+        self.say(&format!("agent of {host} killed"));
+    }
+
+    /// Waits until the agent of a host answers.
+    pub fn until_answers(&self, host: &str) {
+        wait::until(&format!("the agent of {host}"), 90, || {
+            self.status_of(host)
+                .map(drop)
+                .map_err(|why| format!("{why}\n{}", self.story()))
+        });
+    }
+
+    /// A power cut on one host.
+    pub fn cut_power(&mut self, host: &str) {
+        self.lan.cut_power(host);
+        self.etcd.reap(host);
+        let own = self.agents.get_mut(host).expect("a host of that name");
+        own.off = true;
+        if let Some(mut agent) = own.agent.take() {
+            let _ = agent.wait();
+        }
+        self.say(&format!("power of {host} cut"));
+    }
+
+    /// The power is back: etcd and agent start as a system starts them.
+    pub fn revive(&mut self, host: &str) {
+        self.lan.heal(host);
+        if self.etcd.is_on(host) {
+            self.etcd.start_member(&self.lan, host);
+            self.etcd.until_healthy(&self.lan, host);
+        }
+        self.start_agent(host);
+        self.until_answers(host);
+        self.say(&format!("{host} is back"));
+    }
+
+    /// SIGSTOP of everything on a host.
+    pub fn freeze(&mut self, host: &str) {
+        self.lan.host(host).freeze();
+        self.agents
+            .get_mut(host)
+            .expect("a host of that name")
+            .frozen = true;
+        self.say(&format!("{host} frozen"));
+    }
+
+    /// SIGCONT of everything on a host.
+    pub fn thaw(&mut self, host: &str) {
+        self.lan.host(host).thaw();
+        self.agents
+            .get_mut(host)
+            .expect("a host of that name")
+            .frozen = false;
+        self.say(&format!("{host} goes on"));
+    }
+
+    /// Cuts a link of a host.
+    pub fn cut(&mut self, host: &str, link: Link) {
+        self.lan.impair(host, link, Fault::Cut);
+        self.say(&format!("{host} cut from {link:?}"));
+    }
+
+    /// Heals every link of a host.
+    pub fn heal(&mut self, host: &str) {
+        self.lan.heal(host);
+        self.say(&format!("links of {host} healed"));
+    }
+
+    fn tool(&self, host: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(binaries::path("tanakoctl"));
+        let home = self.lan.directory();
+        command
+            .arg("--socket")
+            .arg(self.run_dir(host).join("agent.sock"))
+            .args(arguments)
+            .env("HOME", &home)
+            .env("XDG_CONFIG_HOME", home.join("config"))
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// `tanakoctl`, asked of the agent of one host.
+    pub fn ctl(&self, host: &str, arguments: &[&str]) -> Output {
+        let output = self.tool(host, arguments).output();
+        output.expect("tanakoctl starts")
+    }
+
+    /// The same, left running.
+    pub fn spawn(&self, host: &str, arguments: &[&str]) -> Child {
+        let mut command = self.tool(host, arguments);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().expect("tanakoctl starts")
+    }
+
+    /// Runs `tanakoctl … -o json` on a host, which must succeed, and gives what it printed.
+    pub fn json(&self, host: &str, arguments: &[&str]) -> Value {
+        let mut all = arguments.to_vec();
+        all.extend(["-o", "json"]);
+        let output = self.ctl(host, &all);
+        assert!(
+            output.status.success(),
+            "tanakoctl {} on {host}: {}\n{}",
+            all.join(" "),
+            text(&output),
+            self.story()
+        );
+        serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|error| panic!("{error}: {}", text(&output)))
+    }
+
+    /// The fleet as the agent of a host sees it, healthy or not.
+    pub fn status_of(&self, host: &str) -> Result<Value, String> {
+        let output = self.ctl(host, &["status", "-o", "json"]);
+        match output.status.code() {
+            Some(0 | 10) => {
+                serde_json::from_slice(&output.stdout).map_err(|error| error.to_string())
+            }
+            _ => Err(text(&output)),
+        }
+    }
+
+    /// The fleet as the first agent sees it that answers.
+    pub fn status(&self) -> Result<Value, String> {
+        let mut why = "no host runs".to_owned();
+        for host in self.living() {
+            match self.status_of(&host) {
+                Ok(status) => return Ok(status),
+                Err(error) => why = error,
+            }
+        }
+        Err(why)
+    }
+
+    /// Waits until every process is ready and every guild known; gives that status.
+    pub fn whole(&self) -> Value {
+        wait::until("a whole fleet", 240, || {
+            let status = self
+                .status()
+                .map_err(|why| format!("{why}\n{}", self.story()))?;
+            rig::is_whole(&status, &self.size)
+                .map(|()| status)
+                .map_err(|why| format!("{why}\n{}", self.story()))
+        })
+    }
+
+    /// Which host each of the bot's processes is on.
+    pub fn places(&self) -> BTreeMap<String, String> {
+        places(&self.status().expect("a status"))
+    }
+
+    /// The shards of the processes on a host.
+    pub fn shards_on(&self, host: &str) -> BTreeSet<u64> {
+        let status = self.status().expect("a status");
+        rig::bots(&status)
+            .filter(|process| process["host"] == host)
+            .flat_map(|process| process["shards"].as_array().into_iter().flatten())
+            .filter_map(|shard| shard["id"].as_u64())
+            .collect()
+    }
+
+    /// The host whose agent decides, by the election in etcd.
+    pub fn coordinator(&self) -> String {
+        wait::until("a coordinator", 90, || {
+            let asked = self.living().into_iter().next().ok_or("no host runs")?;
+            let leader = self.lan.host(&asked).within(|| {
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build()
+                    .map_err(|error| error.to_string())?;
+                runtime.block_on(async {
+                    let store =
+                        EtcdStore::open(self.store_options(&asked)).map_err(|e| e.to_string())?;
+                    let leader = election::leader(&store, office::KEY).await;
+                    leader.map_err(|error| error.to_string())
+                })
+            })?;
+            leader.ok_or_else(|| "none is elected".to_owned())
+        })
+    }
+
+    fn store_options(&self, host: &str) -> Options {
+        let identity = self.lan.directory_of(host).join("identity");
+        Options {
+            endpoints: self.etcd.urls().split(',').map(str::to_owned).collect(),
+            prefix: PREFIX.to_owned(),
+            tls: Some(Tls {
+                ca: identity.join(AUTHORITIES_FILE),
+                cert: Some(identity.join(IDENTITY_FILE)),
+                key: Some(identity.join(IDENTITY_FILE)),
+            }),
+            user: None,
+            timeout: Duration::from_secs(10),
+        }
+    }
+
+    /// Waits until these shards are ready on other hosts than `host`.
+    pub fn until_elsewhere(&self, host: &str, shards: &BTreeSet<u64>) {
+        wait::until(&format!("the shards of {host} elsewhere"), 120, || {
+            let status = self.status()?;
+            let there: BTreeSet<u64> = rig::bots(&status)
+                .filter(|process| process["host"] != host && process["ready"] == true)
+                .flat_map(|process| process["shards"].as_array().into_iter().flatten())
+                .filter(|shard| shard["stage"] == "ready")
+                .filter_map(|shard| shard["id"].as_u64())
+                .collect();
+            if shards.is_subset(&there) {
+                return Ok(());
+            }
+            let missing: Vec<&u64> = shards.difference(&there).collect();
+            Err(format!("missing {missing:?}\n{}", self.story()))
+        });
+        self.say(&format!("the shards of {host} are elsewhere"));
+    }
+
+    /// Waits until none of the bot's processes lives on a host.
+    pub fn until_idle(&self, host: &str) {
+        wait::until(&format!("no bot on {host}"), 90, || {
+            let mut bots = self.lan.host(host).pids();
+            bots.retain(|pid| {
+                fs::read_to_string(format!("/proc/{pid}/comm"))
+                    .is_ok_and(|name| name.trim() == "tanako-bot")
+            });
+            if bots.is_empty() {
+                Ok(())
+            } else {
+                Err(format!("{bots:?} live\n{}", self.story()))
+            }
+        });
+        self.say(&format!("no bot lives on {host}"));
+    }
+
+    /// Lets events and commands flow, from a clean account, and waits until they do.
+    pub fn flow(&self) {
+        self.discord.settled(self.size.shards);
+        self.discord.forget();
+        self.discord.rates(self.size.events, self.size.interactions);
+        wait::until("events", 60, || {
+            let account = self.discord.account();
+            let enough = number(&account, "/events_generated") > u64::from(self.size.events)
+                && number(&account, "/interactions/answered")
+                    >= u64::from(self.size.interactions.min(1));
+            enough.then_some(()).ok_or(account.to_string())
+        });
+        self.say("events flow");
+    }
+
+    /// Waits until the fleet is whole, stops the flow, and gives the account once everything in it is
+    /// settled.
+    pub fn settle(&self) -> Value {
+        self.whole();
+        self.say("whole");
+        self.discord.rates(0, 0);
+        let account = self.discord.settled(self.size.shards);
+        self.say("settled");
+        account
+    }
+
+    /// The newest operation of this kind as a host tells it, once it is there and `wanted` of it.
+    pub fn operation(
+        &self,
+        kind: &str,
+        what: &str,
+        seconds: u64,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> Value {
+        wait::until(&format!("{kind}: {what}"), seconds, || {
+            let host = self.living().into_iter().next().expect("a host that runs");
+            let output = self.ctl(&host, &["operation", "list", "-o", "json"]);
+            let list: Value = serde_json::from_slice(&output.stdout)
+                .map_err(|error| format!("{error}: {}", text(&output)))?;
+            let id = list
+                .as_array()
+                .into_iter()
+                .flatten()
+                .find(|operation| operation["kind"] == kind)
+                .and_then(|operation| operation["id"].as_str())
+                .ok_or_else(|| list.to_string())?
+                .to_owned();
+            let shown = self.ctl(&host, &["operation", "show", &id, "-o", "json"]);
+            let operation: Value = serde_json::from_slice(&shown.stdout)
+                .map_err(|error| format!("{error}: {}", text(&shown)))?;
+            if wanted(&operation) {
+                Ok(operation)
+            } else {
+                Err(format!("{operation:#}\n{}", self.story()))
+            }
+        })
+    }
+
+    /// The newest operation of this kind, once it has ended.
+    pub fn ended(&self, kind: &str, seconds: u64) -> Value {
+        self.operation(kind, "its end", seconds, |operation| {
+            matches!(
+                operation["state"].as_str(),
+                Some("succeeded" | "failed" | "aborted")
+            )
+        })
+    }
+
+    /// The last lines of the logs of all hosts, for the message of a failed test.
+    pub fn story(&self) -> String {
+        let mut all = String::new();
+        let mut folders = vec![self.lan.directory()];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+                let path = entry.path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else if path.extension().is_some_and(|extension| extension == "log") {
+                    let bytes = fs::read(&path).unwrap_or_default();
+                    let log = String::from_utf8_lossy(&bytes);
+                    let lines: Vec<&str> = log.lines().collect();
+                    let _ = writeln!(all, "--- {}", path.display());
+                    all.push_str(&lines[lines.len().saturating_sub(8)..].join("\n"));
+                    all.push('\n');
+                }
+            }
+        }
+        all
+    }
+}
+
+/// A fleet that a busy machine carries; 64 shards, 50,000 guilds and 2,000 events a second when
+/// [`rig::full`].
+pub fn size() -> Size {
+    if rig::full() {
+        return Size::promised();
+    }
+    Size {
+        shards: 12,
+        per_process: 2,
+        guilds: 1_200,
+        max_concurrency: 12,
+        events: 180,
+        interactions: 10,
+        ..Size::promised()
+    }
+}
+
+/// Nodes of the database on these hosts.
+fn database(lan: &Lan, nodes: &[&str]) -> String {
+    if nodes.is_empty() {
+        return String::new();
+    }
+    let token = lan.file("db.token", "a-token-of-a-test-only-0123456789abcdef\n");
+    fs::set_permissions(&token, fs::Permissions::from_mode(0o600)).expect("mode 0600");
+    let mut text = format!(
+        "\n[database]\ntoken_file = {}\n",
+        Value::from(token.to_string_lossy())
+    );
+    for host in nodes {
+        let _ = write!(
+            text,
+            "\n[[database.node]]\nname = \"node-{host}\"\nlisten = \"{}:{DB_PORT}\"\nhost = \"{host}\"\n",
+            lan.address(host)
+        );
+    }
+    text
+}
+
+/// Which host each of the bot's processes is on, by a status.
+pub fn places(status: &Value) -> BTreeMap<String, String> {
+    rig::bots(status)
+        .map(|process| {
+            let text = |field: &str| process[field].as_str().unwrap_or_default().to_owned();
+            (text("name"), text("host"))
+        })
+        .collect()
+}
+
+fn spec(size: &Size, discord: &Discord) -> String {
+    format!(
+        r#"[fleet]
+name = "{FLEET}"
+
+[bots.tanako]
+command = ["tanako-bot", "--intents", "{INTENTS}"]
+token_file = {token}
+shards = {shards}
+shards_per_process = {per_process}
+api_url = "{url}"
+max_concurrency = {max_concurrency}
+{more}
+"#,
+        token = Value::from(discord.token_file().to_string_lossy()),
+        shards = size.shards,
+        per_process = size.per_process,
+        url = discord.url(),
+        max_concurrency = size.max_concurrency,
+        more = size.bot,
+    )
+}
