@@ -1,7 +1,7 @@
 //! What an agent needs to know to run one process: the spec of a fleet, resolved down to the unit of
 //! supervision. Made by [`crate::spec`], carried out by the agent's supervisor.
 
-use std::{collections::BTreeMap, fmt, str::FromStr, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, fmt, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -142,6 +142,37 @@ pub struct ProcessSpec {
     pub logs: LogPolicy,
 }
 
+/// Stands in a spec for the data directory of whichever host runs the process.
+pub const DATA_DIR: &str = "{data_dir}";
+
+impl ProcessSpec {
+    /// As it is on a host with that data directory: what follows from [`DATA_DIR`] is filled in.
+    pub fn on_host(&self, data_dir: &str) -> Cow<'_, Self> {
+        let texts = self
+            .command
+            .iter()
+            .chain(&self.directory)
+            .chain(self.env.values())
+            .chain(self.secret_env.values().map(|secret| &secret.file));
+        if !texts.into_iter().any(|text| text.contains(DATA_DIR)) {
+            return Cow::Borrowed(self);
+        }
+        let mut own = self.clone();
+        let texts = own
+            .command
+            .iter_mut()
+            .chain(&mut own.directory)
+            .chain(own.env.values_mut())
+            .chain(own.secret_env.values_mut().map(|secret| &mut secret.file));
+        for text in texts {
+            if text.contains(DATA_DIR) {
+                *text = text.replace(DATA_DIR, data_dir);
+            }
+        }
+        Cow::Owned(own)
+    }
+}
+
 /// A variable made from a secret file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SecretEnv {
@@ -251,6 +282,19 @@ pub struct LogPolicy {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_spec_fits_every_host() {
+        let toml = "[fleet]\nname = \"t\"\n[bots.b]\ncommand = [\"x\", \"{data_dir}/a\"]\n\
+                    token_file = \"/t\"\nshards = 1\nenv = { A = \"{data_dir}\", B = \"{other}\" }\n";
+        let spec = crate::spec::parse(toml, "fleet.toml").expect("a good spec");
+        let spec = &spec.processes(&crate::spec::Places::anywhere())[0];
+        let own = spec.on_host("/d");
+        assert_eq!(own.command[1], "/d/a");
+        assert_eq!((&*own.env["A"], &*own.env["B"]), ("/d", "{other}"));
+        assert!(matches!(own.on_host("/e"), Cow::Borrowed(_)));
+        assert_ne!(*own, *spec.on_host("/e"));
+    }
 
     #[test]
     fn names_are_parsed_strictly() {

@@ -34,6 +34,7 @@ pub struct Desired {
     /// Its processes, database nodes first.
     pub processes: Arc<Vec<Arc<ProcessSpec>>>,
     by_name: Arc<HashMap<ProcessName, Arc<ProcessSpec>>>,
+    /// Of this host. Specs leave open where they are.
     places: spec::Places,
 }
 
@@ -100,7 +101,7 @@ impl Desired {
         change: impl FnOnce(&mut Document, &spec::Places) -> Result<(), spec::SpecError>,
     ) -> Result<Self, spec::SpecError> {
         let mut next = self.clone();
-        change(&mut next.document, &self.places)?;
+        change(&mut next.document, &spec::Places::anywhere())?;
         next.document.version += 1;
         next.resolve()?;
         Ok(next)
@@ -188,7 +189,7 @@ impl Desired {
     }
 
     fn resolve(&mut self) -> Result<(), spec::SpecError> {
-        let resolved = self.document.resolve(&self.places)?;
+        let resolved = self.document.resolve(&spec::Places::anywhere())?;
         // What did not change keeps its place in memory.
         let processes: Vec<Arc<ProcessSpec>> = resolved
             .processes
@@ -215,7 +216,7 @@ impl Desired {
             .collect()
     }
 
-    /// Where backups go.
+    /// Where backups go on this host.
     pub fn backup_dir(&self) -> Option<String> {
         self.spec.as_ref().map(|spec| self.places.backup_dir(spec))
     }

@@ -61,7 +61,7 @@ impl Owner {
             if let Some(proc) = self.procs.get_mut(&id) {
                 proc.forget = false;
                 if **proc.core.spec() != *spec {
-                    proc.spec_hash = spec_hash(&spec);
+                    proc.spec_hash = spec_hash(&spec.on_host(&self.parts.data_dir));
                     self.parts
                         .logs
                         .file(&spec.name, &spec.logs, None)
@@ -97,7 +97,7 @@ impl Owner {
                 path: name.file_stem().into(),
                 source,
             })?;
-        let hash = spec_hash(&spec);
+        let hash = spec_hash(&spec.on_host(&self.parts.data_dir));
         let id = self.next_id;
         self.next_id += 1;
         self.names.insert(name.clone(), id);

@@ -188,6 +188,7 @@ impl Supervisor {
         let damaged = loaded.damaged;
         let left = adopt::look(instance, &boot, loaded)
             .map_err(|source| failed("look through", Path::new("/proc"), source))?;
+        let data_dir = config.data_dir.to_string_lossy().into_owned();
         let (outcomes_tx, outcomes) = mpsc::channel(COMMANDS_MAX);
         let spawner = Spawner::start(
             Arc::new(Common {
@@ -210,6 +211,7 @@ impl Supervisor {
         let (publish, status) = watch::channel(Arc::new(Table::new()));
         let owner = Owner::new(
             Parts {
+                data_dir,
                 instance,
                 boot,
                 records,

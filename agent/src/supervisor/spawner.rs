@@ -178,7 +178,7 @@ fn start(common: &Common, job: &Job) -> Outcome {
 }
 
 fn spawn(common: &Common, job: &Job) -> Result<Spawned, String> {
-    let spec = &*job.spec;
+    let spec = &*job.spec.on_host(&common.data_dir.to_string_lossy());
     let directory = match &spec.directory {
         Some(directory) => common.data_dir.join(directory),
         None => common.data_dir.clone(),

@@ -56,6 +56,8 @@ pub(super) enum Internal {
 
 /// What the task works with.
 pub(super) struct Parts {
+    /// Of this host; specs leave it open.
+    pub(super) data_dir: String,
     pub(super) instance: u64,
     pub(super) boot: Arc<str>,
     pub(super) records: Records,

@@ -6,11 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{Bot, Database, Run, Spec};
 use crate::{
-    process::{ProcessKind, ProcessName, ProcessSpec, Readiness, SecretEnv},
+    process::{DATA_DIR, ProcessKind, ProcessName, ProcessSpec, Readiness, SecretEnv},
     shard,
 };
 
-/// Where things are on the host that runs the processes.
+/// Where things are on a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Places {
     /// The agent's data directory.
@@ -18,6 +18,13 @@ pub struct Places {
 }
 
 impl Places {
+    /// On whichever host it will be: the supervisor there fills in its own.
+    pub fn anywhere() -> Self {
+        Self {
+            data_dir: DATA_DIR.to_owned(),
+        }
+    }
+
     /// Where backups go: as the spec says, else `backups` in the data directory.
     pub fn backup_dir(&self, spec: &Spec) -> String {
         spec.backup
@@ -92,6 +99,7 @@ const VARIABLES: &[&str] = &[
     "shard_count",
     "instance",
     "process",
+    "data_dir",
 ];
 
 /// The first `{name}` of a template that is not known.
