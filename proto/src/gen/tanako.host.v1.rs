@@ -27,6 +27,9 @@ pub struct HostUpdate {
     pub removed: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(message, repeated, tag = "7")]
     pub events: ::prost::alloc::vec::Vec<super::super::fleet::v1::Event>,
+    /// With a snapshot: names this life of the agent.
+    #[prost(string, tag = "10")]
+    pub instance: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ProcessState {
@@ -43,9 +46,15 @@ pub struct ProcessState {
     pub ready_at: i64,
     #[prost(string, tag = "6")]
     pub limits: ::prost::alloc::string::String,
-    /// The spec it is started from, JSON.
+    /// The spec it is started from, JSON. Empty = as told before on this stream.
     #[prost(bytes = "bytes", tag = "7")]
     pub spec: ::prost::bytes::Bytes,
+    /// Sessions kept here that it could resume.
+    #[prost(uint32, tag = "8")]
+    pub sessions: u32,
+    /// The latest deposits of its shards: of whoever deposited last, and of whoever did before.
+    #[prost(message, repeated, tag = "9")]
+    pub deposits: ::prost::alloc::vec::Vec<Deposit>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WorkerReport {
@@ -68,9 +77,26 @@ pub struct WorkerReport {
     pub reads_per_s: f64,
     #[prost(double, tag = "9")]
     pub writes_per_s: f64,
-    /// Latest deposits by shard, for receipts.
-    #[prost(message, repeated, tag = "10")]
-    pub deposits: ::prost::alloc::vec::Vec<super::super::worker::v1::SessionDeposit>,
+}
+/// Where a holder's work on a shard ended, for receipts. Nothing secret.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Deposit {
+    #[prost(uint32, tag = "1")]
+    pub shard_id: u32,
+    #[prost(uint32, tag = "2")]
+    pub shard_count: u32,
+    #[prost(string, tag = "3")]
+    pub process: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "4")]
+    pub attempt: u64,
+    #[prost(int64, tag = "5")]
+    pub deposited_at: i64,
+    #[prost(uint64, tag = "6")]
+    pub seq: u64,
+    #[prost(int64, tag = "7")]
+    pub last_event_at: i64,
+    #[prost(int64, tag = "8")]
+    pub stopped_at: i64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct OrderRequest {
@@ -79,7 +105,13 @@ pub struct OrderRequest {
     /// For messages: the coordinator's host.
     #[prost(string, tag = "2")]
     pub from: ::prost::alloc::string::String,
-    #[prost(oneof = "order_request::Order", tags = "3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    /// Rises with each order of an epoch.
+    #[prost(uint64, tag = "12")]
+    pub sequence: u64,
+    #[prost(
+        oneof = "order_request::Order",
+        tags = "3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 14"
+    )]
     pub order: ::core::option::Option<order_request::Order>,
 }
 /// Nested message and enum types in `OrderRequest`.
@@ -107,6 +139,13 @@ pub mod order_request {
         /// Forget the sessions of a set of shards that is no more.
         #[prost(message, tag = "11")]
         ForgetSessions(super::ForgetSessions),
+        /// Take in the sessions of this process that its last host copied to the store.
+        #[prost(string, tag = "13")]
+        Recall(::prost::alloc::string::String),
+        /// This process is another host's from now on: stop it, drop it, and what is kept of its sessions
+        /// here. The copy in the store is the other host's.
+        #[prost(string, tag = "14")]
+        Depart(::prost::alloc::string::String),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -116,6 +155,9 @@ pub struct Define {
     pub spec: ::prost::bytes::Bytes,
     #[prost(bool, tag = "2")]
     pub running: bool,
+    /// Its next attempt has a higher number than this: it ran elsewhere.
+    #[prost(uint64, tag = "3")]
+    pub attempt_min: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Duties {
@@ -148,6 +190,10 @@ pub struct Assigned {
     pub version: u64,
     #[prost(string, repeated, tag = "2")]
     pub processes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Those among the others that the fleet still has, on other hosts: their sessions are not this
+    /// host's any more.
+    #[prost(string, repeated, tag = "3")]
+    pub elsewhere: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ForgetSessions {
@@ -168,7 +214,7 @@ pub struct WorkerCommand {
     pub epoch: u64,
     #[prost(string, tag = "2")]
     pub process: ::prost::alloc::string::String,
-    /// Its number is the agent's to give.
+    /// Its number is the agent's to give, and so are the sessions of a take-over: those kept there.
     #[prost(message, optional, tag = "3")]
     pub command: ::core::option::Option<super::super::worker::v1::Command>,
     #[prost(uint32, tag = "4")]
@@ -176,7 +222,7 @@ pub struct WorkerCommand {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WorkerAnswer {
-    #[prost(oneof = "worker_answer::Answer", tags = "1, 2")]
+    #[prost(oneof = "worker_answer::Answer", tags = "1, 2, 3")]
     pub answer: ::core::option::Option<worker_answer::Answer>,
 }
 /// Nested message and enum types in `WorkerAnswer`.
@@ -187,7 +233,18 @@ pub mod worker_answer {
         Progress(super::super::super::worker::v1::CommandProgress),
         #[prost(message, tag = "2")]
         Result(super::super::super::worker::v1::CommandResult),
+        /// Why there is no result.
+        #[prost(message, tag = "3")]
+        Failure(super::CommandFailure),
     }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CommandFailure {
+    /// not-attached, busy, gone, timeout.
+    #[prost(string, tag = "1")]
+    pub code: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub message: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SessionsRequest {
@@ -202,10 +259,17 @@ pub struct Sessions {
     pub epoch: u64,
     #[prost(string, tag = "2")]
     pub process: ::prost::alloc::string::String,
-    #[prost(string, tag = "3")]
-    pub bot: ::prost::alloc::string::String,
-    #[prost(message, repeated, tag = "4")]
-    pub sessions: ::prost::alloc::vec::Vec<super::super::worker::v1::SessionDeposit>,
+    /// Each with all that is known of its shard.
+    #[prost(message, repeated, tag = "3")]
+    pub shards: ::prost::alloc::vec::Vec<KeptShard>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KeptShard {
+    /// As the store's copy has it. Holds a session id: never logged.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub slot: ::prost::bytes::Bytes,
+    #[prost(message, optional, tag = "2")]
+    pub guilds: ::core::option::Option<super::super::worker::v1::GuildCounts>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SessionsReply {
