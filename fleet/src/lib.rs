@@ -3,6 +3,7 @@
 
 pub mod access;
 pub mod advise;
+pub mod assignment;
 pub mod failover;
 pub mod health;
 pub mod identify;

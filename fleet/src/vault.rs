@@ -388,6 +388,45 @@ impl Vault {
         *ours != before
     }
 
+    /// Takes in what the host that had the shard before handed out. False, and nothing is changed,
+    /// when somebody is at work with the shard here.
+    pub fn take_in(&mut self, key: &ShardKey, slot: Slot) -> bool {
+        if self.slots.get(key).is_some_and(|ours| ours.claimed) {
+            return false;
+        }
+        self.load(key.clone(), slot);
+        true
+    }
+
+    /// The process has stopped here and goes to another host: nobody is at work with its shards here
+    /// any more, so that a later hold elsewhere is not overruled. The keys.
+    pub fn let_go(&mut self, process: &ProcessName) -> Vec<ShardKey> {
+        let held = self
+            .slots
+            .iter_mut()
+            .filter(|(_, slot)| slot.is_held_by(process));
+        held.map(|(key, slot)| {
+            slot.claimed = false;
+            key.clone()
+        })
+        .collect()
+    }
+
+    /// Drops what is known of the shards that a process holds by what is known here: another host has
+    /// them now. The keys.
+    pub fn depart(&mut self, process: &ProcessName) -> Vec<ShardKey> {
+        self.drop_where(|_, slot| slot.is_held_by(process))
+    }
+
+    /// The highest attempt of a process that is known to hold a shard; 0 = none is known.
+    pub fn attempt_of(&self, process: &ProcessName) -> u64 {
+        let held = self.slots.values().filter(|slot| slot.is_held_by(process));
+        held.filter_map(|slot| slot.holder.as_ref())
+            .map(|holder| holder.attempt)
+            .max()
+            .unwrap_or(0)
+    }
+
     /// Drops what is known of a set of shards that is no more (a reshard has ended). Its keys.
     pub fn forget(&mut self, bot: &str, count: u32) -> Vec<ShardKey> {
         self.drop_where(|key, _| key.bot == bot && key.count == count)
@@ -431,6 +470,11 @@ impl Vault {
 }
 
 impl Slot {
+    fn is_held_by(&self, process: &ProcessName) -> bool {
+        let holder = self.holder.as_ref();
+        holder.is_some_and(|holder| holder.process == *process)
+    }
+
     fn take(&mut self, who: &Holder) {
         let moved = self
             .holder

@@ -22,7 +22,9 @@ use crate::clock;
 impl Owner {
     pub(super) fn command(&mut self, command: Command) {
         let (result, reply) = match command {
-            Command::Define(spec, desired, reply) => (self.define(spec, desired), reply),
+            Command::Define(spec, desired, attempt_min, reply) => {
+                (self.define(spec, desired, attempt_min), reply)
+            }
             Command::Forget(name, reply) => (self.forget(&name), reply),
             Command::Start(name, reply) => (self.ask(&name, Input::Start), reply),
             Command::Stop(name, reply) => (self.ask(&name, Input::Stop), reply),
@@ -55,7 +57,12 @@ impl Owner {
         Ok(())
     }
 
-    fn define(&mut self, spec: Arc<ProcessSpec>, desired: Desired) -> Result<(), SupervisorError> {
+    fn define(
+        &mut self,
+        spec: Arc<ProcessSpec>,
+        desired: Desired,
+        attempt_min: u64,
+    ) -> Result<(), SupervisorError> {
         let id = if let Some(id) = self.names.get(&spec.name) {
             let id = *id;
             if let Some(proc) = self.procs.get_mut(&id) {
@@ -75,6 +82,9 @@ impl Owner {
             self.parts.records.define(&spec);
             self.insert(Arc::clone(&spec), known)?
         };
+        if let Some(proc) = self.procs.get_mut(&id) {
+            proc.core.count_from(attempt_min);
+        }
         self.apply(id, Input::Define(spec, desired));
         Ok(())
     }

@@ -281,6 +281,16 @@ impl Core {
         (core, effects)
     }
 
+    /// Its next attempt has a higher number than `attempt`, unless one is under way.
+    pub fn count_from(&mut self, attempt: u64) {
+        if matches!(
+            self.phase,
+            Phase::Stopped | Phase::Failed | Phase::Backoff { .. }
+        ) {
+            self.attempt = self.attempt.max(attempt);
+        }
+    }
+
     /// Takes in what happened and says what to do.
     pub fn step(&mut self, now: Instant, input: Input) -> Vec<Effect> {
         match input {

@@ -118,7 +118,8 @@ pub enum SupervisorError {
 
 /// Asked of the table's task.
 pub(super) enum Command {
-    Define(Arc<ProcessSpec>, Desired, Reply),
+    /// With the number that its next attempt must exceed.
+    Define(Arc<ProcessSpec>, Desired, u64, Reply),
     Forget(ProcessName, Reply),
     Start(ProcessName, Reply),
     Stop(ProcessName, Reply),
@@ -246,8 +247,19 @@ impl Supervisor {
         spec: impl Into<Arc<ProcessSpec>>,
         desired: Desired,
     ) -> Result<(), SupervisorError> {
+        self.define_after(spec, desired, 0).await
+    }
+
+    /// The same for a process that ran on another host, up to attempt `attempt_min`: attempts never
+    /// go back, wherever they are.
+    pub async fn define_after(
+        &self,
+        spec: impl Into<Arc<ProcessSpec>>,
+        desired: Desired,
+        attempt_min: u64,
+    ) -> Result<(), SupervisorError> {
         let spec = spec.into();
-        self.ask(|reply| Command::Define(spec, desired, reply))
+        self.ask(|reply| Command::Define(spec, desired, attempt_min, reply))
             .await
     }
 

@@ -12,6 +12,7 @@
 //! Session ids are secrets: nothing here prints them.
 
 mod copy;
+mod moving;
 mod slots;
 mod stored;
 
@@ -31,8 +32,8 @@ use tanako_proto::worker::v1::{GuildCounts, SessionDeposit, SessionDiscard};
 use tokio::sync::{Notify, oneshot};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use self::copy::Pace;
 use self::slots::{HANDLED_MAX, Slots, Write};
+pub use self::{copy::Pace, moving::Kept};
 use crate::{
     clock::now_ms,
     history::{History, Severity},
