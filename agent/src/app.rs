@@ -54,6 +54,7 @@ use crate::{
     desired::DesiredError,
     health::{self, Health},
     history::{self, History, Severity},
+    hosts::{self, Dial, Gate, Local, assigned},
     http,
     identify::{self, Broker},
     metrics::Metrics,
@@ -149,7 +150,6 @@ impl App {
 
         let store = Opened::open(&config).await?;
         let shared = store.store();
-        refuse_lost_processes(&config, &*shared).await?;
         let seat = Seat::new();
         let history = History::start(
             history::Config {
@@ -200,6 +200,9 @@ impl App {
             supervising.cancel.clone(),
             &supervising.tracker,
         )?;
+        if config.store != StoreConfig::Embedded {
+            release_strangers(&config.host, &*shared, &supervisor).await;
+        }
         supervising.tracker.spawn(pump(
             supervisor.events(),
             history.clone(),
@@ -236,17 +239,24 @@ impl App {
             &supervising.tracker,
         );
 
+        let local = Local {
+            host: config.host.as_str().into(),
+            supervisor: supervisor.clone(),
+            workers: workers.clone(),
+            vault: vault.clone(),
+            sample: metrics.latest(),
+            gate: Gate::open(&config.data_dir),
+        };
+        let dial: Arc<dyn Dial> = Arc::new(hosts::Nobody);
         let coordinator = seat.start(
             office_settings(&config),
             Parts {
                 store: shared.clone(),
-                supervisor: supervisor.clone(),
-                workers: workers.clone(),
-                vault: vault.clone(),
+                local: local.clone(),
+                registry: registry.clone(),
+                dial,
                 broker: broker.clone(),
-                sample: metrics.latest(),
                 history: history.clone(),
-                host: config.host.clone(),
             },
             places,
             coordinating.cancel.clone(),
@@ -485,24 +495,23 @@ async fn open_embedded(path: &Path) -> anyhow::Result<Arc<EmbeddedStore>> {
     }
 }
 
-/// What ran here must not run again once another host has taken it over.
-async fn refuse_lost_processes(config: &Config, store: &dyn Store) -> anyhow::Result<()> {
-    let StoreConfig::Etcd(etcd) = &config.store else {
-        return Ok(());
+/// What ran here must not run on once it is another host's: it is let go before anything of it is asked.
+/// When the store does not answer, it runs on until somebody decides.
+async fn release_strangers(host: &str, store: &dyn Store, supervisor: &Supervisor) {
+    let (Ok(Some(_)), Ok(own)) = (
+        store.get(assigned::HEAD).await,
+        assigned::of_host(store, host).await,
+    ) else {
+        return;
     };
-    if !supervisor::any_left(&config.data_dir) {
-        return Ok(());
+    let own = own.unwrap_or_default().processes;
+    let table = supervisor.status().borrow().clone();
+    for name in table.keys().filter(|name| !own.contains(*name)) {
+        tracing::warn!(process = %name, "it belongs to another host by now and is stopped");
+        if let Err(error) = supervisor.forget(name).await {
+            tracing::error!(process = %name, %error, "a process could not be let go");
+        }
     }
-    if let Some(host) = office::processes_elsewhere(store, &config.host).await
-        && etcd.take_over.as_ref() != Some(&host)
-    {
-        bail!(
-            "host {host} has taken over the processes that ran here; move the data directory {} aside \
-             to stand by, or stop the agent of {host} and start this one with --take-over {host}",
-            config.data_dir.display()
-        );
-    }
-    Ok(())
 }
 
 /// The duties of workers before the first of them says hello. Those that cannot be read now follow
@@ -523,13 +532,11 @@ fn office_settings(config: &Config) -> office::Settings {
             ttl: EMBEDDED_LEASE,
             shared: false,
             memory: None,
-            take_over: None,
         },
         StoreConfig::Etcd(etcd) => office::Settings {
             ttl: etcd.lease,
             shared: true,
             memory: Some(config.data_dir.join("coordinator.lease")),
-            take_over: etcd.take_over.clone(),
         },
     }
 }

@@ -140,9 +140,6 @@ pub struct Args {
         help_heading = "Etcd"
     )]
     pub etcd_history_minutes: u64,
-    /// Run the processes of HOST here from now on; only when that host is off for good
-    #[arg(long, value_name = "HOST", help_heading = "Etcd")]
-    pub take_over: Option<String>,
 }
 
 /// Where the fleet's state is kept.
@@ -204,8 +201,6 @@ pub struct EtcdConfig {
     pub host_lease: Duration,
     /// How much of the history is kept; `None` = the server sees to it.
     pub history: Option<Duration>,
-    /// The host whose processes are taken over.
-    pub take_over: Option<String>,
 }
 
 /// Why the arguments cannot be used.
@@ -310,7 +305,6 @@ fn store(
             ("--etcd-key", args.etcd_key.is_some()),
             ("--etcd-user", args.etcd_user.is_some()),
             ("--etcd-password-file", args.etcd_password_file.is_some()),
-            ("--take-over", args.take_over.is_some()),
         ];
         return match given.iter().find(|(_, given)| *given) {
             Some((flag, _)) => Err(ConfigError::NotEtcd(flag)),
@@ -373,7 +367,6 @@ fn store(
         host_lease: Duration::from_secs(args.host_lease_seconds),
         history: (args.etcd_history_minutes > 0)
             .then(|| Duration::from_secs(args.etcd_history_minutes * 60)),
-        take_over: args.take_over.clone(),
     })))
 }
 
@@ -440,10 +433,6 @@ mod tests {
             ([&good[..], &["--etcd-ca", "c"]].concat(), "https"),
             (
                 [&["--data-dir", "/d"][..], &prefix].concat(),
-                "--store etcd",
-            ),
-            (
-                [&["--data-dir", "/d"][..], &["--take-over", "h"]].concat(),
                 "--store etcd",
             ),
         ] {

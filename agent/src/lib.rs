@@ -22,6 +22,7 @@ pub mod coordinator;
 pub mod desired;
 pub mod health;
 pub mod history;
+pub mod hosts;
 pub mod http;
 pub mod identify;
 pub mod lock;

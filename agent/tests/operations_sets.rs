@@ -213,6 +213,7 @@ impl World {
                     }
                     Change::Adopt(_) => self.active_is_new = true,
                     Change::Drop(_) => self.dropped = true,
+                    Change::Move(..) => panic!("nothing moves here: {change:?}"),
                 }
             }
         }
@@ -248,6 +249,7 @@ impl World {
                     self.send(name, attempt, Request::Share { at });
                 }
                 Effect::Document(_) => {}
+                other => panic!("not asked for here: {other:?}"),
             }
         }
         self.remember();
@@ -304,6 +306,7 @@ impl World {
                 proc.connected = holder.as_deref() == Some(mail.process.as_str());
             }
             Request::Share { .. } => (proc.duty, proc.cut) = mail.terms,
+            Request::Carry => panic!("nothing moves here"),
         }
         proc.last_seen = now;
         let newest = proc.newest_handled;

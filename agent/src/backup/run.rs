@@ -17,11 +17,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::set::{self, Condition, Manifest, NodeArchive};
-use crate::{
-    clock::now_ms,
-    operations::Kind,
-    worker::{CommandError, Workers},
-};
+use crate::{clock::now_ms, hosts::Hosts, operations::Kind, worker::CommandError};
 
 /// Longest a node may work on an archive.
 const DEADLINE: Duration = Duration::from_secs(6 * 3600);
@@ -46,7 +42,7 @@ pub struct Job {
     /// The database nodes.
     pub nodes: Vec<ProcessName>,
     /// The way to them.
-    pub workers: Workers,
+    pub hosts: Hosts,
     /// The way back.
     pub events: mpsc::Sender<JobEvent>,
     /// Ends the job early.
@@ -330,9 +326,9 @@ impl Job {
         command: &Command,
     ) -> Result<CommandResult, Box<Problem>> {
         let until = tokio::time::Instant::now() + ATTACH_WAIT;
-        let mut states = self.workers.states();
+        let mut states = self.hosts.watch();
         let mut run = loop {
-            match self.workers.command(node, command.clone(), DEADLINE).await {
+            match self.hosts.command(node, command.clone(), DEADLINE).await {
                 Ok(run) => break run,
                 Err(CommandError::NotAttached(_)) => {
                     let changed = tokio::time::timeout_at(until, states.changed()).await;

@@ -1,21 +1,23 @@
 //! Carries operations forward: asks the pure core what to do, writes that down, does it.
 
+use std::sync::Arc;
+
 use futures_util::future::join_all;
 use tanako_store::StoreError;
 
-use super::{planning, task::Task};
+use super::{places::Moves, planning, task::Task};
 use crate::{
     clock::now_ms,
     history::Severity,
+    hosts::Picture,
     operations::{
-        Kind, OpState, Operation, StepState,
+        Kind, OpState, Operation, StepAction, StepState,
         books::Books,
-        core::{self, Change, Effect, Input},
+        core::{self, Change, Effect, Input, Observed},
         duties::Lingering,
         ledger,
-        observing::observe,
+        observing::{observation, observe, unheard},
     },
-    problem::with_sources,
 };
 
 impl Task {
@@ -24,9 +26,8 @@ impl Task {
         if self.active.is_empty() || self.retry_at.is_some() {
             return;
         }
-        let table = self.table();
-        let workers = self.parts.workers.states().borrow().clone();
-        let observed = observe(&table, &workers);
+        let picture = self.hosts.picture();
+        let observed = self.observe(&picture);
         let mut changed = false;
         for index in 0..self.active.len() {
             if self.active[index].op.kind.is_backup() {
@@ -36,12 +37,12 @@ impl Task {
             let now = now_ms();
             let before = self.active[index].op.clone();
             let effects = core::step(&mut self.active[index].op, now, Input::Observe(&observed));
-            let vault = &self.parts.vault;
+            let hosts = &self.hosts;
             Books {
-                table: &table,
-                workers: &workers,
+                table: &picture.table,
+                workers: &picture.workers,
                 last_before: &|process, attempt, shard, count| {
-                    vault.last_deposit_before(shard, count, process, attempt)
+                    hosts.last_deposit_before(shard, count, process, attempt)
                 },
                 now,
             }
@@ -83,8 +84,15 @@ impl Task {
                 _ => None,
             })
             .collect();
-        if changes.is_empty() {
-            return self.persist(index, None).await;
+        let moves: Moves = changes
+            .iter()
+            .filter_map(|change| match change {
+                Change::Move(process, host) => Some((process.parse().ok()?, host.clone())),
+                _ => None,
+            })
+            .collect();
+        if changes.len() == moves.len() {
+            return self.persist(index, None, moves).await;
         }
         let replaced = if changes.contains(&&Change::TurnBack) {
             ledger::replaced(&*self.parts.store, op.number).await?
@@ -95,35 +103,34 @@ impl Task {
         let next = next.map_err(|error| {
             StoreError::Unavailable(format!("the desired state cannot be changed: {error}"))
         })?;
-        self.persist(index, Some(next)).await
+        self.persist(index, Some(next), moves).await
     }
 
     /// Gives the orders of one round together: a thousand, each after the answer to the one before,
-    /// would take longer than what they start.
+    /// would take longer than what they start. Those for other hosts are not waited for: what one
+    /// cannot do is told later, and what it has done is seen.
     async fn carry_out(&mut self, index: usize, effects: Vec<Effect>) {
         let number = self.active[index].op.number;
-        let orders = effects.into_iter().map(|effect| self.order(number, effect));
-        for (object, result) in join_all(orders).await {
-            let Err(error) = result else { continue };
-            let text = with_sources(&error);
-            tracing::error!(process = %object, error = %text, "a step could not be carried out");
-            let active = &mut self.active[index];
-            core::step(
-                &mut active.op,
-                now_ms(),
-                Input::Refused {
-                    object: &object,
-                    reason: &text,
-                },
-            );
-            active.dirty = true;
+        let (own, others) = self.errands(number, effects);
+        for errands in others {
+            let courier = self.courier();
+            let cancel = self.cancel.clone();
+            self.tracker
+                .spawn(cancel.run_until_cancelled_owned(async move {
+                    courier.run_and_tell(errands).await;
+                }));
+        }
+        let courier = self.courier();
+        let results = join_all(own.into_iter().map(|errands| courier.run(errands))).await;
+        for (object, why) in results.into_iter().flatten() {
+            self.refused(number, &object, &why);
         }
     }
 
     /// The set that an operation has replaced is no more, and with it the way back.
     fn forget_sessions(&self, op: &Operation) {
         for bot in &op.bots {
-            self.parts.vault.forget(bot, op.old_shards);
+            self.hosts.forget_sessions(bot, op.old_shards);
         }
     }
 
@@ -174,4 +181,39 @@ pub(super) fn announce_end(history: &crate::history::History, op: &Operation) {
         _ => (Severity::Error, "operation-failed"),
     };
     history.event(severity, kind, &op.id, op.message.clone());
+}
+
+impl Task {
+    /// What operations see of the processes.
+    fn observe(&self, picture: &Picture) -> Observed {
+        let mut observed = observe(&picture.table, &picture.workers);
+        let assignment = self.hosts.assignment();
+        for host in picture.hosts.values().filter(|host| !host.link.is_up()) {
+            for name in assignment.of(&host.name) {
+                if let Some(seen) = observed.get_mut(name.as_str()) {
+                    unheard(seen, &host.name);
+                }
+            }
+        }
+        let steps = self.active.iter().flat_map(|active| &active.op.steps);
+        for step in steps.filter(|step| step.action == StepAction::Move && !step.state.is_ended()) {
+            let Ok(name) = step.object.parse() else {
+                continue;
+            };
+            for host in [&step.from, &step.to] {
+                let known = picture.hosts.get(host.as_str());
+                let Some((known, process)) =
+                    known.and_then(|host| Some((host, host.table.get(&name)?)))
+                else {
+                    continue;
+                };
+                let mut seen = observation(process, known.workers.get(&name).map(Arc::as_ref));
+                if !known.link.is_up() {
+                    unheard(&mut seen, host);
+                }
+                observed.insert(core::at(&step.object, host), seen);
+            }
+        }
+        observed
+    }
 }

@@ -101,6 +101,7 @@ impl Task {
         match kind {
             Kind::Rollout => return self.draft_rollout(request).await,
             Kind::Reshard => return self.draft_reshard(request),
+            Kind::Move => return self.draft_move(request),
             _ if kind.is_backup() => return self.draft_backup(kind, request),
             _ => {}
         }
@@ -301,8 +302,10 @@ impl Task {
                 .hint("a fleet keeps its name; look whether this is the right context"),
             ));
         }
-        let host = &self.parts.host;
-        if !parsed.hosts.is_empty() && !parsed.hosts.iter().any(|known| &known.name == host) {
+        let hosts = self.parts.registry.hosts();
+        let known = |name: &str| name == self.hosts.own() || hosts.contains_key(name);
+        if !parsed.hosts.is_empty() && !parsed.hosts.iter().any(|host| known(&host.name)) {
+            let host = self.hosts.own();
             return Err(Box::new(
                 Problem::new(
                     "invalid-spec",
@@ -406,6 +409,7 @@ impl Task {
             .map(|text| text.parse())
             .collect::<Result<_, _>>()
             .map_err(|error| problem::from_target(&error))?;
+        let assignment = self.hosts.assignment();
         let rows: Vec<Row<'_>> = self
             .desired
             .processes
@@ -415,7 +419,7 @@ impl Task {
             .map(|spec| Row {
                 name: &spec.name,
                 kind: spec.kind,
-                host: &self.parts.host,
+                host: assignment.host_of(&spec.name).unwrap_or_default(),
                 shard_ids: &spec.shard_ids,
                 shard_count: spec.shard_count,
             })

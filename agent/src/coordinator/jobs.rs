@@ -48,7 +48,7 @@ impl Task {
                 .filter(|spec| spec.kind == ProcessKind::Db)
                 .map(|spec| spec.name.clone())
                 .collect(),
-            workers: self.parts.workers.clone(),
+            hosts: self.hosts.clone(),
             events: self.job_events.clone(),
             cancel: cancel.clone(),
         };
@@ -143,7 +143,7 @@ impl Task {
         if !active.dirty || !due {
             return false;
         }
-        if let Err(error) = self.persist(index, None).await {
+        if let Err(error) = self.persist(index, None, Vec::new()).await {
             self.refuse(&error);
         }
         true

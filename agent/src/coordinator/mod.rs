@@ -8,6 +8,7 @@
 //! - [`planning`]: from a request and what is to the steps; pure.
 //! - `draft`, `rollouts`, `reshards`: what a request must satisfy before it becomes an operation.
 //! - `submit`: how it becomes one.
+//! - `places`: which host has which process; makes hosts agree with what is wanted of them.
 //! - `carry`, `orders`, `books`: carries operations forward, gives orders, keeps receipts.
 //! - [`schedule`]: when the daily backup is due; pure.
 
@@ -15,6 +16,7 @@ mod carry;
 mod draft;
 mod jobs;
 mod orders;
+mod places;
 pub mod planning;
 mod reshards;
 mod rollouts;
@@ -34,13 +36,12 @@ use crate::{
     audit::{Audit, Record},
     desired::{Desired, DesiredError},
     history::History,
+    hosts::{Dial, Hosts, Local, assigned::Stored},
     identify::Broker,
-    metrics::Sample,
-    operations::{duties, ledger},
+    operations::{Kind, duties, ledger},
     problem,
-    supervisor::Supervisor,
-    vault::Vault,
-    worker::{Workers, duties::Duties},
+    registry::Registry,
+    worker::duties::Duties,
 };
 
 /// What operations on archives hold, besides database nodes.
@@ -76,6 +77,13 @@ enum Command {
     Apply(wire::ApplyRequest, Caller, Answer<wire::Operation>),
     Plan(wire::PlanRequest, Answer<wire::PlanReply>),
     Control(wire::ControlRequest, Caller, Answer<wire::Operation>),
+    Relocate(
+        Kind,
+        String,
+        Vec<planning::Relocation>,
+        Caller,
+        Answer<wire::Operation>,
+    ),
     Audit(Record, Answer<()>),
 }
 
@@ -95,20 +103,16 @@ pub async fn duties(store: &dyn Store) -> Result<Duties, DesiredError> {
 pub struct Parts {
     /// The durable state.
     pub store: Arc<dyn Store>,
-    /// The processes.
-    pub supervisor: Supervisor,
-    /// Their reports, and the way to give them commands.
-    pub workers: Workers,
-    /// Their sessions.
-    pub vault: Vault,
-    /// Their budget.
+    /// This host: its processes, their reports and sessions.
+    pub local: Local,
+    /// All hosts.
+    pub registry: Registry,
+    /// The way to the others.
+    pub dial: Arc<dyn Dial>,
+    /// The budget of IDENTIFYs.
     pub broker: Broker,
-    /// What they and the host use.
-    pub sample: watch::Receiver<Arc<Sample>>,
     /// What happened.
     pub history: History,
-    /// Name of this host.
-    pub host: String,
 }
 
 /// A handle on the coordinator; clones are cheap.
@@ -121,11 +125,12 @@ pub struct Coordinator {
 }
 
 impl Coordinator {
-    /// Reads what is stored, makes the supervisor's table agree with it, and goes on with the
-    /// operations that were under way.
+    /// Reads what is stored, makes all hosts that answer agree with it, the others when they do, and
+    /// goes on with the operations that were under way. `epoch` is the fencing revision of the office.
     pub async fn start(
         parts: Parts,
         desired: Desired,
+        epoch: u64,
         cancel: CancellationToken,
         tracker: &TaskTracker,
     ) -> Result<Self, DesiredError> {
@@ -134,16 +139,31 @@ impl Coordinator {
         let (desired_tx, desired_rx) = watch::channel(Arc::new(desired.clone()));
         let loaded = ledger::load(&*parts.store, RECENT_MAX).await?;
         let audit = Audit::load(&*parts.store).await?;
+        let stored = Stored::load(&*parts.store).await?;
         let store = parts.store.clone();
-        let task = task::Task::new(
-            parts,
-            desired,
+        let hosts = Hosts::start(
+            parts.local.clone(),
+            epoch,
+            parts.dial.clone(),
+            parts.registry.clone(),
+            stored.assignment.clone(),
+            cancel.clone(),
+            tracker,
+        );
+        let mut task = task::Task::new(
+            task::Office {
+                parts,
+                hosts,
+                epoch,
+            },
+            (desired, stored),
             audit,
             loaded,
             operations_tx,
             desired_tx,
             tracker.clone(),
         );
+        task.settle_places().await?;
         tracker.spawn(task.run(commands_rx, cancel));
         Ok(Self {
             commands,
@@ -185,6 +205,19 @@ impl Coordinator {
         caller: Caller,
     ) -> Result<wire::Operation, Problem> {
         self.ask(|answer| Command::Control(request, caller, answer))
+            .await
+    }
+
+    /// Starts an operation that moves these processes, or returns the one that the same request id has
+    /// started. Not for database nodes: their data is where it is.
+    pub async fn relocate(
+        &self,
+        kind: Kind,
+        request_id: String,
+        relocations: Vec<planning::Relocation>,
+        caller: Caller,
+    ) -> Result<wire::Operation, Problem> {
+        self.ask(|answer| Command::Relocate(kind, request_id, relocations, caller, answer))
             .await
     }
 

@@ -21,6 +21,8 @@ use crate::{
 
 /// A cut agrees on a moment within seconds; some rounds may be needed where processes start anew.
 const CUT_MS: i64 = 90_000;
+/// What the orders and sessions of a move may take.
+const MOVE_MS: i64 = 30_000;
 /// Added to what a spec says, so that the supervisor's own deadline speaks first and says why.
 const SLACK_MS: i64 = 5_000;
 
@@ -60,6 +62,8 @@ fn timeout_ms(spec: &ProcessSpec, action: StepAction) -> i64 {
         + match action {
             StepAction::Start | StepAction::Warm | StepAction::Shadow => ready,
             StepAction::Restart | StepAction::Switch => ready + grace,
+            // Two hosts are asked besides.
+            StepAction::Move => ready + grace + MOVE_MS,
             StepAction::Cut => CUT_MS,
             StepAction::Stop
             | StepAction::Remove
@@ -86,6 +90,7 @@ impl Plan {
             StepAction::Observe => ("observe", None),
             StepAction::Cut => ("cut", None),
             StepAction::Adopt => ("adopt", None),
+            StepAction::Move => ("move", Some(Move::Restart)),
             StepAction::Archive => ("archive", None),
         };
         self.steps.push(step(spec, action, phase));
@@ -166,6 +171,46 @@ pub fn restart(
         }
     }
     note_stopped(&mut plan, desired);
+    plan
+}
+
+/// A process that goes from one host to another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Relocation {
+    /// The process.
+    pub process: ProcessName,
+    /// The host that has it.
+    pub from: String,
+    /// The host that gets it.
+    pub to: String,
+    /// The host that has it is lost, and what ran there has stopped: nothing is asked of it.
+    pub lost: bool,
+}
+
+/// Moving processes to other hosts. What the operator stopped stays stopped there.
+pub fn relocate(relocations: &[Relocation], desired: &Desired) -> Plan {
+    let mut plan = Plan::default();
+    for one in relocations {
+        let Some(spec) = desired.process(&one.process) else {
+            continue;
+        };
+        if one.from == one.to {
+            let why = format!("is on {} already", one.to);
+            plan.skip(spec, StepAction::Move, &why);
+            continue;
+        }
+        let was_stopped = !desired.is_wanted(&spec.name);
+        let timeout_ms = timeout_ms(spec, StepAction::Move);
+        plan.steps.push(Step {
+            was_stopped,
+            lost: one.lost,
+            ..Step::moving(spec.name.as_str(), &*one.from, &*one.to, timeout_ms)
+        });
+        plan.line("move", spec, &format!("from {} to {}", one.from, one.to));
+        if !was_stopped {
+            plan.moves.push((Arc::clone(spec), Move::Restart));
+        }
+    }
     plan
 }
 
@@ -499,7 +544,7 @@ pub fn wanted_at_first(
                 Wanted::Stopped
             }
             Some((StepAction::Stop, _)) => Wanted::Stopped,
-            Some((StepAction::Remove, true)) => continue,
+            Some((StepAction::Remove | StepAction::Move, true)) => continue,
             _ if desired.is_wanted(&spec.name) => Wanted::Running,
             _ => Wanted::Stopped,
         };
@@ -581,6 +626,8 @@ pub fn changed(
                     }
                 }
                 Change::Drop(bots) => bots.iter().for_each(|bot| document.drop_next(bot)),
+                // Of the assignment, not of the document.
+                Change::Move(..) => {}
             }
         }
         Ok(())

@@ -1,5 +1,7 @@
 //! Reshards: what one must satisfy, how it becomes steps, and when one is proposed.
 
+use std::sync::Arc;
+
 use tanako_fleet::{
     reshard::{self, Budget, Facts, Memory},
     spec,
@@ -143,7 +145,7 @@ impl Task {
             ));
         };
         let table = self.table();
-        let workers = self.parts.workers.states().borrow().clone();
+        let workers = Arc::clone(&self.hosts.picture().workers);
         let names = generations.active.names(bot);
         let not_ready = names
             .iter()
@@ -189,21 +191,11 @@ impl Task {
 
     /// What the processes of a bot use, and what is free beside them.
     pub(super) fn memory_of(&self, bot: &str) -> Memory {
-        let sample = self.parts.sample.borrow().clone();
-        let own: Vec<u64> = sample
-            .processes
-            .iter()
-            .filter(|(name, _)| name.group() == bot)
-            .map(|(_, process)| process.rss_bytes)
-            .collect();
-        let host = &sample.host;
+        let (used_bytes, processes, free_bytes) = self.hosts.memory_of(bot);
         Memory {
-            used_bytes: own.iter().sum(),
-            processes: own.len() as u32,
-            free_bytes: (host.memory_total_bytes > 0).then(|| {
-                host.memory_total_bytes
-                    .saturating_sub(host.memory_used_bytes)
-            }),
+            used_bytes,
+            processes,
+            free_bytes,
         }
     }
 

@@ -1,6 +1,6 @@
 //! Rollouts: what one must satisfy, and how it becomes steps.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use tanako_fleet::{
     ProcessKind, ProcessName,
@@ -301,7 +301,7 @@ impl Task {
 
     /// The process that goes first: the named one, else the one with the fewest guilds.
     fn first(&self, plan: &Plan, canary: &str, table: &Table) -> Result<String, Refused> {
-        let workers = self.parts.workers.states().borrow().clone();
+        let workers = Arc::clone(&self.hosts.picture().workers);
         let candidates = plan.steps.iter().filter(|step| {
             let name = step.object.parse::<ProcessName>().ok();
             let process = name.and_then(|name| table.get(&name));

@@ -1,8 +1,6 @@
 //! How a request becomes an operation: the new desired state, the operation, its request id and its
 //! audit record in one transaction.
 
-use futures_util::future::join_all;
-
 use tanako_fleet::plan::{self, Known};
 use tanako_proto::fleet::v1::{self as wire, Problem};
 use tanako_store::{Outcome, Txn};
@@ -197,7 +195,7 @@ impl Task {
         Ok(answer)
     }
 
-    async fn known(&self, request_id: &str) -> Result<Option<wire::Operation>, Problem> {
+    pub(super) async fn known(&self, request_id: &str) -> Result<Option<wire::Operation>, Problem> {
         if request_id.is_empty() {
             return Ok(None);
         }
@@ -232,7 +230,7 @@ impl Task {
                 .get(&spec.name)
                 .is_some_and(|process| process.state.is_live()),
             resumable: !spec.shard_ids.is_empty()
-                && self.parts.vault.sessions_for(spec, None).len() >= spec.shard_ids.len(),
+                && self.hosts.sessions(spec) >= spec.shard_ids.len(),
         };
         let moves = draft
             .plan
@@ -293,7 +291,7 @@ impl Task {
         op
     }
 
-    async fn accept(
+    pub(super) async fn accept(
         &mut self,
         draft: Draft,
         request_id: String,
@@ -328,8 +326,15 @@ impl Task {
         let mut txn = self
             .audit
             .append(self.index.insert(Txn::new(), &op), &record);
+        let mut places = None;
         if let Some(next) = &draft.next {
             txn = next.commit(&self.desired, txn);
+            places = self.places_after(next, &op, &[]);
+            self.check_places(next, places.as_ref(), &op)
+                .map_err(|refused| *refused)?;
+        }
+        if let Some(places) = &places {
+            txn = self.stored.commit(places, self.epoch, txn);
         }
         if let Some(replaced) = &draft.replaced {
             txn = Index::keep(txn, &op, replaced);
@@ -352,6 +357,7 @@ impl Task {
         };
         self.audit.committed();
         self.index.committed(&op);
+        self.placed(places, revision);
         if let Some(mut next) = draft.next {
             next.committed(revision);
             self.desired = next;
@@ -385,18 +391,8 @@ impl Task {
     /// Shows the processes that do not run, and will not before their turn comes, by their new specs.
     async fn define_waiting(&self, op: &Operation) {
         let waiting = planning::waiting(&self.desired, op, &self.table());
-        let defined = waiting.into_iter().map(|spec| async move {
-            let name = spec.name.clone();
-            (
-                name,
-                self.parts.supervisor.define(spec, Wanted::Stopped).await,
-            )
-        });
-        for (name, result) in join_all(defined).await {
-            if let Err(error) = result {
-                tracing::error!(process = %name, %error, "a process could not be defined");
-            }
-        }
+        let waiting = waiting.into_iter().map(|spec| (spec, Wanted::Stopped));
+        self.define_all(waiting.collect()).await;
     }
 }
 

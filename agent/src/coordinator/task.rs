@@ -10,13 +10,16 @@ use tanako_store::{Outcome, StoreError, Txn};
 use tokio::sync::{mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Command, Operations, Parts, RECENT_MAX, orders::Answer, planning, schedule};
+use super::{
+    Command, Operations, Parts, RECENT_MAX, orders::Told, places::Moves, planning, schedule,
+};
 use crate::{
     audit::{Audit, Record},
     backup::JobEvent,
     clock::now_ms,
     desired::Desired,
     history::Severity,
+    hosts::{Hosts, assigned::Stored},
     operations::{
         OpState, Operation,
         duties::Lingering,
@@ -58,10 +61,27 @@ impl Active {
     }
 }
 
+/// What a term has.
+pub(super) struct Office {
+    pub(super) parts: Parts,
+    pub(super) hosts: Hosts,
+    /// Fencing revision of the office.
+    pub(super) epoch: u64,
+}
+
 /// State of the coordinator.
 pub(super) struct Task {
     pub(super) parts: Parts,
+    /// All hosts and their processes.
+    pub(super) hosts: Hosts,
+    /// Fencing revision of the office.
+    pub(super) epoch: u64,
     pub(super) desired: Desired,
+    /// Which host has which process.
+    pub(super) stored: Stored,
+    /// Hosts that have been told what is wanted of them, with the life of their agent, and whether they
+    /// have been heard without a break since.
+    pub(super) agreed: HashMap<Arc<str>, (Arc<str>, bool)>,
     pub(super) audit: Audit,
     pub(super) index: Index,
     pub(super) active: Vec<Active>,
@@ -70,8 +90,8 @@ pub(super) struct Task {
     desired_tx: watch::Sender<Arc<Desired>>,
     pub(super) job_events: mpsc::Sender<JobEvent>,
     job_events_rx: Option<mpsc::Receiver<JobEvent>>,
-    pub(super) answers: mpsc::Sender<Answer>,
-    answers_rx: Option<mpsc::Receiver<Answer>>,
+    pub(super) answers: mpsc::Sender<Told>,
+    answers_rx: Option<mpsc::Receiver<Told>>,
     /// Cuts of operations that have ended.
     pub(super) lingering: Vec<Lingering>,
     /// Shard counts that have been proposed, by bot.
@@ -84,8 +104,8 @@ pub(super) struct Task {
 
 impl Task {
     pub(super) fn new(
-        parts: Parts,
-        desired: Desired,
+        office: Office,
+        (desired, stored): (Desired, Stored),
         audit: Audit,
         loaded: Loaded,
         operations_tx: watch::Sender<Arc<Operations>>,
@@ -94,9 +114,18 @@ impl Task {
     ) -> Self {
         let (job_events, job_events_rx) = mpsc::channel(JOB_EVENTS_MAX);
         let (answers, answers_rx) = mpsc::channel(ANSWERS_MAX);
+        let Office {
+            parts,
+            hosts,
+            epoch,
+        } = office;
         Self {
             parts,
+            hosts,
+            epoch,
             desired,
+            stored,
+            agreed: HashMap::new(),
             audit,
             index: loaded.index,
             active: loaded.active.into_iter().map(Active::new).collect(),
@@ -145,14 +174,16 @@ impl Task {
             );
             self.start_job(index);
         }
-        let mut table = self.parts.supervisor.status();
-        let mut workers = self.parts.workers.states();
+        let mut picture = self.hosts.watch();
         let mut identify = self.parts.broker.status();
         let mut due = self.next_backup();
         self.catch_up_backup().await;
         loop {
+            self.welcome();
             self.advance().await;
             let wake = self.wake();
+            let works = !self.active.is_empty() && self.retry_at.is_none();
+            let looks = works || !self.hosts.is_alone();
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => break,
@@ -161,19 +192,13 @@ impl Task {
                     None => break,
                 },
                 Some(event) = job_events.recv() => self.job_event(event).await,
-                Some(answer) = answers.recv() => self.answered(answer),
-                changed = table.changed(), if !self.active.is_empty() && self.retry_at.is_none() => {
+                Some(told) = answers.recv() => self.told(told),
+                // Also reports: a step of a process that reports its shards ends with their first one.
+                changed = picture.changed(), if looks => {
                     if changed.is_err() {
                         break;
                     }
-                    table.mark_unchanged();
-                }
-                // A step of a process that reports its shards ends with their first report.
-                changed = workers.changed(), if !self.active.is_empty() && self.retry_at.is_none() => {
-                    if changed.is_err() {
-                        break;
-                    }
-                    workers.mark_unchanged();
+                    picture.mark_unchanged();
                 }
                 Ok(()) = identify.changed() => {
                     identify.mark_unchanged();
@@ -209,6 +234,10 @@ impl Task {
             Command::Control(request, caller, answer) => {
                 let _ = answer.send(self.control(request, &caller).await);
             }
+            Command::Relocate(kind, request_id, relocations, caller, answer) => {
+                let done = self.relocate(kind, request_id, relocations, &caller).await;
+                let _ = answer.send(done);
+            }
             Command::Audit(record, answer) => {
                 let txn = self.audit.append(Txn::new(), &record);
                 let outcome = self.parts.store.commit(txn).await;
@@ -222,31 +251,6 @@ impl Task {
                 );
             }
         }
-    }
-
-    /// Tells the supervisor what the desired state says, once at the start.
-    async fn reconcile(&mut self) {
-        let table = self.table();
-        let (wanted, orphans) = {
-            let operations: Vec<&Operation> = self.active.iter().map(|active| &active.op).collect();
-            (
-                planning::wanted_at_first(&self.desired, &operations, &table),
-                planning::orphans(&self.desired, &operations, &table),
-            )
-        };
-        for (spec, wanted) in wanted {
-            let name = spec.name.clone();
-            if let Err(error) = self.parts.supervisor.define(spec, wanted).await {
-                tracing::error!(process = %name, %error, "a process could not be defined");
-            }
-        }
-        for name in orphans {
-            tracing::warn!(process = %name, "a process that is not in the spec is stopped");
-            if let Err(error) = self.parts.supervisor.forget(&name).await {
-                tracing::error!(process = %name, %error, "a process could not be forgotten");
-            }
-        }
-        self.configure_broker().await;
     }
 
     pub(super) async fn configure_broker(&self) {
@@ -265,7 +269,7 @@ impl Task {
     }
 
     pub(super) fn table(&self) -> Arc<Table> {
-        self.parts.supervisor.status().borrow().clone()
+        Arc::clone(&self.hosts.picture().table)
     }
 
     /// Shows the operations to whoever watches.
@@ -312,12 +316,17 @@ impl Task {
         &mut self,
         index: usize,
         next: Option<Desired>,
+        moves: Moves,
     ) -> Result<(), StoreError> {
         let op = self.active[index].op.clone();
         let mut txn = self.index.update(Txn::new(), &op);
         let next = next.or_else(|| planning::reverted(&self.desired, &op));
         if let Some(next) = &next {
             txn = next.commit(&self.desired, txn);
+        }
+        let places = self.places_after(next.as_ref().unwrap_or(&self.desired), &op, &moves);
+        if let Some(places) = &places {
+            txn = self.stored.commit(places, self.epoch, txn);
         }
         let mut audited = false;
         if op.state.is_ended() {
@@ -331,10 +340,11 @@ impl Task {
                     self.desired = next;
                     self.publish_desired();
                 }
+                self.placed(places, revision);
             }
             Outcome::Conflict { .. } => {
                 return Err(StoreError::Unavailable(
-                    "the desired state was changed by someone else".to_owned(),
+                    "the desired state or the assignment was changed by someone else".to_owned(),
                 ));
             }
         }

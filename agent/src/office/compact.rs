@@ -10,7 +10,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval},
 };
 
-use super::{HOLDER, Standing};
+use super::{KEY, Standing};
 
 /// Looks in the time that is kept.
 const LOOKS: u32 = 4;
@@ -67,7 +67,7 @@ pub(super) async fn compact(
 }
 
 async fn drop_old(store: &EtcdStore, ages: &mut Ages) -> Result<(), StoreError> {
-    let now = store.list(HOLDER).await?.revision;
+    let now = store.list(KEY).await?.revision;
     if let Some(old) = ages.note(Instant::now(), now) {
         store.compact(old).await?;
         tracing::debug!(revision = old, "history of the store dropped");

@@ -15,8 +15,6 @@ pub(super) enum End {
     Cancelled,
     /// The lease has ended, or another was elected.
     Lost(String),
-    /// The agent of the processes' host wants it.
-    Yielded,
 }
 
 impl End {

@@ -8,8 +8,9 @@ use tokio::sync::watch;
 use super::Standing;
 use crate::{
     audit::Record,
-    coordinator::{Caller, Coordinator, Operations},
+    coordinator::{Caller, Coordinator, Operations, planning::Relocation},
     desired::Desired,
+    operations::Kind,
     problem,
 };
 
@@ -57,6 +58,21 @@ impl Front {
     ) -> Result<wire::Operation, Problem> {
         self.ask(async |coordinator| coordinator.control(request, caller).await)
             .await
+    }
+
+    /// Starts an operation that moves these processes; see [`Coordinator::relocate`].
+    pub async fn relocate(
+        &self,
+        kind: Kind,
+        request_id: String,
+        relocations: Vec<Relocation>,
+        caller: Caller,
+    ) -> Result<wire::Operation, Problem> {
+        let request = async |coordinator: Coordinator| {
+            let id = request_id;
+            coordinator.relocate(kind, id, relocations, caller).await
+        };
+        self.ask(request).await
     }
 
     /// Writes a record for a change that is made elsewhere.

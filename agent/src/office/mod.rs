@@ -22,11 +22,8 @@
 //! a commit. All that a term writes is fenced ([`tanako_store::Fenced`]), so a term that does not know
 //! yet that it is over changes nothing. Terms end; processes run on.
 //!
-//! The processes stay with one host, named in the store, until placement spans hosts. An agent of
-//! another host that is elected decides nothing about them: it hands the office over as soon as the
-//! host's own agent asks for it. [`Settings::take_over`] is the operator's word that the host is off.
-//! An agent whose processes were taken over does not start ([`processes_elsewhere`]); one that was
-//! running all the same stops them when it learns of it.
+//! Whoever is elected decides for all hosts: its orders carry the epoch of the office, and hosts refuse
+//! those of an older one ([`crate::hosts`]).
 
 mod authority;
 mod compact;
@@ -52,9 +49,6 @@ pub use front::Front;
 /// Key of the office.
 pub const KEY: &str = "coordinator";
 
-/// Key that names the host that the processes are on.
-const HOLDER: &str = "holder";
-
 /// How the office is sought.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -65,8 +59,6 @@ pub struct Settings {
     /// File that holds the lease of the office while it is held, for the next agent on this data
     /// directory; `None` = leases do not outlive the agent.
     pub memory: Option<PathBuf>,
-    /// The host whose processes this agent takes over, on the operator's word that it is off.
-    pub take_over: Option<String>,
 }
 
 /// The store, fenced by the present term.
@@ -99,11 +91,6 @@ pub enum Standing {
         /// Why.
         why: String,
     },
-    /// This agent was elected, but the processes are those of another host, whose agent is silent.
-    Elsewhere {
-        /// That host.
-        host: String,
-    },
 }
 
 impl Standing {
@@ -125,9 +112,6 @@ impl Standing {
             ),
             Self::Away { why } => Some(format!("no decisions are taken, processes run on: {why}")),
             Self::Unusable { why } => Some(format!("no decisions are taken: {why}")),
-            Self::Elsewhere { host } => Some(format!(
-                "the processes are those of host {host}, whose agent is silent"
-            )),
         }
     }
 
@@ -152,13 +136,6 @@ impl Standing {
                 "store-unavailable",
                 "look at the agent's log; it goes on by itself when the store can be used",
             ),
-            Self::Elsewhere { host } => problem(
-                "not-coordinator",
-                &format!(
-                    "start the agent of host {host}; if that host is off for good, restart this agent \
-                     with --take-over {host}"
-                ),
-            ),
         }
     }
 }
@@ -173,14 +150,6 @@ pub fn keep_history(
 ) {
     let task = compact::compact(store, front.standing(), keep);
     tracker.spawn(cancel.run_until_cancelled_owned(task));
-}
-
-/// The host that the processes are on according to the store, when it is another one than `host`.
-/// `None` also when the store does not answer: then what ran here runs on.
-pub async fn processes_elsewhere(store: &dyn Store, host: &str) -> Option<String> {
-    let item = store.get(HOLDER).await.ok().flatten()?;
-    let holder = String::from_utf8_lossy(&item.value).into_owned();
-    (holder != host).then_some(holder)
 }
 
 /// The ends of the channels that the office publishes on; made before it starts, so that those that

@@ -2,9 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tanako_fleet::{ProcessName, spec};
+use tanako_fleet::spec;
 use tanako_store::{
-    Backoff, Fence, Fenced, Store, StoreError, Txn,
+    Backoff, Fence, Fenced, Store, StoreError,
     election::{self, Leadership},
 };
 use tokio::{
@@ -14,7 +14,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Front, HOLDER, KEY, Settings, Standing, Term,
+    Front, KEY, Settings, Standing, Term,
     course::{After, End, RETRY, Trouble},
     keeper::{Keeper, Lease},
 };
@@ -24,20 +24,10 @@ use crate::{
     history::Severity,
 };
 
-/// Put by the agent of that host while another holds the office.
-const CLAIM: &str = "claim";
 /// How often one that waits looks who holds the office.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Longest that leaving the office may take; after that its lease ends by itself.
 const RESIGN_MAX: Duration = Duration::from_secs(2);
-
-/// What has begun.
-enum Begun {
-    /// A term.
-    Term(Box<Running>),
-    /// Nothing: the processes are on that host.
-    Elsewhere(String),
-}
 
 /// A term under way.
 struct Running {
@@ -114,15 +104,6 @@ impl Task {
                             self.resign(leadership).await;
                             return;
                         }
-                        End::Yielded => {
-                            self.tell(
-                                Severity::Info,
-                                "coordinator-yielded",
-                                "to the agent of the processes' host",
-                            );
-                            self.resign(leadership).await;
-                            self.wait_for_successor().await;
-                        }
                         End::Lost(why) => {
                             self.tell(Severity::Warning, "coordinator-lost", &why);
                             self.resign(leadership).await;
@@ -148,7 +129,7 @@ impl Task {
         let campaign = async {
             // Before the lease is asked for, so that its life is never overrated.
             let asked_at = Instant::now();
-            election::campaign(&self.store, KEY, &self.parts.host, self.settings.ttl)
+            election::campaign(&self.store, KEY, &self.parts.local.host, self.settings.ttl)
                 .await
                 .map(|leadership| (leadership, asked_at))
         };
@@ -159,49 +140,22 @@ impl Task {
         let mut look = interval(LOOK_EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         look.reset_after(Duration::from_millis(200));
-        let mut claim = None;
         loop {
             tokio::select! {
                 biased;
-                elected = &mut campaign => {
-                    if let Some((lease, _)) = claim {
-                        let _ = self.store.revoke(lease).await;
-                    }
-                    return elected;
-                }
-                _ = look.tick() => self.look(&mut claim).await,
+                elected = &mut campaign => return elected,
+                _ = look.tick() => self.look().await,
             }
         }
     }
 
-    /// Who holds the office; and asks for it when the processes are here.
-    async fn look(&self, claim: &mut Option<(u64, Keeper)>) {
-        let found = async {
-            let leader = election::leader(&*self.store, KEY).await?;
-            let holder = self.holder().await?;
-            let ours = holder.as_ref() == Some(&self.parts.host);
-            if let Some(host) = holder.filter(|_| !ours) {
-                self.release_processes(&host).await;
-            }
-            let other = leader
-                .as_ref()
-                .is_some_and(|leader| *leader != self.parts.host);
-            let lapsed = claim
-                .as_ref()
-                .is_none_or(|(_, keeper)| *keeper.lease().borrow() == Lease::Ended);
-            if ours && other && lapsed {
-                let asked_at = Instant::now();
-                let lease = self.store.grant(self.settings.ttl).await?;
-                let txn = Txn::new().put_leased(CLAIM, self.parts.host.clone(), lease);
-                self.store.commit(txn).await?;
-                let keeper = Keeper::start(self.store.clone(), lease, self.settings.ttl, asked_at);
-                *claim = Some((lease, keeper));
-            }
-            Ok::<_, StoreError>(leader)
-        };
-        match found.await {
+    /// Who holds the office.
+    async fn look(&self) {
+        match election::leader(&*self.store, KEY).await {
             Ok(None) => {}
-            Ok(Some(leader)) if leader == self.parts.host => self.stand(Standing::Inheriting),
+            Ok(Some(leader)) if *leader == *self.parts.local.host => {
+                self.stand(Standing::Inheriting);
+            }
             Ok(Some(leader)) => self.stand(Standing::Waiting { leader }),
             Err(error) => self.stand(Standing::Away {
                 why: error.to_string(),
@@ -248,11 +202,6 @@ impl Task {
         }
     }
 
-    async fn holder(&self) -> Result<Option<String>, StoreError> {
-        let item = self.store.get(HOLDER).await?;
-        Ok(item.map(|item| String::from_utf8_lossy(&item.value).into_owned()))
-    }
-
     /// Begins terms for as long as the lease lives.
     async fn hold(&self, leadership: &Leadership, asked_at: Instant) -> End {
         let keeper = Keeper::start(
@@ -271,27 +220,18 @@ impl Task {
                 begun = self.begin(leadership) => begun,
             };
             let trouble = match begun {
-                Ok(Begun::Term(running)) => {
+                Ok(running) => {
                     pauses.reset();
                     let after = self.during(&running, &mut lease).await;
                     // Told before the coordinator has stopped: it may wait for the store first.
                     if let After::Wait(Trouble::Away(why)) = &after {
                         self.stand(Standing::Away { why: why.clone() });
                     }
-                    self.end_term(*running).await;
+                    self.end_term(running).await;
                     match after {
                         After::Again => continue,
                         After::Wait(trouble) => trouble,
                         After::End(end) => return end,
-                    }
-                }
-                Ok(Begun::Elsewhere(host)) => {
-                    self.stand(Standing::Elsewhere { host });
-                    tokio::select! {
-                        biased;
-                        () = self.cancel.cancelled() => return End::Cancelled,
-                        () = ended(&mut lease) => return End::lapsed(),
-                        () = self.claimed() => return End::Yielded,
                     }
                 }
                 Err(trouble) => trouble,
@@ -331,15 +271,10 @@ impl Task {
 
     /// Reads everything and starts the coordinator. What it has started is stopped when it is dropped
     /// half-way: nothing is published before the end.
-    async fn begin(&self, leadership: &Leadership) -> Result<Begun, Trouble> {
+    async fn begin(&self, leadership: &Leadership) -> Result<Running, Trouble> {
         let fenced = Fenced::new(self.store.clone(), leadership.clone());
         let fence = fenced.fence();
         let store: Arc<dyn Store> = Arc::new(fenced);
-        if self.settings.shared
-            && let Some(host) = self.take_processes(&*store).await?
-        {
-            return Ok(Begun::Elsewhere(host));
-        }
         let desired = Desired::load(&*store, self.places.clone()).await?;
         let cancel = self.cancel.child_token();
         let guard = cancel.clone().drop_guard();
@@ -351,7 +286,8 @@ impl Task {
         self.desired.send_replace(Arc::new(desired.clone()));
         // Those that follow the terms read theirs while the coordinator reads its own.
         self.terms.send_replace(Some(store));
-        let started = Coordinator::start(parts, desired, cancel.clone(), &tracker).await;
+        let epoch = leadership.fencing;
+        let started = Coordinator::start(parts, desired, epoch, cancel.clone(), &tracker).await;
         let coordinator = match started {
             Ok(coordinator) => coordinator,
             Err(error) => {
@@ -373,65 +309,11 @@ impl Task {
         self.current.send_replace(Some(coordinator));
         self.stand(Standing::Holding { trouble: None });
         tracing::info!(fencing = leadership.fencing, "this agent decides");
-        Ok(Begun::Term(Box::new(Running {
+        Ok(Running {
             fence,
             cancel,
             tracker,
-        })))
-    }
-
-    /// Makes this host the one that the processes are on, unless another one is.
-    async fn take_processes(&self, store: &dyn Store) -> Result<Option<String>, StoreError> {
-        let own = self.parts.host.as_str();
-        let item = store.get(HOLDER).await?;
-        let revision = item.as_ref().map_or(0, |item| item.mod_revision);
-        let holder = item.map(|item| String::from_utf8_lossy(&item.value).into_owned());
-        match holder {
-            Some(host) if host == own => return Ok(None),
-            Some(host) if self.settings.take_over.as_ref() != Some(&host) => {
-                self.release_processes(&host).await;
-                return Ok(Some(host));
-            }
-            Some(host) => self.tell(
-                Severity::Warning,
-                "processes-taken-over",
-                &format!("from host {host}, on the operator's word (--take-over)"),
-            ),
-            None => {}
-        }
-        let txn = Txn::new()
-            .if_unchanged(HOLDER, revision)
-            .put(HOLDER, own.to_owned());
-        match store.commit(txn).await?.committed() {
-            Some(_) => Ok(None),
-            None => Err(StoreError::Unavailable(
-                "the host of the processes was changed by someone else".to_owned(),
-            )),
-        }
-    }
-
-    /// Stops what runs here although `host` was made the one that the processes are on: no shard may be
-    /// held twice.
-    async fn release_processes(&self, host: &str) {
-        let names: Vec<ProcessName> = {
-            let table = self.parts.supervisor.status();
-            let table = table.borrow();
-            table.keys().cloned().collect()
-        };
-        if names.is_empty() {
-            return;
-        }
-        let message = format!(
-            "host {host} has taken them over; {} are stopped here",
-            names.len()
-        );
-        tracing::error!("{message}");
-        self.tell(Severity::Error, "processes-released", &message);
-        for name in names {
-            if let Err(error) = self.parts.supervisor.forget(&name).await {
-                tracing::warn!(process = %name, %error, "a process could not be released");
-            }
-        }
+        })
     }
 
     /// Until the term has to end: begin another one, end the office, or wait first.
@@ -479,36 +361,6 @@ impl Task {
         running.tracker.wait().await;
     }
 
-    /// Waits until the agent of the processes' host asks for the office.
-    async fn claimed(&self) {
-        let mut look = interval(LOOK_EVERY / 4);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            look.tick().await;
-            let (Ok(claim), Ok(holder)) = (self.store.get(CLAIM).await, self.holder().await) else {
-                continue;
-            };
-            let claim = claim.map(|item| String::from_utf8_lossy(&item.value).into_owned());
-            if claim.is_some() && claim == holder {
-                return;
-            }
-        }
-    }
-
-    /// Lets the one who asked be first.
-    async fn wait_for_successor(&self) {
-        let elected = async {
-            let mut look = interval(Duration::from_millis(100));
-            while !matches!(election::leader(&*self.store, KEY).await, Ok(Some(_))) {
-                look.tick().await;
-            }
-        };
-        tokio::select! {
-            () = self.cancel.cancelled() => {}
-            _ = timeout(self.settings.ttl, elected) => {}
-        }
-    }
-
     async fn resign(&self, leadership: Leadership) {
         match timeout(RESIGN_MAX, leadership.resign(&*self.store)).await {
             Ok(Ok(())) => {}
@@ -537,7 +389,7 @@ impl Task {
                 tracing::warn!(why, "the store does not answer");
                 self.tell(Severity::Error, "store-away", why);
             }
-            Standing::Elsewhere { .. } | Standing::Waiting { .. } => {
+            Standing::Waiting { .. } => {
                 let message = now.reason().unwrap_or_default();
                 tracing::info!(message, "this agent does not decide");
                 self.tell(Severity::Info, "coordinator-elsewhere", &message);

@@ -50,7 +50,7 @@ impl Books<'_> {
             let ended = step.state == StepState::Succeeded
                 && old.is_none_or(|old| old.state != StepState::Succeeded);
             match step.action {
-                StepAction::Start | StepAction::Restart if ended => {
+                StepAction::Start | StepAction::Restart | StepAction::Move if ended => {
                     added.extend(self.restarted(step));
                 }
                 StepAction::Switch if began => added.extend(self.taking(step)),
@@ -118,7 +118,7 @@ impl Books<'_> {
             .map(|&shard| {
                 let mut one = Self::receipt(process, shard);
                 one.since = self.ended(process, shard, step);
-                if one.since == 0 && step.action == StepAction::Restart {
+                if one.since == 0 && step.action != StepAction::Start {
                     one.since = step.started_at;
                 }
                 if !is_worker && one.since > 0 {

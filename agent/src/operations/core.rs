@@ -14,7 +14,7 @@ use tanako_fleet::rollout::Sample;
 use super::{
     back, cut,
     model::{Course, Failure, OpState, Operation},
-    plain,
+    moving, plain,
     step::{StepAction, StepState},
     switch, watching,
 };
@@ -65,8 +65,14 @@ impl Observation {
     }
 }
 
-/// All processes of the fleet by name.
+/// All processes of the fleet by name, each on the host that it belongs to; and, for those on the move,
+/// what each of the two hosts has of it, by [`at`].
 pub type Observed = BTreeMap<String, Observation>;
+
+/// A process on a certain host, among the [`Observed`].
+pub fn at(process: &str, host: &str) -> String {
+    format!("{process}@{host}")
+}
 
 /// What a worker was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +86,9 @@ pub enum Request {
         /// See [`super::step::Step::cut_at`].
         at: i64,
     },
+    /// Have its sessions on the host that it moves to. Asked of hosts, not of the process: the attempt is
+    /// 0, the answer how many sessions there are.
+    Carry,
 }
 
 /// What drives an operation.
@@ -125,6 +134,8 @@ pub enum Change {
     Adopt(Vec<String>),
     /// The next generation of each of these bots is given up.
     Drop(Vec<String>),
+    /// From now on this process is that host's.
+    Move(String, String),
 }
 
 /// What is to be done.
@@ -146,6 +157,18 @@ pub enum Effect {
     TakeOver(String, u64),
     /// Tell this attempt its duty and cut, as [`super::duties::assignments`] says, at this time.
     Share(String, u64, i64),
+    /// Define the process on that host, stopped; its attempts there have higher numbers than this.
+    Prepare(String, String, u64),
+    /// Stop the process on that host.
+    StopAt(String, String),
+    /// Carry the sessions of the process from the first host to the second. The answer is
+    /// [`Input::Answered`].
+    Carry(String, String, String),
+    /// Take the sessions of the process in on that host, from the copy in the store. The answer is
+    /// [`Input::Answered`].
+    Recall(String, String),
+    /// Drop the process on that host, and what is kept of its sessions there.
+    Depart(String, String),
     /// Change the desired state.
     Document(Change),
 }
@@ -211,6 +234,9 @@ pub fn step(op: &mut Operation, now: i64, input: Input<'_>) -> Vec<Effect> {
                         StepAction::Cut => {
                             cut::answered(op, index, now, (process, attempt), request, result);
                         }
+                        StepAction::Move => {
+                            moving::answered(op, index, now, process, request, result);
+                        }
                         _ => {}
                     }
                 }
@@ -233,6 +259,7 @@ pub fn step(op: &mut Operation, now: i64, input: Input<'_>) -> Vec<Effect> {
             StepAction::Switch => switch::watch(op, index, now, observed, &mut effects),
             StepAction::Cut => cut::watch(op, index, now, observed, &mut effects),
             StepAction::Observe => watching::watch(op, index, now, observed),
+            StepAction::Move => moving::watch(op, index, now, observed, &mut effects),
             _ => plain::watch(op, index, now, observed, &mut effects),
         }
     }
@@ -264,6 +291,7 @@ pub fn deadline(op: &Operation) -> Option<i64> {
                 StepAction::Observe => watching::deadline(op),
                 StepAction::Cut => cut::deadline(op, step),
                 StepAction::Switch => Some(switch::deadline(step)),
+                StepAction::Move => Some(moving::deadline(step)),
                 _ => Some(step.started_at + step.timeout_ms),
             };
             again.chain(own)
@@ -323,6 +351,7 @@ fn begin(op: &mut Operation, now: i64, observed: &Observed, effects: &mut Vec<Ef
             StepAction::Switch => switch::begin(op, index, now),
             StepAction::Cut => cut::begin(op, index, now),
             StepAction::Observe => watching::begin(op, index, now, observed),
+            StepAction::Move => moving::begin(op, index, now, observed, effects),
             StepAction::Adopt => {
                 effects.push(Effect::Document(Change::Adopt(op.bots.clone())));
                 op.steps[index].started_at = now;
@@ -368,6 +397,7 @@ fn said(step: &super::step::Step) -> String {
         (StepAction::Cut, false) => format!("{object}: its new set takes over the events"),
         (StepAction::Cut, true) => format!("{object}: its old set takes the events back"),
         (StepAction::Observe, _) => format!("watches {object}"),
+        (StepAction::Move, _) => format!("moves {object} from {} to {}", step.from, step.to),
         (StepAction::Adopt, _) => "the new set is the one".to_owned(),
         (action, false) => format!("{} {object}", action.as_str()),
         (action, true) => format!("going back: {} {object}", action.as_str()),
@@ -388,6 +418,7 @@ fn may_begin(op: &Operation, index: usize, observed: &Observed) -> Result<(), St
         StepAction::Restart => plain::may_restart(op, index, observed),
         StepAction::Switch if working(StepAction::Switch) >= max => Err(step.other.clone()),
         StepAction::Switch => switch::may_begin(step, observed),
+        StepAction::Move if working(StepAction::Move) >= max => Err(step.object.clone()),
         StepAction::Cut => cut::may_begin(op, step, observed),
         StepAction::Warm | StepAction::Shadow
             if op.starting_max > 0 && working(step.action) >= op.starting_max as usize =>

@@ -14,7 +14,8 @@
 //! - [`model`], [`step`]: the object as it is stored and shown.
 //! - [`core`]: how an operation goes forward; with [`plain`] (start, stop, restart), [`switch`]
 //!   (sessions from one process to another), [`cut`] (the events of two sets), [`watching`] (those that
-//!   have changed) and [`back`] (the way back) for its steps; all pure.
+//!   have changed), [`moving`] (a process from one host to another) and [`back`] (the way back) for its
+//!   steps; all pure.
 //! - [`duties`]: what each process of two overlapping sets does meanwhile; pure.
 //! - [`observing`]: what an operation sees of the fleet; pure.
 //! - [`receipt`], [`books`]: what it cost each shard; pure.
@@ -27,6 +28,7 @@ pub mod cut;
 pub mod duties;
 pub mod ledger;
 pub mod model;
+pub mod moving;
 pub mod observing;
 pub mod plain;
 pub mod receipt;

@@ -26,6 +26,8 @@ pub enum Kind {
     Rollout,
     /// Changes a bot's number of shards.
     Reshard,
+    /// Moves processes to another host.
+    Move,
     /// Makes a backup set.
     Backup,
     /// Reads a backup set back.
@@ -46,6 +48,7 @@ impl Kind {
             Self::Restart => "restart",
             Self::Rollout => "rollout",
             Self::Reshard => "reshard",
+            Self::Move => "move",
             Self::Backup => "backup",
             Self::BackupVerify => "backup-verify",
             Self::BackupPrune => "backup-prune",
@@ -54,12 +57,13 @@ impl Kind {
     }
 
     /// The kinds that a request may name.
-    pub const REQUESTABLE: [Self; 9] = [
+    pub const REQUESTABLE: [Self; 10] = [
         Self::Start,
         Self::Stop,
         Self::Restart,
         Self::Rollout,
         Self::Reshard,
+        Self::Move,
         Self::Backup,
         Self::BackupVerify,
         Self::BackupPrune,

@@ -12,44 +12,58 @@ use crate::{
 
 /// All processes of the fleet as an operation sees them.
 pub fn observe(table: &Table, workers: &States) -> Observed {
-    table
-        .iter()
-        .map(|(name, process)| {
-            let worker = workers
-                .get(name)
-                .filter(|worker| worker.attempt == process.attempt);
-            let all = |stage: ShardStage| {
-                worker.is_some_and(|worker| {
-                    let mut shards = process.shard_ids.iter();
-                    shards.all(|shard| {
-                        let state = worker.shards.get(shard);
-                        state.is_some_and(|state| state.report.stage == stage as i32)
-                    })
-                })
-            };
-            // Its receipt needs what its shards say, which comes a moment after its readiness.
-            let reported = process.spec.ready.probe != Probe::Worker || all(ShardStage::Ready);
-            let observation = Observation {
-                state: process.state,
-                ready: process.ready && reported,
-                attempt: process.attempt,
-                last_seen: worker.map_or(0, |worker| worker.last_seen),
-                detail: process.detail.clone(),
-                standby: !process.shard_ids.is_empty() && all(ShardStage::Standby),
-                attached: worker.is_some_and(|worker| worker.attached),
-                newest_handled: worker.map_or(0, |worker| {
-                    let shards = worker.shards.values();
-                    shards
-                        .map(|shard| shard.report.newest_handled)
-                        .max()
-                        .unwrap_or(0)
-                }),
-                unsure: is_unsure(process, worker.map(AsRef::as_ref)),
-                sample: worker.map_or_else(Sample::default, |worker| sample(worker)),
-            };
-            (name.to_string(), observation)
+    let seen = table.iter().map(|(name, process)| {
+        let worker = workers.get(name).map(AsRef::as_ref);
+        (name.to_string(), observation(process, worker))
+    });
+    seen.collect()
+}
+
+/// One process as an operation sees it.
+pub fn observation(process: &ProcessStatus, worker: Option<&WorkerState>) -> Observation {
+    let worker = worker.filter(|worker| worker.attempt == process.attempt);
+    let all = |stage: ShardStage| {
+        worker.is_some_and(|worker| {
+            let mut shards = process.shard_ids.iter();
+            shards.all(|shard| {
+                let state = worker.shards.get(shard);
+                state.is_some_and(|state| state.report.stage == stage as i32)
+            })
         })
-        .collect()
+    };
+    // Its receipt needs what its shards say, which comes a moment after its readiness.
+    let reported = process.spec.ready.probe != Probe::Worker || all(ShardStage::Ready);
+    Observation {
+        state: process.state,
+        ready: process.ready && reported,
+        attempt: process.attempt,
+        last_seen: worker.map_or(0, |worker| worker.last_seen),
+        detail: process.detail.clone(),
+        standby: !process.shard_ids.is_empty() && all(ShardStage::Standby),
+        attached: worker.is_some_and(|worker| worker.attached),
+        newest_handled: worker.map_or(0, |worker| {
+            let shards = worker.shards.values();
+            shards
+                .map(|shard| shard.report.newest_handled)
+                .max()
+                .unwrap_or(0)
+        }),
+        unsure: is_unsure(process, worker),
+        sample: worker.map_or_else(Sample::default, sample),
+    }
+}
+
+/// Nobody knows how a process is whose host is not heard: it may be up and may be down, so that nothing
+/// is begun with it and nothing else is taken down meanwhile.
+pub fn unheard(seen: &mut Observation, host: &str) {
+    if seen.state == State::Ready {
+        seen.state = State::Running;
+    }
+    seen.ready = false;
+    seen.standby = false;
+    seen.attached = false;
+    seen.unsure = true;
+    seen.detail = format!("host {host} does not answer");
 }
 
 /// Whether a process that was starting may have come up unheard.

@@ -28,6 +28,8 @@ pub enum StepAction {
     Cut,
     /// The new generation becomes the one.
     Adopt,
+    /// Go from one host to another with the sessions, until ready there.
+    Move,
     /// A database node or an archive works on a backup.
     Archive,
 }
@@ -46,6 +48,7 @@ impl StepAction {
             Self::Observe => "observe",
             Self::Cut => "cut",
             Self::Adopt => "adopt",
+            Self::Move => "move",
             Self::Archive => "archive",
         }
     }
@@ -137,6 +140,15 @@ pub struct Step {
     /// Switch: the process that takes the sessions.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub other: String,
+    /// Move: the host that it leaves.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub from: String,
+    /// Move: the host that it goes to.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub to: String,
+    /// Move: the host that it leaves is lost. Nothing is asked of it, nothing runs there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lost: bool,
     /// It undoes an earlier step.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub back: bool,
@@ -184,6 +196,9 @@ impl Step {
             done: 0,
             total: 0,
             other: String::new(),
+            from: String::new(),
+            to: String::new(),
+            lost: false,
             back: false,
             stage: 0,
             stage_at: 0,
@@ -209,11 +224,25 @@ impl Step {
         }
     }
 
+    /// A move from one host to another.
+    pub fn moving(
+        object: impl Into<String>,
+        from: impl Into<String>,
+        to: impl Into<String>,
+        timeout_ms: i64,
+    ) -> Self {
+        Self {
+            from: from.into(),
+            to: to.into(),
+            ..Self::new(object, StepAction::Move, 0, timeout_ms)
+        }
+    }
+
     /// Whether it ends with a process that has its shards anew.
     pub fn has_receipt(&self) -> bool {
         matches!(
             self.action,
-            StepAction::Start | StepAction::Restart | StepAction::Switch
+            StepAction::Start | StepAction::Restart | StepAction::Switch | StepAction::Move
         )
     }
 
@@ -224,6 +253,11 @@ impl Step {
         } else {
             &self.object
         }
+    }
+
+    /// Whether it moves a process from or to this host.
+    pub fn is_between(&self, host: &str) -> bool {
+        self.action == StepAction::Move && (self.from == host || self.to == host)
     }
 
     /// Whether it has begun, whatever became of it.

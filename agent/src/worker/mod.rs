@@ -169,6 +169,9 @@ pub enum CommandError {
     /// No result in time.
     #[error("{0} did not finish within {1:?}")]
     Timeout(ProcessName, Duration),
+    /// Its host does not answer, or said no.
+    #[error("{0} cannot be given a command: {1}")]
+    Away(ProcessName, String),
 }
 
 /// The socket cannot be bound.
