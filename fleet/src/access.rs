@@ -92,6 +92,9 @@ const TABLE: &[(&str, Right)] = &[
     ("/tanako.fleet.v1.Fleet/ListBackups", Right::Read),
     ("/tanako.fleet.v1.Fleet/Audit", Right::Read),
     ("/tanako.fleet.v1.Fleet/Doctor", Right::Read),
+    ("/tanako.fleet.v1.Fleet/Broadcast", Right::Change),
+    // It says where everything is kept from now on.
+    ("/tanako.fleet.v1.Fleet/MigrateStore", Right::Govern),
     // It runs another binary.
     ("/tanako.fleet.v1.Fleet/Upgrade", Right::Govern),
     ("/tanako.host.v1.Host/Follow", Right::Between),
@@ -103,6 +106,7 @@ const TABLE: &[(&str, Right)] = &[
     ("/tanako.host.v1.Host/ReportGateway", Right::Between),
     ("/tanako.host.v1.Host/GetStanding", Right::Between),
     ("/tanako.host.v1.Host/RelayKeepAlive", Right::Between),
+    ("/tanako.host.v1.Host/AskShards", Right::Between),
     // The one-time token in the request is the proof.
     ("/tanako.identity.v1.Identity/Join", Right::Anyone),
     // The signature by the certificate's key is.

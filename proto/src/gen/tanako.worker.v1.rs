@@ -257,13 +257,11 @@ pub struct IdentifyRequest {
 pub struct IdentifyPermit {
     #[prost(uint64, tag = "1")]
     pub permit: u64,
-    /// IDENTIFY must go out within this time of the grant, else the permit must not be used.
-    #[prost(uint64, tag = "2")]
-    pub valid_ms: u64,
     #[prost(uint32, tag = "3")]
     pub remaining: u32,
-    /// The end of that time on CLOCK_BOOTTIME, in milliseconds: a clock that both sides of the socket
-    /// share and that goes on while a process or the machine is stopped.
+    /// IDENTIFY must go out before this moment, else the permit must not be used. In milliseconds on
+    /// CLOCK_BOOTTIME: a clock that both sides of the socket share and that goes on while a process or
+    /// the machine is stopped.
     #[prost(int64, tag = "4")]
     pub until_boot_ms: i64,
 }
@@ -312,7 +310,7 @@ pub struct DepositAck {
 pub struct Command {
     #[prost(uint64, tag = "1")]
     pub id: u64,
-    #[prost(oneof = "command::Command", tags = "2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "command::Command", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10")]
     pub command: ::core::option::Option<command::Command>,
 }
 /// Nested message and enum types in `Command`.
@@ -335,7 +333,67 @@ pub mod command {
         Share(super::Share),
         #[prost(message, tag = "9")]
         Reconnect(super::Reconnect),
+        #[prost(message, tag = "10")]
+        Ask(super::Ask),
     }
+}
+/// A question to the shards of this process. The result's `json` is an array with one object for each:
+/// {"shard_id": N, "json": ANSWER} or {"shard_id": N, "code": CODE, "message": TEXT}. Who does not know
+/// the question answers the command with the code `unknown-question`.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Ask {
+    /// One that the program knows by name: \[a-z0-9-\], at most 40 characters. Never code.
+    #[prost(string, tag = "1")]
+    pub question: ::prost::alloc::string::String,
+    /// What the question needs, as JSON; at most 16 KiB, may be empty.
+    #[prost(string, tag = "2")]
+    pub json: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "3")]
+    pub within_ms: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BroadcastRequest {
+    #[prost(string, tag = "1")]
+    pub process: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub attempt: u64,
+    #[prost(string, tag = "3")]
+    pub question: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub json: ::prost::alloc::string::String,
+    /// For all answers together; 0 = 5 s, at most 60 s.
+    #[prost(uint32, tag = "5")]
+    pub timeout_ms: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct BroadcastReply {
+    /// By shard.
+    #[prost(message, repeated, tag = "1")]
+    pub answers: ::prost::alloc::vec::Vec<ShardAnswer>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ShardAnswer {
+    #[prost(string, tag = "1")]
+    pub process: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub host: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "3")]
+    pub shard_id: u32,
+    #[prost(uint32, tag = "4")]
+    pub shard_count: u32,
+    /// Empty = it answered. timeout, not-attached, not-running, gone, busy, unreachable, unknown-question,
+    /// unsupported, no-answer, malformed, too-large, or a code of the program's own.
+    #[prost(string, tag = "5")]
+    pub code: ::prost::alloc::string::String,
+    /// For people, where there is a code.
+    #[prost(string, tag = "6")]
+    pub message: ::prost::alloc::string::String,
+    /// The answer; at most 64 KiB.
+    #[prost(string, tag = "7")]
+    pub json: ::prost::alloc::string::String,
+    /// From the question to the answer of its process.
+    #[prost(uint32, tag = "8")]
+    pub ms: u32,
 }
 /// Finish what is in flight, deposit the sessions, close resumably, stay: DUTY_WARM from now on. The
 /// result comes once the deposits are acknowledged.
@@ -709,6 +767,29 @@ pub mod worker_client {
                 .insert(GrpcMethod::new("tanako.worker.v1.Worker", "AcquireIdentify"));
             self.inner.unary(req, path, codec).await
         }
+        /// Asks every shard of the caller's own bot, on all hosts, the same question. There is an answer, or
+        /// the reason why there is none, for each shard.
+        pub async fn broadcast(
+            &mut self,
+            request: impl tonic::IntoRequest<super::BroadcastRequest>,
+        ) -> std::result::Result<tonic::Response<super::BroadcastReply>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tanako.worker.v1.Worker/Broadcast",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("tanako.worker.v1.Worker", "Broadcast"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -742,6 +823,12 @@ pub mod worker_server {
             &self,
             request: tonic::Request<super::IdentifyRequest>,
         ) -> std::result::Result<tonic::Response<super::IdentifyPermit>, tonic::Status>;
+        /// Asks every shard of the caller's own bot, on all hosts, the same question. There is an answer, or
+        /// the reason why there is none, for each shard.
+        async fn broadcast(
+            &self,
+            request: tonic::Request<super::BroadcastRequest>,
+        ) -> std::result::Result<tonic::Response<super::BroadcastReply>, tonic::Status>;
     }
     #[derive(Debug)]
     pub struct WorkerServer<T> {
@@ -893,6 +980,49 @@ pub mod worker_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = AcquireIdentifySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tanako.worker.v1.Worker/Broadcast" => {
+                    #[allow(non_camel_case_types)]
+                    struct BroadcastSvc<T: Worker>(pub Arc<T>);
+                    impl<T: Worker> tonic::server::UnaryService<super::BroadcastRequest>
+                    for BroadcastSvc<T> {
+                        type Response = super::BroadcastReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::BroadcastRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Worker>::broadcast(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = BroadcastSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
