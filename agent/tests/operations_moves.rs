@@ -62,6 +62,7 @@ fn observation(proc: &Proc, now: i64) -> Observation {
         newest_handled: 0,
         sample: Default::default(),
         unsure: false,
+        outdated: false,
     }
 }
 

@@ -35,6 +35,8 @@ struct Proc {
     last_seen: i64,
     /// The spec that it was started from.
     spec: u32,
+    /// The spec that its next attempt is started from.
+    defined: u32,
 }
 
 /// What was sent to a worker and not yet done.
@@ -85,6 +87,16 @@ fn is_new(name: &str) -> bool {
     name.contains("g2-")
 }
 
+impl Proc {
+    /// Another attempt begins.
+    fn begin(&mut self) {
+        self.attempt += 1;
+        self.state = State::Starting;
+        self.connected = false;
+        self.spec = self.defined;
+    }
+}
+
 impl World {
     fn new(pairs: usize, shadow: bool) -> Self {
         let procs: BTreeMap<String, Proc> = (0..pairs)
@@ -98,6 +110,7 @@ impl World {
                     newest_handled: 0,
                     last_seen: 999_000,
                     spec: 1,
+                    defined: 1,
                 };
                 (old(n), proc)
             })
@@ -137,6 +150,7 @@ impl World {
                     newest_handled: proc.newest_handled,
                     sample: Sample::default(),
                     unsure: false,
+                    outdated: proc.spec != self.spec_of(name),
                 };
                 (name.clone(), observation)
             })
@@ -159,17 +173,17 @@ impl World {
             .copied()
             .unwrap_or((Duty::Active, None));
         let holds = self.shadow || self.holder[&pair_of(name)] == name;
-        let (now, spec) = (self.now, self.spec_of(name));
+        let now = self.now;
         let proc = self.procs.get_mut(name).expect("known");
         proc.state = State::Ready;
         proc.duty = duty;
         proc.cut = cut;
         proc.connected = duty != Duty::Warm && holds;
         proc.last_seen = now;
-        proc.spec = spec;
     }
 
     fn start(&mut self, name: &str) {
+        let defined = self.spec_of(name);
         let proc = self.procs.entry(name.to_owned()).or_insert(Proc {
             state: State::Stopped,
             attempt: 0,
@@ -179,11 +193,11 @@ impl World {
             newest_handled: 0,
             last_seen: 0,
             spec: 0,
+            defined: 0,
         });
+        proc.defined = defined;
         if matches!(proc.state, State::Stopped | State::Failed | State::Backoff) {
-            proc.attempt += 1;
-            proc.state = State::Starting;
-            proc.connected = false;
+            proc.begin();
         }
     }
 
@@ -224,12 +238,13 @@ impl World {
         for effect in effects {
             match effect {
                 Effect::Start(name) => self.start(&name),
-                Effect::Restart(name) => {
-                    if let Some(proc) = self.procs.get_mut(&name) {
-                        proc.state = State::Stopped;
-                        proc.connected = false;
-                    }
+                Effect::Restart(name, attempt) => {
                     self.start(&name);
+                    if let Some(proc) = self.procs.get_mut(&name)
+                        && proc.attempt == attempt
+                    {
+                        proc.begin();
+                    }
                 }
                 Effect::Stop(name) => {
                     if let Some(proc) = self.procs.get_mut(&name) {
@@ -532,8 +547,7 @@ fn act(world: &mut World, op: &mut Operation, chance: Chance) {
             if let Some(name) = pick(world, n) {
                 let proc = world.procs.get_mut(&name).expect("there");
                 if proc.state == State::Backoff {
-                    proc.attempt += 1;
-                    proc.state = State::Starting;
+                    proc.begin();
                 } else if proc.state == State::Starting {
                     world.welcome(&name);
                 }
@@ -581,8 +595,7 @@ fn calm(world: &mut World, op: &mut Operation) {
         for name in names {
             let proc = world.procs.get_mut(&name).expect("there");
             if proc.state == State::Backoff {
-                proc.attempt += 1;
-                proc.state = State::Starting;
+                proc.begin();
             }
             if world.procs[&name].state == State::Starting {
                 world.welcome(&name);

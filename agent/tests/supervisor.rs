@@ -26,7 +26,10 @@ async fn a_process_is_started_stopped_and_restarted() {
     let pid = first.pid.expect("it runs");
     assert!(kit::alive(pid));
 
-    supervisor.restart(&name).await.expect("it restarts");
+    supervisor
+        .restart(&name, first.attempt)
+        .await
+        .expect("it restarts");
     let second = kit::until(&supervisor, &name, |status| {
         status.attempt == 2 && status.ready
     })

@@ -384,7 +384,10 @@ async fn gated_processes_wait_for_their_turn() {
     let status = kit::until(&supervisor, &gated, |status| status.ready).await;
     assert_eq!(status.attempt, 2);
     gate.send_replace(2);
-    supervisor.restart(&gated).await.expect("it restarts");
+    supervisor
+        .restart(&gated, status.attempt)
+        .await
+        .expect("it restarts");
     let status = kit::until(&supervisor, &gated, |status| status.state == State::Backoff).await;
     assert!(status.detail.contains("budget"), "{}", status.detail);
     bench.end(supervisor).await;
@@ -399,7 +402,10 @@ async fn a_changed_spec_waits_for_a_restart() {
     define(&supervisor, shell("a/0", "exec sleep 2000")).await;
     let changed = kit::until(&supervisor, &name, |status| status.needs_restart).await;
     assert_eq!((changed.pid, changed.attempt), (first.pid, 1));
-    supervisor.restart(&name).await.expect("it restarts");
+    supervisor
+        .restart(&name, first.attempt)
+        .await
+        .expect("it restarts");
     kit::until(&supervisor, &name, |status| {
         status.attempt == 2 && status.ready && !status.needs_restart
     })

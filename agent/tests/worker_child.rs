@@ -225,7 +225,10 @@ async fn a_restarted_worker_resumes_and_spends_no_identify() {
     let second_spec = spec(&name);
     assert_eq!(vault.sessions_for(&second_spec, None)[0].seq, 101);
 
-    supervisor.restart(&name).await.expect("restarts");
+    supervisor
+        .restart(&name, first.attempt)
+        .await
+        .expect("restarts");
     let second = reach(&|p| p.ready && p.attempt > first.attempt).await;
     assert_ne!(first.pid, second.pid);
     assert_eq!(

@@ -153,7 +153,7 @@ impl Task {
         let object = match &effect {
             Effect::Start(object)
             | Effect::Stop(object)
-            | Effect::Restart(object)
+            | Effect::Restart(object, _)
             | Effect::Forget(object)
             | Effect::StandDown(object, _)
             | Effect::Handover(_, object, _)
@@ -172,7 +172,7 @@ impl Task {
         let process = table.get(&name);
         let errand = match effect {
             Effect::Start(_) => Errand::Start(name, spec),
-            Effect::Restart(_) => Errand::Restart(name, spec),
+            Effect::Restart(_, attempt) => Errand::Restart(name, attempt, spec),
             Effect::Stop(_) => Errand::Order(Order::Stop(name)),
             Effect::Forget(_) => Errand::Order(Order::Forget(name)),
             Effect::StandDown(_, attempt) => {
@@ -234,7 +234,7 @@ enum Errand {
     Order(Order),
     /// By this spec; `None` = there is none any more.
     Start(ProcessName, Option<Arc<ProcessSpec>>),
-    Restart(ProcessName, Option<Arc<ProcessSpec>>),
+    Restart(ProcessName, u64, Option<Arc<ProcessSpec>>),
     Ask(Ask),
     /// To a certain host.
     At(String, Order),
@@ -278,13 +278,13 @@ impl Courier {
                     }
                 }
                 // A restart is asked for under the old wish: a changed wish would itself start it.
-                Errand::Restart(name, Some(spec)) => {
+                Errand::Restart(name, attempt, Some(spec)) => {
                     match self.hosts.define(&spec, Wanted::Running).await {
-                        Ok(()) => self.hosts.order(Order::Restart(name)).await,
+                        Ok(()) => self.hosts.order(Order::Restart(name, attempt)).await,
                         error => error,
                     }
                 }
-                Errand::Start(name, None) | Errand::Restart(name, None) => {
+                Errand::Start(name, None) | Errand::Restart(name, _, None) => {
                     let text = SupervisorError::Unknown(name).to_string();
                     return Some((object, text));
                 }

@@ -264,7 +264,7 @@ async fn respawn(parts: &Parts, action: &Action) -> Result<(), String> {
     }
     parts
         .supervisor
-        .restart(&action.process)
+        .restart(&action.process, action.attempt)
         .await
         .map_err(|error| error.to_string())
 }

@@ -56,7 +56,7 @@ impl Local {
             ),
             Order::Start(name) => refuse(self.supervisor.start_process(&name).await),
             Order::Stop(name) => refuse(self.supervisor.stop(&name).await),
-            Order::Restart(name) => refuse(self.supervisor.restart(&name).await),
+            Order::Restart(name, attempt) => refuse(self.supervisor.restart(&name, attempt).await),
             Order::Forget(name) => self.forget(&name).await,
             Order::Depart(name) => {
                 self.forget(&name).await?;

@@ -78,8 +78,8 @@ pub enum Order {
     Start(ProcessName),
     /// Stop it.
     Stop(ProcessName),
-    /// Restart it.
-    Restart(ProcessName),
+    /// Replace this attempt of it; nothing, where another is the latest.
+    Restart(ProcessName, u64),
     /// Stop it and drop it.
     Forget(ProcessName),
     /// The same, for it is another host's now: its sessions go too.
@@ -115,7 +115,7 @@ impl Order {
             Self::Define(spec, ..) => Some(&spec.name),
             Self::Start(name)
             | Self::Stop(name)
-            | Self::Restart(name)
+            | Self::Restart(name, _)
             | Self::Forget(name)
             | Self::Depart(name)
             | Self::Handover(_, name, _)

@@ -57,7 +57,10 @@ pub(super) fn order(order: &Order) -> OnWire {
         }),
         Order::Start(name) => OnWire::Start(name.to_string()),
         Order::Stop(name) => OnWire::Stop(name.to_string()),
-        Order::Restart(name) => OnWire::Restart(name.to_string()),
+        Order::Restart(name, attempt) => OnWire::Restart(wire::Restart {
+            process: name.to_string(),
+            attempt: *attempt,
+        }),
         Order::Forget(name) => OnWire::Forget(name.to_string()),
         Order::Depart(name) => OnWire::Depart(name.to_string()),
         Order::Handover(from, to, attempt) => OnWire::Handover(wire::Handover {
@@ -110,7 +113,7 @@ pub(super) fn read_order(order: Option<OnWire>) -> Result<Order, Status> {
         }
         OnWire::Start(text) => Order::Start(name(&text)?),
         OnWire::Stop(text) => Order::Stop(name(&text)?),
-        OnWire::Restart(text) => Order::Restart(name(&text)?),
+        OnWire::Restart(restart) => Order::Restart(name(&restart.process)?, restart.attempt),
         OnWire::Forget(text) => Order::Forget(name(&text)?),
         OnWire::Depart(text) => Order::Depart(name(&text)?),
         OnWire::Recall(text) => Order::Recall(name(&text)?),
@@ -369,7 +372,7 @@ mod tests {
             Order::Define(Arc::new(spec()), Wanted::Running, 7),
             Order::Start(name.clone()),
             Order::Stop(name.clone()),
-            Order::Restart(name.clone()),
+            Order::Restart(name.clone(), 4),
             Order::Forget(name.clone()),
             Order::Depart(name.clone()),
             Order::Recall(name.clone()),

@@ -44,6 +44,8 @@ pub struct Observation {
     /// It was starting when it was last heard of, and may have come up since: its agent was away, or its
     /// stream is.
     pub unsure: bool,
+    /// Its latest attempt was not started from the spec that is asked for now.
+    pub outdated: bool,
 }
 
 impl Observation {
@@ -145,8 +147,8 @@ pub enum Effect {
     Start(String),
     /// Stop it.
     Stop(String),
-    /// Restart it by its current spec.
-    Restart(String),
+    /// Replace this attempt of it by one of its current spec; nothing, where it has been replaced.
+    Restart(String, u64),
     /// Stop it and drop it.
     Forget(String),
     /// Ask this attempt to give its sessions up. Its answer is [`Input::Answered`].
@@ -395,6 +397,9 @@ fn said(step: &super::step::Step) -> String {
     match (step.action, step.back) {
         (StepAction::Switch, _) => format!("{other} takes over from {object}"),
         (StepAction::Cut, false) => format!("{object}: its new set takes over the events"),
+        (StepAction::Cut, true) if !step.message.is_empty() => {
+            format!("going back: {object} {}", step.message)
+        }
         (StepAction::Cut, true) => format!("{object}: its old set takes the events back"),
         (StepAction::Observe, _) => format!("watches {object}"),
         (StepAction::Move, _) => format!("moves {object} from {} to {}", step.from, step.to),
@@ -488,10 +493,14 @@ fn end(op: &mut Operation, now: i64, observed: &Observed, effects: &mut Vec<Effe
     } else if let Some(step) = failed {
         let message = format!("{} {}: {}", step.action.as_str(), step.object, step.message);
         op.state = OpState::Failed;
-        op.message = if untouched > 0 {
-            format!("{message}; {untouched} not touched")
-        } else {
-            message.clone()
+        op.message = match untouched {
+            0 => message.clone(),
+            // Two specs run beside each other now, and nobody but the operator knows which is wanted.
+            _ if op.replaces => format!(
+                "{message}; {untouched} not touched and still by the old spec: `tanakoctl rollout undo {}` brings all back to it",
+                op.id
+            ),
+            _ => format!("{message}; {untouched} not touched"),
         };
         let mut failure = not_ready(&step.object, &message);
         if op.replaces {

@@ -111,6 +111,15 @@ pub(super) fn begin(op: &mut Operation, index: usize, now: i64) {
         (true, false) => RELEASE,
     };
     step.enter(now, stage);
+    let ring_end = forward(op).map_or(0, |step| step.cut_at + RING_MS);
+    if stage == WAIT && ring_end > now {
+        // Half a minute in which nothing seems to happen.
+        op.steps[index].message = format!(
+            "waits {} s, until no process holds an event from before the cut: handing it back sooner could \
+             handle it twice",
+            (ring_end - now + 999) / 1000
+        );
+    }
 }
 
 /// When time alone changes something.
@@ -152,6 +161,8 @@ pub(super) fn watch(
     if step.stage == WAIT && now >= ring_end {
         step.enter(now, GIVERS);
         step.issued = false;
+        step.message.clear();
+        op.message = format!("{}: its old set takes the events back", step.object);
     }
     if step.stage == GIVERS {
         give(step, now, observed, &givers, effects);
@@ -164,7 +175,10 @@ pub(super) fn watch(
         if step.stage == TAKERS && !step.forced && now >= step.cut_at + FORCE_MS {
             step.forced = true;
             let silent = takers.iter().filter(|name| !step.acks.contains(*name));
-            effects.extend(silent.map(|name| Effect::Restart(name.clone())));
+            effects.extend(silent.map(|name| {
+                let attempt = observed.get(name).map_or(0, |process| process.attempt);
+                Effect::Restart(name.clone(), attempt)
+            }));
         }
         tell(step, now, observed, &takers, effects);
         if is_confirmed(step, observed, &takers, back && late) {

@@ -49,6 +49,7 @@ pub fn observation(process: &ProcessStatus, worker: Option<&WorkerState>) -> Obs
                 .unwrap_or(0)
         }),
         unsure: is_unsure(process, worker),
+        outdated: process.needs_restart,
         sample: worker.map_or_else(Sample::default, sample),
     }
 }

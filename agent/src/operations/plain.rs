@@ -48,6 +48,14 @@ pub(super) fn watch(
             }
             step.finish(now, StepState::Failed, message);
         }
+        // It came back by itself, by its old spec, before the order reached it.
+        None if step.action == StepAction::Restart
+            && process.is_some_and(|process| is_outrun(step, process)) =>
+        {
+            step.attempt_before = process.map_or(0, |process| process.attempt);
+            step.issued = true;
+            effects.push(effect(step));
+        }
         None if step.issued => return,
         // The life of the agent that began the step may have ended before it asked.
         None if process.is_none_or(|process| process.attempt == step.attempt_before) => {
@@ -101,7 +109,9 @@ fn judge(step: &Step, process: &Observation) -> Option<Result<String, String>> {
             _ => None,
         },
         StepAction::Restart => match process.state {
-            State::Ready if process.ready && moved => Some(Ok("ready".to_owned())),
+            State::Ready if process.ready && moved && !process.outdated => {
+                Some(Ok("ready".to_owned()))
+            }
             State::Failed if moved => gave_up(),
             State::Stopped if moved => ended(),
             _ => None,
@@ -114,11 +124,19 @@ fn judge(step: &Step, process: &Observation) -> Option<Result<String, String>> {
     }
 }
 
+/// Whether an attempt runs that is newer than the one to be replaced, and not by the present spec.
+fn is_outrun(step: &Step, process: &Observation) -> bool {
+    process.attempt > step.attempt_before
+        && process.outdated
+        && process.state.is_live()
+        && process.state != State::Stopping
+}
+
 fn effect(step: &Step) -> Effect {
     let object = step.object.clone();
     match step.action {
         StepAction::Stop => Effect::Stop(object),
-        StepAction::Restart | StepAction::Archive => Effect::Restart(object),
+        StepAction::Restart | StepAction::Archive => Effect::Restart(object, step.attempt_before),
         StepAction::Remove => Effect::Forget(object),
         _ => Effect::Start(object),
     }
@@ -195,6 +213,11 @@ fn down(op: &Operation, observed: &Observed) -> Vec<String> {
 
 /// Whether one more may go down; else the names of those that are down already.
 pub(super) fn may_restart(op: &Operation, index: usize, observed: &Observed) -> Result<(), String> {
+    let own = &op.steps[index].object;
+    let Some(process) = observed.get(own) else {
+        // Which attempt it would replace is not known yet: the supervisor has just begun.
+        return Err(own.clone());
+    };
     let working = op
         .steps
         .iter()
@@ -206,8 +229,7 @@ pub(super) fn may_restart(op: &Operation, index: usize, observed: &Observed) -> 
         return Err(down.join(", "));
     }
     // A step at work counts as down even while an old observation shows it ready.
-    let own = &op.steps[index].object;
-    let is_down = observed.get(own).is_some_and(Observation::is_down);
+    let is_down = process.is_down();
     let others = down.iter().filter(|name| *name != own).count();
     if is_down || working + others < max {
         Ok(())

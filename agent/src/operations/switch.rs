@@ -139,7 +139,7 @@ pub(super) fn watch(
         effects.push(if leaving {
             Effect::Stop(name)
         } else {
-            Effect::Restart(name)
+            Effect::Restart(name, process.map_or(0, |process| process.attempt))
         });
     }
 }

@@ -28,7 +28,9 @@ impl Owner {
             Command::Forget(name, reply) => (self.forget(&name), reply),
             Command::Start(name, reply) => (self.ask(&name, Input::Start), reply),
             Command::Stop(name, reply) => (self.ask(&name, Input::Stop), reply),
-            Command::Restart(name, reply) => (self.ask(&name, Input::Restart), reply),
+            Command::Restart(name, attempt, reply) => {
+                (self.ask(&name, Input::Restart(attempt)), reply)
+            }
             Command::Signal(name, signal, reply) => (self.signal(&name, &signal), reply),
             Command::Worker(name, attempt, input) => return self.worker(&name, attempt, input),
             // The loop sees to it.

@@ -67,8 +67,9 @@ pub enum Input {
     Start,
     /// The operator stops it.
     Stop,
-    /// The operator restarts it.
-    Restart,
+    /// This attempt shall be replaced by a new one. Where another is the latest by now, the order
+    /// comes late or again, and there is nothing left to do.
+    Restart(u64),
     /// The gate let it pass, or refused.
     Permit(u64, Result<(), String>),
     /// It runs.
@@ -297,7 +298,7 @@ impl Core {
             Input::Define(spec, desired) => self.define(now, spec, desired),
             Input::Start => self.start(now),
             Input::Stop => self.stop(now),
-            Input::Restart => self.restart(now),
+            Input::Restart(attempt) if attempt == self.attempt => self.restart(now),
             Input::Permit(attempt, answer) if attempt == self.attempt => self.permit(now, answer),
             Input::Spawned(attempt) if attempt == self.attempt => self.spawned(now),
             Input::SpawnFailed(attempt, why) if attempt == self.attempt => {
@@ -498,8 +499,11 @@ impl Core {
         self.failures.clear();
         match &mut self.phase {
             Phase::Stopped | Phase::Failed | Phase::Backoff { .. } => self.begin_start(now),
-            // It has not begun yet; if its spec has changed, it begins by the new one.
-            Phase::Waiting => self.running = Arc::clone(&self.spec),
+            // A new attempt even so: by its number the order is known to have been carried out.
+            Phase::Waiting => {
+                self.effects.push(Effect::Release(self.attempt));
+                self.begin_start(now);
+            }
             Phase::Spawning { then } => *then = Some(Then::Start),
             Phase::Stopping { then, .. } => *then = Then::Start,
             Phase::Starting { .. } | Phase::Up { .. } | Phase::Draining { .. } => {

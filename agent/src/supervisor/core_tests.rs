@@ -430,7 +430,11 @@ fn play(world: &mut World, one: Move) {
             );
         }
         Move::Operator(1) => world.input(Input::Stop),
-        Move::Operator(2) => world.input(Input::Restart),
+        Move::Operator(2) => {
+            world.input(Input::Restart(attempt));
+            let replaced = world.core.attempt() > attempt || world.core.is_live();
+            assert!(replaced, "{}", world.core.state());
+        }
         Move::Operator(3) => {
             let spec = Arc::clone(world.core.spec());
             world.input(Input::Define(spec, Desired::Running));
@@ -457,6 +461,9 @@ fn play(world: &mut World, one: Move) {
         Move::Stale(what, back) => {
             let old = attempt.wrapping_sub(u64::from(back) + 1);
             world.input(say(old, what));
+            let (before, starts) = (world.core.state(), world.starts.len());
+            world.input(Input::Restart(old));
+            assert_eq!((world.core.state(), world.starts.len()), (before, starts));
         }
         // What was answered already is answered again.
         Move::Twice(0) if world.alive.is_some() => world.input(Input::Spawned(attempt)),

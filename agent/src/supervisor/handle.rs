@@ -123,7 +123,7 @@ pub(super) enum Command {
     Forget(ProcessName, Reply),
     Start(ProcessName, Reply),
     Stop(ProcessName, Reply),
-    Restart(ProcessName, Reply),
+    Restart(ProcessName, u64, Reply),
     Signal(ProcessName, String, Reply),
     Worker(ProcessName, u64, WorkerInput),
     Detach(Reply),
@@ -279,9 +279,11 @@ impl Supervisor {
         self.ask(|reply| Command::Stop(name.clone(), reply)).await
     }
 
-    /// Stops a process if it runs, then starts it. Returns when that is under way.
-    pub async fn restart(&self, name: &ProcessName) -> Result<(), SupervisorError> {
-        self.ask(|reply| Command::Restart(name.clone(), reply))
+    /// Replaces attempt `attempt` of a process by a new one: stops it if it runs, then starts it.
+    /// Returns when that is under way. Does nothing where another attempt is the latest already:
+    /// the order has come late or twice.
+    pub async fn restart(&self, name: &ProcessName, attempt: u64) -> Result<(), SupervisorError> {
+        self.ask(|reply| Command::Restart(name.clone(), attempt, reply))
             .await
     }
 

@@ -174,7 +174,7 @@ pub fn ordered(sim: &Sim, op: &Operation, effect: &Effect, name: &ProcessName) {
     if !matches!(effect, Effect::Start(_)) {
         judge.orders.insert(name.clone(), (now, op.number));
     }
-    if !matches!(effect, Effect::Restart(_)) {
+    if !matches!(effect, Effect::Restart(..)) {
         return;
     }
     if op.steps.iter().any(|step| step.state == StepState::Failed) {

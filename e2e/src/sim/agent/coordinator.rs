@@ -19,7 +19,7 @@ use tanako_agent::{
     },
     supervisor::{Desired as Wanted, State, Table},
 };
-use tanako_fleet::{ProcessName, process::Probe, rollout::Sample, spec::Places};
+use tanako_fleet::{ProcessName, ProcessSpec, process::Probe, rollout::Sample, spec::Places};
 use tanako_store::{Outcome, StoreError, Txn};
 use tokio::sync::{mpsc, oneshot};
 
@@ -445,7 +445,7 @@ impl Task {
         }
         let table = self.agent.table.borrow().clone();
         let views = self.agent.workers.states().borrow().clone();
-        let observed = observe(&table, &views);
+        let observed = observe(&table, &views, |name| self.desired.process(name));
         for index in 0..self.active.len() {
             let now = self.sim.wall_ms();
             let before = self.active[index].op.clone();
@@ -512,7 +512,7 @@ impl Task {
     async fn order(&self, op: &Operation, effect: Effect) -> (String, Result<(), String>) {
         let (Effect::Start(object)
         | Effect::Stop(object)
-        | Effect::Restart(object)
+        | Effect::Restart(object, _)
         | Effect::Forget(object)) = &effect
         else {
             return (String::new(), Err("not asked for here".to_owned()));
@@ -523,14 +523,13 @@ impl Task {
         trace!(self.sim, [op.number], "coordinator: {}: {effect:?}", op.id);
         judge::ordered(&self.sim, op, &effect, &name);
         let result = match &effect {
-            Effect::Start(_) | Effect::Restart(_) => match self.desired.process(&name) {
+            Effect::Start(_) | Effect::Restart(..) => match self.desired.process(&name) {
                 None => Err(format!("no process {name}")),
                 Some(spec) => {
                     let define = |reply| SupMsg::Define(spec.clone(), Wanted::Running, reply);
-                    let order = if matches!(effect, Effect::Restart(_)) {
-                        Order::Restart
-                    } else {
-                        Order::Start
+                    let order = match effect {
+                        Effect::Restart(_, attempt) => Order::Restart(attempt),
+                        _ => Order::Start,
                     };
                     match self.tell(define).await {
                         Err(error) => Err(error),
@@ -601,7 +600,11 @@ impl Task {
     }
 }
 
-fn observe(table: &Arc<Table>, views: &Views) -> Observed {
+fn observe<'a>(
+    table: &Arc<Table>,
+    views: &Views,
+    wanted: impl Fn(&ProcessName) -> Option<&'a Arc<ProcessSpec>>,
+) -> Observed {
     table
         .iter()
         .map(|(name, process)| {
@@ -627,6 +630,8 @@ fn observe(table: &Arc<Table>, views: &Views) -> Observed {
                     && worker.map_or(process.adopted, |worker| {
                         !worker.attached || process.adopted && worker.shards.is_empty()
                     }),
+                outdated: process.needs_restart
+                    || wanted(name).is_some_and(|spec| **spec != *process.spec),
             };
             (name.to_string(), observation)
         })

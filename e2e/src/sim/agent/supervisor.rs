@@ -59,8 +59,8 @@ pub enum Order {
     Start,
     /// Stop it.
     Stop,
-    /// Restart it.
-    Restart,
+    /// Replace this attempt of it.
+    Restart(u64),
 }
 
 struct Proc {
@@ -382,7 +382,7 @@ impl Owner {
                 let input = match order {
                     Order::Start => Input::Start,
                     Order::Stop => Input::Stop,
-                    Order::Restart => Input::Restart,
+                    Order::Restart(attempt) => Input::Restart(attempt),
                 };
                 if order != Order::Stop
                     && let Some(proc) = self.procs.get_mut(&id)
