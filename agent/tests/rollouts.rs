@@ -192,6 +192,13 @@ async fn a_rollout_stops_at_the_first_that_does_not_become_ready_and_can_be_undo
     assert!(problem.hint.contains("rollout undo"), "{problem:?}");
     assert!(ended.message.contains("1 not touched"), "{}", ended.message);
     assert_eq!(versions(&agent), ["2", "2", "1"]);
+    // What runs by two specs is said until somebody decides, with the command that ends it.
+    let command = format!("`tanakoctl rollout undo {}`", ended.id);
+    assert!(ended.message.contains(&command), "{}", ended.message);
+    let mixed = status(&mut client).await;
+    let line = mixed.reasons.iter().find(|line| line.contains("half-way"));
+    let line = line.unwrap_or_else(|| panic!("{:?}", mixed.reasons));
+    assert!(line.contains(&command) && line.contains("a/2"), "{line}");
     let mut undo = rollout("", "");
     undo.targets.clear();
     undo.rollout
@@ -205,6 +212,7 @@ async fn a_rollout_stops_at_the_first_that_does_not_become_ready_and_can_be_undo
     let after = until(&mut client, "ready", |status| ready(status, 3)).await;
     assert_eq!(versions(&agent), ["1", "1", "1"]);
     assert_eq!(process(&after, "a/2").attempt, 1, "never touched");
+    assert_eq!(after.reasons, Vec::<String>::new());
 }
 
 #[tokio::test]
@@ -267,6 +275,21 @@ async fn another_number_of_shards_is_no_matter_of_apply_while_the_bot_runs() {
         .await
         .expect_err("nor of a rollout");
     assert_eq!(refused.code, "needs-reshard");
+    // Other processes for the same shards are a matter of a stop, too, and none that `apply` decides.
+    let other = with_token(&agent, &fleet("1", ""))
+        .replace("shards = 3", "shards = 3\nshards_per_process = 2");
+    let relaid = wire::ApplyRequest {
+        spec_toml: other.clone(),
+        ..wire::ApplyRequest::default()
+    };
+    let refused = client.apply(relaid).await.expect_err("it runs");
+    let problem = wire::Problem::from_status(&refused);
+    assert_eq!(problem.code, "needs-stop");
+    assert!(problem.hint.contains("tanakoctl stop a"), "{problem:?}");
+    let refused = submit(&mut client, rollout("rolling", &other))
+        .await
+        .expect_err("nor of a rollout");
+    assert!(refused.hint.contains("stop a"), "{refused:?}");
     // What a reshard needs is checked before anything moves.
     let mut reshard = request("reshard", &["a"]);
     reshard.reshard = Some(wire::ReshardRequest {

@@ -4,7 +4,7 @@
 //! current = "demo"
 //!
 //! [contexts.demo]
-//! socket = "/home/me/.local/state/tanako/demo/run/agent.sock"
+//! socket = "/var/lib/tanako/demo/run/agent.sock"
 //! production = false
 //! ```
 //!

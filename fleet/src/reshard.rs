@@ -240,7 +240,7 @@ fn count(facts: &Facts, shards: u32) -> Check {
             Grade::Refused,
             format!("{bot} has {shards} shards already"),
             "to restart it, use `tanakoctl restart`; to spread the same shards over other processes, \
-             change shards_per_process in fleet.toml and apply it",
+             stop it, apply a fleet.toml with another shards_per_process, and start it",
         );
     }
     let least = u32::try_from(guilds.div_ceil(GUILDS_PER_SHARD_MAX)).unwrap_or(u32::MAX);

@@ -24,6 +24,25 @@ use crate::{
     supervisor::State,
 };
 
+/// Another layout of the same shards, while they run.
+fn moves_shards(bot: &str, from: &Generation, to: &Generation, file_name: &str) -> Problem {
+    Problem::new(
+        "needs-stop",
+        file_name,
+        format!(
+            "bots.{bot} runs with {} shards a process, the file says {}",
+            from.shards_per_process, to.shards_per_process
+        ),
+    )
+    .cause("its shards would move between its processes, so that all of them have to stop before the new ones start")
+    .hint(format!(
+        "run `tanakoctl stop {bot}`, apply the file, then `tanakoctl start {bot}`: the sessions are kept and \
+         resumed; or leave shards_per_process = {} until the next reshard, which takes --shards-per-process {} and \
+         stops nothing",
+        from.shards_per_process, to.shards_per_process
+    ))
+}
+
 /// Most targets in one request.
 const TARGETS_MAX: usize = 1_000;
 
@@ -368,6 +387,15 @@ impl Task {
                 shards,
                 shards_per_process: bot.shards_per_process.clamp(1, shards.max(1)),
             };
+            // No process may start with a shard that another still holds: all would have to stop first,
+            // which is not what somebody who changes one number expects.
+            if set.shards == active.shards
+                && set.shards_per_process != active.shards_per_process
+                && bot.worker
+                && !self.is_wholly_stopped(name)
+            {
+                return Err(Box::new(moves_shards(name, &active, &set, file_name)));
+            }
             if set != bot.first() || self.desired.document.generations.contains_key(name) {
                 sets.insert(name.clone(), set);
             }

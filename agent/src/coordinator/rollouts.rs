@@ -494,7 +494,9 @@ fn refuse(unfit: &Unfit, file_name: &str) -> Problem {
             file_name,
             format!("the shards of {bot} would move between its processes"),
         )
-        .hint("apply the file: all processes of the bot stop before the new ones start"),
+        .hint(format!(
+            "run `tanakoctl stop {bot}`, apply the file, then `tanakoctl start {bot}`: the sessions are kept and resumed"
+        )),
         Unfit::Outside(name) => Problem::new(
             "invalid-target",
             file_name,

@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use tanako_fleet::{health::Verdict, identify::Mode};
+use tanako_fleet::{ProcessName, health::Verdict, identify::Mode};
 use tanako_proto::{fleet::v1 as wire, worker::v1::ShardStage};
 
 use crate::{
@@ -67,6 +67,7 @@ pub fn compose(inputs: &Inputs<'_>) -> wire::FleetStatus {
             "Discord recommends {to} shards for {bot}, which has {now}: `tanakoctl reshard {bot} --shards {to}`"
         ));
     }
+    reasons.extend(mixed(inputs));
     wire::FleetStatus {
         fleet: inputs.desired.fleet().to_owned(),
         version: inputs.desired.document.version,
@@ -157,6 +158,49 @@ pub fn reasons(inputs: &Inputs<'_>) -> Vec<String> {
         }
     }
     reasons
+}
+
+/// What a rollout has left that stopped half-way: processes by two specs, until somebody decides. One
+/// line, with the command that ends it.
+fn mixed(inputs: &Inputs<'_>) -> Option<String> {
+    let held = &inputs.desired.document.held;
+    let going_on = |op: &wire::Operation| {
+        matches!(op.kind.as_str(), "rollout" | "apply")
+            && matches!(op.state.as_str(), "pending" | "running" | "paused")
+    };
+    if held.is_empty() || inputs.operations.iter().any(|op| going_on(op)) {
+        return None;
+    }
+    let mut names: Vec<&str> = held.keys().take(3).map(ProcessName::as_str).collect();
+    if held.len() > names.len() {
+        names.push("…");
+    }
+    let left_by = inputs
+        .operations
+        .iter()
+        .filter(|op| op.kind == "rollout" && op.state == "failed")
+        .max_by_key(|op| op.ended_at)
+        .map_or("", |op| op.id.as_str());
+    let undo = match left_by {
+        "" => "`tanakoctl rollout undo`".to_owned(),
+        id => format!("`tanakoctl rollout undo {id}`"),
+    };
+    let by = if left_by.is_empty() {
+        "a rollout"
+    } else {
+        left_by
+    };
+    let still = if held.len() == 1 {
+        "process runs"
+    } else {
+        "processes run"
+    };
+    Some(format!(
+        "{by} stopped half-way: {} {still} by the spec before it ({}); {undo} brings all back to that, \
+         `tanakoctl rollout start --file fleet.toml` goes on",
+        held.len(),
+        names.join(", ")
+    ))
 }
 
 /// Adds the shards that are not well.

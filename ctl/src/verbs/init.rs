@@ -126,13 +126,23 @@ command = ["tanako-bot"]
 token_file = {discord_token}
 shards = {shards}
 shards_per_process = {per_process}
+# Or shards = "auto" with guilds = {guilds}, to begin with what so many need. When Discord recommends more, `tanakoctl
+# status` proposes a reshard; nothing moves by itself.
 # IDENTIFYs that are never spent automatically; a tenth of the day's total unless set.
 # identify_reserve = 100
+# IDENTIFYs at once, until Discord has said it.
+# max_concurrency = 1
+# A shard that is connected and gets no event of a kind that it got before, for so long, is looked after: resumed,
+# then identified, then its process restarted. "off" for bots that hear little.
+# health = {{ silent = "5m" }}
+# A process that gives no sign of life for so long is restarted.
+# watchdog = "30s"
 # env = {{ RUST_LOG = "info" }}
 # ready = {{ kind = "worker", timeout = "60s" }}
 # restart = {{ when = "always", backoff_min = "1s", backoff_max = "60s" }}
 # stop = {{ signal = "TERM", grace = "20s" }}
 # limits = {{ memory = "512MiB", open_files = 4096 }}
+# logs = {{ max_size = "10MiB", keep = 5 }}
 
 # In a fleet of several hosts: where its processes may run, and how much load one is. `required` and
 # `preferred` are labels of hosts; anti_affinity keeps them on different hosts ("host") or on hosts that
@@ -146,6 +156,9 @@ shards_per_process = {per_process}
 # token_file = {discord_token}
 # token_env = "DISCORD_TOKEN"
 # shards = 2
+# Its starts are spaced, for it identifies by itself. One that can ask before each IDENTIFY, as twilight's HTTP
+# queue does, at the address in TANAKO_IDENTIFY_QUEUE:
+# identify_queue = true
 # ready = {{ kind = "log", pattern = "Ready", timeout = "60s" }}
 
 # A host is of the fleet because it has joined (`tanakoctl join-token`). A table here adds labels, bounds

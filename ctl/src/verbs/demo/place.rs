@@ -280,7 +280,7 @@ mod tests {
 
     #[test]
     fn long_directories_get_short_sockets() {
-        let short = place("/home/me/.local/state/tanako/demo");
+        let short = place("/var/lib/tanako/demo");
         assert_eq!(
             short.run_dir().expect("a directory"),
             short.data_dir.join("run")
