@@ -10,6 +10,7 @@
 //! - `ledger`: all bots; `bot`: one of them; `load`: its records, there and back.
 //! - `budget`: what is left of the day. `guard`: shards that waste IDENTIFYs. `storm`: when nobody's
 //!   holds.
+//! - `desk`: where agents of other hosts ask.
 //! - `record`: the bytes of a record, and what two clocks say of its time. `status`: for people.
 //!
 //! # How the rules hold across crashes and changes of the leader
@@ -35,6 +36,7 @@
 
 mod bot;
 mod budget;
+mod desk;
 mod guard;
 mod ledger;
 mod load;
@@ -46,6 +48,10 @@ mod storm;
 mod tests;
 
 pub use budget::ReportedLimits;
+pub use desk::{
+    AskId, Desk, DeskEffect, DeskInput, DeskReply, Granted, IDLE_MS, PLACES_MAX, PollId,
+    WAIT_MAX_MS, until,
+};
 pub use ledger::Ledger;
 pub use load::RECORDS_MAX;
 pub use messages::{

@@ -15,6 +15,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status};
 
 use super::{Local, feed::Feed, wire as convert};
+use crate::{
+    broadcast::{Broadcast, Question},
+    identify::Counter,
+};
 
 /// Longest that a command may take; a backup of a large node takes hours.
 const WITHIN_MAX: Duration = Duration::from_secs(12 * 3600);
@@ -30,6 +34,8 @@ pub struct HostService {
     feed: Feed,
     cancel: CancellationToken,
     tracker: TaskTracker,
+    counter: Option<Counter>,
+    broadcast: Option<Broadcast>,
 }
 
 impl HostService {
@@ -40,7 +46,17 @@ impl HostService {
             feed,
             cancel,
             tracker,
+            counter: None,
+            broadcast: None,
         }
+    }
+
+    /// Gives permits to agents of other hosts, and puts their questions to the shards of this one.
+    #[must_use]
+    pub fn answering(mut self, counter: Counter, broadcast: Broadcast) -> Self {
+        self.counter = Some(counter);
+        self.broadcast = Some(broadcast);
+        self
     }
 }
 
@@ -175,16 +191,36 @@ impl Host for HostService {
 
     async fn acquire_permit(
         &self,
-        _: Request<wire::PermitRequest>,
+        request: Request<wire::PermitRequest>,
     ) -> Result<Response<wire::PermitReply>, Status> {
-        Err(not_yet("permits"))
+        let counter = self.counter.as_ref().ok_or_else(|| not_yet("permits"))?;
+        let reply = counter.acquire(request.into_inner()).await?;
+        Ok(Response::new(reply))
     }
 
     async fn report_gateway(
         &self,
-        _: Request<wire::GatewayReport>,
+        request: Request<wire::GatewayReport>,
     ) -> Result<Response<wire::GatewayReply>, Status> {
-        Err(not_yet("reports of Discord's limits"))
+        let counter = self.counter.as_ref();
+        let counter = counter.ok_or_else(|| not_yet("reports of Discord's limits"))?;
+        counter.report(request.into_inner()).await?;
+        Ok(Response::new(wire::GatewayReply {}))
+    }
+
+    async fn ask_shards(
+        &self,
+        request: Request<wire::ShardsQuestion>,
+    ) -> Result<Response<tanako_proto::worker::v1::BroadcastReply>, Status> {
+        let broadcast = self.broadcast.as_ref();
+        let broadcast = broadcast.ok_or_else(|| not_yet("questions to its shards"))?;
+        let asked = request.into_inner();
+        let question = Question::new(asked.question, asked.json, asked.timeout_ms)
+            .map_err(|problem| problem.into_status(tonic::Code::InvalidArgument))?;
+        let answers = broadcast.ask_here(&asked.bot, &question).await;
+        Ok(Response::new(tanako_proto::worker::v1::BroadcastReply {
+            answers,
+        }))
     }
 
     async fn get_standing(

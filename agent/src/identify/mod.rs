@@ -8,9 +8,14 @@
 //! - `task`: the loop. `outbox`: what waits for the store.
 //! - `journal`: the ledger in the store.
 //! - `gate`: bots that identify on their own.
+//! - `away`: permits of another agent, while that one holds the office. `counter`: where it is asked.
 //! - `report`: the state and the news, for people.
 
+pub mod away;
+#[cfg(test)]
+mod away_tests;
 mod clock;
+mod counter;
 mod gate;
 mod journal;
 mod outbox;
@@ -18,6 +23,7 @@ mod report;
 mod task;
 #[cfg(test)]
 mod tests;
+mod through;
 
 use std::{
     sync::{
@@ -36,12 +42,18 @@ use tanako_store::Store;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use self::journal::JournalError;
 use self::{
+    away::News,
     clock::Clock,
     journal::Journal,
     report::free_text,
     task::{Message, Task},
+};
+pub use self::{
+    away::{Office, Upstream},
+    counter::Counter,
+    journal::JournalError,
+    through::{Dial, Through},
 };
 use crate::{clock::boot_ms, history::History, http::Addresses, metrics::Latency};
 
@@ -87,9 +99,7 @@ pub struct Ask {
 pub struct Permit {
     /// Rising number.
     pub number: u64,
-    /// IDENTIFY must go out within this time.
-    pub valid: Duration,
-    /// The end of that time, in milliseconds on CLOCK_BOOTTIME.
+    /// IDENTIFY must go out before this moment, in milliseconds on CLOCK_BOOTTIME.
     pub until_boot_ms: i64,
     /// IDENTIFYs left today, the reserve included.
     pub remaining: u32,
@@ -126,6 +136,20 @@ pub struct Broker {
     latency: Arc<Latency>,
     /// Where foreign bots ask, once that is known.
     queue: Arc<OnceLock<Addresses>>,
+    /// Who gives the permits of a fleet of hosts; unset = always this agent.
+    upstream: Arc<OnceLock<Away>>,
+}
+
+/// Another agent may hold the office.
+struct Away {
+    upstream: Arc<dyn Upstream>,
+    news: mpsc::Sender<News>,
+}
+
+impl std::fmt::Debug for Away {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Away").finish_non_exhaustive()
+    }
 }
 
 impl Broker {
@@ -159,6 +183,7 @@ impl Broker {
             status,
             latency,
             queue: Arc::default(),
+            upstream: Arc::default(),
         }
     }
 
@@ -186,8 +211,36 @@ impl Broker {
         self.acquire_via(ask, Via::Worker).await
     }
 
-    /// Waits for a permit that goes out this way.
+    /// This agent is one of many: whoever holds the office gives the permits. Say it once, before
+    /// anything is started.
+    pub fn set_upstream(
+        &self,
+        upstream: Arc<dyn Upstream>,
+        cancel: CancellationToken,
+        tracker: &TaskTracker,
+    ) {
+        let (news, told) = mpsc::channel(INBOX_MAX);
+        let away = Away {
+            upstream: Arc::clone(&upstream),
+            news,
+        };
+        if self.upstream.set(away).is_err() {
+            tracing::error!("the way to the office was set twice");
+            return;
+        }
+        tracker.spawn(away::tell(self.clone(), upstream, told, cancel));
+    }
+
+    /// Waits for a permit that goes out this way, of whoever gives them.
     pub async fn acquire_via(&self, ask: Ask, via: Via) -> Result<Permit, AcquireError> {
+        match self.upstream.get() {
+            Some(away) => away::acquire(self, &*away.upstream, &ask, via).await,
+            None => self.acquire_here(ask, via).await,
+        }
+    }
+
+    /// The same, of this agent's own ledger.
+    async fn acquire_here(&self, ask: Ask, via: Via) -> Result<Permit, AcquireError> {
         const STOPPING: AcquireError = AcquireError::Unavailable("the agent is stopping");
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (answer, answered) = oneshot::channel();
@@ -216,6 +269,14 @@ impl Broker {
 
     /// What `GET /gateway/bot` said.
     pub async fn limits(&self, bot: &str, limits: GatewayLimits) {
+        match self.upstream.get() {
+            // The task ends with the agent only.
+            Some(away) => drop(away.news.send(News::Limits(bot.to_owned(), limits)).await),
+            None => self.limits_here(bot, limits).await,
+        }
+    }
+
+    async fn limits_here(&self, bot: &str, limits: GatewayLimits) {
         self.send(Input::Limits {
             bot: bot.to_owned(),
             limits: ReportedLimits {
@@ -231,6 +292,19 @@ impl Broker {
 
     /// The shard became ready: its latest IDENTIFY was not wasted, if it stays so.
     pub async fn ready(&self, bot: &str, shard_id: u32, shard_count: u32) {
+        let Some(away) = self.upstream.get() else {
+            return self.ready_here(bot, shard_id, shard_count).await;
+        };
+        let news = News::Ready {
+            bot: bot.to_owned(),
+            shard: shard_id,
+            count: shard_count,
+        };
+        // The task ends with the agent only.
+        let _ = away.news.send(news).await;
+    }
+
+    async fn ready_here(&self, bot: &str, shard_id: u32, shard_count: u32) {
         self.send(Input::Ready {
             bot: bot.to_owned(),
             shard: shard_id,
@@ -242,11 +316,26 @@ impl Broker {
     /// The shard's latest IDENTIFY went out so long ago.
     pub async fn sent(&self, bot: &str, shard_id: u32, shard_count: u32, ago: Duration) {
         let ago = i64::try_from(ago.as_millis()).unwrap_or(i64::MAX);
-        self.send(Input::Sent {
+        let at = boot_ms().saturating_sub(ago);
+        let Some(away) = self.upstream.get() else {
+            return self.sent_here(bot, shard_id, shard_count, at).await;
+        };
+        let news = News::Sent {
             bot: bot.to_owned(),
             shard: shard_id,
             count: shard_count,
-            at: boot_ms().saturating_sub(ago),
+            at,
+        };
+        // The task ends with the agent only.
+        let _ = away.news.send(news).await;
+    }
+
+    async fn sent_here(&self, bot: &str, shard: u32, count: u32, at: i64) {
+        self.send(Input::Sent {
+            bot: bot.to_owned(),
+            shard,
+            count,
+            at,
         })
         .await;
     }

@@ -225,7 +225,6 @@ impl Task {
                         self.latency.record(waiter.since.elapsed());
                         let _ = waiter.answer.send(Ok(Permit {
                             number: permit,
-                            valid: waiter.valid,
                             until_boot_ms: self.clock.now().boot_ms
                                 + i64::try_from(waiter.valid.as_millis()).unwrap_or(0),
                             remaining,

@@ -1,8 +1,10 @@
 //! The ledger's rules one by one. `fleet`: a Discord and its bots in virtual time, in which `pace`
 //! brings cold fleets up and `brakes` lets them crash and Discord fail. `load`: records, there and
 //! back. `world`: against a world that crashes, changes leaders, asks twice and answers late.
+//! `desk`: asked from other hosts.
 
 mod brakes;
+mod desk;
 mod fleet;
 mod load;
 mod pace;
