@@ -13,6 +13,7 @@ use std::{
 use futures_util::future::BoxFuture;
 use hyper_util::rt::TokioIo;
 use tanako_agent::{
+    broadcast::Broadcast,
     history::{self, History},
     identify::{self, BotConfig, Broker},
     supervisor::{Desired, ProcessStatus, State, Table, WorkerInput},
@@ -478,7 +479,7 @@ async fn permits_are_given_by_bucket_and_a_place_is_given_up_with_the_call() {
         .expect("permit")
         .into_inner();
     assert!(second.permit > first.permit);
-    assert!(first.valid_ms > 0 && second.remaining == 998);
+    assert_eq!(second.remaining, 998);
     assert!(second.until_boot_ms >= first.until_boot_ms && first.until_boot_ms > 0);
 
     let status = client
@@ -693,6 +694,128 @@ async fn commands_go_to_the_worker_and_come_to_an_end_in_any_case() {
             .expect("in time")
             .expect("an outcome");
         assert_eq!(outcome, Err(CommandError::Gone(node.clone())));
+    }
+    fixture.stop().await;
+}
+
+/// Answers the question that comes next for these shards.
+async fn answer_one(worker: &mut Attached, json: &str) {
+    let command = worker.command().await;
+    let Some(wire::command::Command::Ask(ask)) = command.command else {
+        panic!("{command:?}");
+    };
+    assert_eq!(ask.question, "stats");
+    let result = wire::CommandResult {
+        id: command.id,
+        ok: true,
+        json: json.to_owned(),
+        ..wire::CommandResult::default()
+    };
+    worker.send(ToAgent::Result(result)).await;
+}
+
+#[tokio::test]
+async fn a_bot_asks_all_its_shards_and_each_has_its_answer_or_a_reason() {
+    let fixture = Fixture::new().await;
+    let toml = "[fleet]\nname = \"t\"\n[bots.tanako]\ncommand = [\"tanako-bot\"]\ntoken_file = \"/t\"\n\
+                shards = 8\nshards_per_process = 2\n";
+    let places = tanako_fleet::spec::Places {
+        data_dir: "/d".to_owned(),
+    };
+    let written = tanako_agent::desired::Written {
+        toml: toml.to_owned(),
+        file_name: "fleet.toml".to_owned(),
+    };
+    let desired = tanako_agent::desired::Desired::empty(places)
+        .with_spec(&written, &std::collections::BTreeMap::new(), false)
+        .expect("a good spec");
+    let (_desired, desired) = watch::channel(Arc::new(desired));
+    let broadcast = Broadcast::new(
+        "here".to_owned(),
+        fixture.workers.clone(),
+        fixture.table.subscribe(),
+        desired,
+    );
+    fixture.workers.set_broadcast(broadcast);
+    // Three of four run: one answers both shards, one answers one of them, one not at all.
+    for (process, shards) in [
+        ("tanako/0", [0, 1]),
+        ("tanako/1", [2, 3]),
+        ("tanako/2", [4, 5]),
+    ] {
+        fixture.run(process, 1, &shards);
+    }
+    let mut first = Attached::hello(&fixture.socket(), "tanako/0", 1).await;
+    first.welcome().await;
+    let mut second = Attached::hello(&fixture.socket(), "tanako/1", 1).await;
+    second.welcome().await;
+    let mut third = Attached::hello(&fixture.socket(), "tanako/2", 1).await;
+    third.welcome().await;
+
+    let mut client = client(&fixture.socket()).await;
+    let question = wire::BroadcastRequest {
+        process: "tanako/0".to_owned(),
+        attempt: 1,
+        question: "stats".to_owned(),
+        json: String::new(),
+        timeout_ms: 3_000,
+    };
+    let asked = question.clone();
+    let asking = tokio::spawn(async move { client.broadcast(asked).await });
+    let both = r#"[{"shard_id":0,"json":{"guilds":5}},{"shard_id":1,"json":[1]}]"#;
+    answer_one(&mut first, both).await;
+    let one = r#"[{"shard_id":2,"code":"odd","message":"why"}]"#;
+    answer_one(&mut second, one).await;
+    let reply = timeout(SOON, asking)
+        .await
+        .expect("in time")
+        .expect("no panic");
+    let answers = reply.expect("answers").into_inner().answers;
+    let seen: Vec<(u32, &str, &str)> = answers
+        .iter()
+        .map(|one| (one.shard_id, one.code.as_str(), one.json.as_str()))
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            (0, "", "{\"guilds\":5}"),
+            (1, "", "[1]"),
+            (2, "odd", ""),
+            (3, "no-answer", ""),
+            (4, "timeout", ""),
+            (5, "timeout", ""),
+            (6, "not-running", ""),
+            (7, "not-running", ""),
+        ]
+    );
+    assert_eq!(answers[0].host, "here");
+    // Only for its own process, and only what is well formed.
+    let mut other = self::client(&fixture.socket()).await;
+    for (wrong, code) in [
+        (
+            wire::BroadcastRequest {
+                process: "tanako/9".to_owned(),
+                ..question.clone()
+            },
+            Code::NotFound,
+        ),
+        (
+            wire::BroadcastRequest {
+                question: "rm -rf".to_owned(),
+                ..question.clone()
+            },
+            Code::InvalidArgument,
+        ),
+        (
+            wire::BroadcastRequest {
+                attempt: 0,
+                ..question
+            },
+            Code::Aborted,
+        ),
+    ] {
+        let refused = other.broadcast(wrong).await.expect_err("refused");
+        assert_eq!(refused.code(), code, "{refused:?}");
     }
     fixture.stop().await;
 }

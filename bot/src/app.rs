@@ -35,6 +35,7 @@ use crate::config::Config;
 use crate::database::Database;
 use crate::identify::{Alone, Gate};
 use crate::process::{Process, ProcessSetup};
+use crate::questions::Fleet;
 use crate::rest::{Limits, Rest};
 use crate::services::Services;
 use crate::shard::duty::{Duty, Terms};
@@ -107,6 +108,9 @@ pub async fn run(config: Config) -> anyhow::Result<ExitCode> {
         None => Gate::Alone(Arc::new(Alone::new(limits_rx.clone()))),
         Some((socket, identity)) => {
             let channel = channel(socket.clone());
+            let _ = services
+                .fleet
+                .set(Fleet::new(channel.clone(), identity.clone()));
             tasks.spawn(link::run(LinkSetup {
                 channel: channel.clone(),
                 identity: identity.clone(),

@@ -29,6 +29,7 @@ pub mod identify;
 pub mod interactions;
 pub mod metrics;
 pub mod process;
+pub mod questions;
 pub mod rest;
 pub mod services;
 pub mod settings;

@@ -23,6 +23,7 @@ use tracing::{info, warn};
 
 use crate::agent::link::{Answer, CommandId, Farewell, Refusal};
 use crate::agent::report::{self, Binding};
+use crate::questions;
 use crate::services::Services;
 use crate::shard::Stage;
 use crate::shard::duty::{Duty, Terms};
@@ -121,6 +122,7 @@ impl Process {
                     .await;
                 Some(told)
             }
+            Command::Ask(ask) => Some(self.ask(&ask.question)),
             // The link hands on nothing else.
             Command::Backup(_) | Command::Verify(_) | Command::Restore(_) => None,
         };
@@ -281,6 +283,17 @@ impl Process {
             Ok(json!({ "newest_handled": newest }))
         });
         None
+    }
+
+    fn ask(&self, question: &str) -> Result<Value, Refusal> {
+        questions::answer(question, &self.setup.services).ok_or_else(|| Refusal {
+            code: "unknown-question",
+            message: format!(
+                "tanako-bot does not know this question, but {}",
+                questions::KNOWN.join(", ")
+            ),
+            hint: "ask one that it knows",
+        })
     }
 
     async fn reconnect(

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -13,6 +13,7 @@ use tracing::{debug, warn};
 use crate::activity::Activity;
 use crate::database::Database;
 use crate::metrics::rss_bytes;
+use crate::questions::Fleet;
 use crate::rest::{Rest, RestError};
 use crate::settings::store::SettingsStore;
 use crate::shard::ShardStatus;
@@ -49,6 +50,8 @@ pub struct Services {
     pub limits_missing: Mutex<Option<RestError>>,
     /// How long the parts of starting and of standing down took, milliseconds.
     pub phases: Mutex<BTreeMap<&'static str, f64>>,
+    /// All shards of the bot, through the agent; unset without one.
+    pub fleet: OnceLock<Fleet>,
     ensure: mpsc::Sender<u64>,
 }
 
@@ -72,6 +75,7 @@ impl Services {
             token_refused: AtomicBool::new(false),
             limits_missing: Mutex::default(),
             phases: Mutex::default(),
+            fleet: OnceLock::new(),
             ensure,
         };
         (services, queue)

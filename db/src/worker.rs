@@ -265,7 +265,11 @@ impl Worker {
                 serde_json::json!({ "rows": loaded.rows_loaded, "rows_in_archives": loaded.rows_total })
             }),
             Order::Drain(_) => return done(id, "{}".to_owned()),
-            Order::StandDown(_) | Order::TakeOver(_) | Order::Share(_) | Order::Reconnect(_) => {
+            Order::StandDown(_)
+            | Order::TakeOver(_)
+            | Order::Share(_)
+            | Order::Reconnect(_)
+            | Order::Ask(_) => {
                 return refused(
                     id,
                     "unsupported",

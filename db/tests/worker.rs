@@ -11,9 +11,9 @@ use tanako_proto::worker::v1::command::Command as Order;
 use tanako_proto::worker::v1::worker_message::Message as ToAgent;
 use tanako_proto::worker::v1::worker_server::{Worker, WorkerServer};
 use tanako_proto::worker::v1::{
-    AgentMessage, Command, CommandProgress, CommandResult, DbBackup, DbRestore, DbVerify, Drain,
-    Hello, IdentifyPermit, IdentifyRequest, ProcessReport, ProcessStage, Welcome, WorkerKind,
-    WorkerMessage,
+    AgentMessage, BroadcastReply, BroadcastRequest, Command, CommandProgress, CommandResult,
+    DbBackup, DbRestore, DbVerify, Drain, Hello, IdentifyPermit, IdentifyRequest, ProcessReport,
+    ProcessStage, Welcome, WorkerKind, WorkerMessage,
 };
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
@@ -44,6 +44,13 @@ impl Worker for Agent {
             .await
             .map_err(|_| Status::unavailable("the test has ended"))?;
         Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn broadcast(
+        &self,
+        _: Request<BroadcastRequest>,
+    ) -> Result<Response<BroadcastReply>, Status> {
+        Err(Status::unimplemented("not part of these tests"))
     }
 
     async fn acquire_identify(

@@ -21,7 +21,7 @@ mod service;
 use std::{
     collections::{BTreeMap, HashMap},
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -37,6 +37,7 @@ use self::{
     service::{Service, Shared},
 };
 use crate::{
+    broadcast::Broadcast,
     identify::Broker,
     metrics::Latency,
     supervisor::{Supervisor, Table, WorkerInput},
@@ -195,6 +196,7 @@ pub struct Workers {
     states: watch::Receiver<Arc<States>>,
     latency: Arc<Latency>,
     duties: Duties,
+    broadcast: Arc<OnceLock<Broadcast>>,
 }
 
 impl std::fmt::Debug for Workers {
@@ -229,6 +231,7 @@ impl Workers {
             states,
             latency: Arc::new(Latency::new()),
             duties: config.duties.clone(),
+            broadcast: Arc::default(),
         };
         let table = processes.table();
         // Processes that identify on their own say nothing here; their readiness shows the same.
@@ -241,6 +244,7 @@ impl Workers {
             changed: Arc::clone(&workers.changed),
             report_interval: config.report_interval,
             duties: config.duties,
+            broadcast: Arc::clone(&workers.broadcast),
             latency: Arc::clone(&workers.latency),
             cancel: cancel.clone(),
             tracker: tracker.clone(),
@@ -282,6 +286,13 @@ impl Workers {
     /// What each process does with its shards.
     pub fn duties(&self) -> &Duties {
         &self.duties
+    }
+
+    /// From now on workers may ask all shards of their bot.
+    pub fn set_broadcast(&self, broadcast: Broadcast) {
+        if self.broadcast.set(broadcast).is_err() {
+            tracing::error!("the way to all shards was set twice");
+        }
     }
 
     /// How long a worker's message takes to handle.

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -26,6 +26,7 @@ use super::{
     registry::{Outbox, Registry, StreamId},
 };
 use crate::{
+    broadcast::{Broadcast, Question},
     clock::boot_ms,
     identify::{AcquireError, Ask, Broker},
     metrics::Latency,
@@ -58,6 +59,8 @@ pub(super) struct Service {
     pub(super) changed: Arc<Notify>,
     pub(super) report_interval: Duration,
     pub(super) duties: Duties,
+    /// Set once everything that it needs has been started.
+    pub(super) broadcast: Arc<OnceLock<Broadcast>>,
     pub(super) latency: Arc<Latency>,
     pub(super) cancel: CancellationToken,
     pub(super) tracker: TaskTracker,
@@ -132,11 +135,43 @@ impl wire::worker_server::Worker for Shared {
         })?;
         Ok(Response::new(wire::IdentifyPermit {
             permit: permit.number,
-            valid_ms: u64::try_from(permit.valid.as_millis()).unwrap_or(0),
             remaining: permit.remaining,
             until_boot_ms: permit.until_boot_ms,
         }))
     }
+
+    async fn broadcast(
+        &self,
+        request: Request<wire::BroadcastRequest>,
+    ) -> Result<Response<wire::BroadcastReply>, Status> {
+        let peer = peer_of(&request)?;
+        let request = request.into_inner();
+        let service = &self.0;
+        let processes = service.processes.as_ref();
+        let current = match admit(processes, &peer, &request.process, request.attempt).await? {
+            Admission::Current(current) => current,
+            Admission::Superseded => return Err(superseded(&request.process)),
+        };
+        let Some(broadcast) = service.broadcast.get() else {
+            return Err(Status::unavailable("the agent is starting"));
+        };
+        let question = Question::new(request.question, request.json, request.timeout_ms);
+        // Its own bot and no other.
+        let reply = match question {
+            Ok(question) => broadcast.ask(current.name.group(), question).await,
+            Err(problem) => Err(problem),
+        };
+        reply.map(Response::new).map_err(unsaid)
+    }
+}
+
+fn unsaid(problem: Problem) -> Status {
+    let code = match problem.code.as_str() {
+        "invalid-argument" | "too-large" => Code::InvalidArgument,
+        "unknown-target" => Code::NotFound,
+        _ => Code::ResourceExhausted,
+    };
+    problem.into_status(code)
 }
 
 fn peer_of<T>(request: &Request<T>) -> Result<Peer, Status> {

@@ -29,6 +29,7 @@ commands! {
     ping,
     shard,
     metrics,
+    fleet,
     serverinfo,
     userinfo,
     warn,

@@ -10,9 +10,9 @@ use tanako_proto::worker::v1::command::Command as Order;
 use tanako_proto::worker::v1::worker_message::Message as ToAgent;
 use tanako_proto::worker::v1::worker_server::{Worker, WorkerServer};
 use tanako_proto::worker::v1::{
-    AgentMessage, Command, CommandResult, Cut, DepositAck, Duty, GatewayLimits, Hello,
-    IdentifyPermit, IdentifyRequest, ProcessReport, SessionDeposit, SessionDiscard, Welcome,
-    WorkerMessage,
+    AgentMessage, BroadcastReply, BroadcastRequest, Command, CommandResult, Cut, DepositAck, Duty,
+    GatewayLimits, Hello, IdentifyPermit, IdentifyRequest, ProcessReport, SessionDeposit,
+    SessionDiscard, Welcome, WorkerMessage,
 };
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
@@ -194,6 +194,13 @@ impl Worker for Agent {
         Ok(Response::new(Box::pin(ReceiverStream::new(rx))))
     }
 
+    async fn broadcast(
+        &self,
+        _: Request<BroadcastRequest>,
+    ) -> Result<Response<BroadcastReply>, Status> {
+        Err(Status::unimplemented("not part of these tests"))
+    }
+
     async fn acquire_identify(
         &self,
         request: Request<IdentifyRequest>,
@@ -206,7 +213,6 @@ impl Worker for Agent {
         let permit = state.permits.len() as u64;
         Ok(Response::new(IdentifyPermit {
             permit,
-            valid_ms: 10_000,
             remaining: 900,
             until_boot_ms: if state.stale_permits > 0 {
                 state.stale_permits -= 1;

@@ -2,6 +2,7 @@
 //! the agent's answers. Fields are only ever added. Times are RFC 3339 in UTC, `null` when unknown.
 
 pub mod backup;
+pub mod broadcast;
 pub mod doctor;
 pub mod guild;
 pub mod identify;
