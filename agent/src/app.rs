@@ -48,6 +48,7 @@ use tokio::sync::broadcast;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    broadcast::Broadcast,
     clock::now_ms,
     config::{Config, StoreConfig},
     coordinator::{self, Caller, Parts},
@@ -56,8 +57,9 @@ use crate::{
     history::{self, History, Severity},
     hosts::{self, Dial, Gate, Local, assigned},
     http,
-    identify::{self, Broker},
+    identify::{self, Broker, Through},
     metrics::Metrics,
+    migrate::valve::Valve,
     office::{self, Front, Seat, Standing},
     registry::{self, Registry},
     service::{Service, Upgrades, socket},
@@ -149,7 +151,13 @@ impl App {
         private_dir(&config.run_dir, config.group_access)?;
 
         let store = Opened::open(&config).await?;
-        let shared = store.store();
+        let valve = match &store {
+            Opened::Embedded(_) => Some(Valve::new(store.store())),
+            Opened::Etcd(_) => None,
+        };
+        let shared = valve
+            .clone()
+            .map_or_else(|| store.store(), |valve| Arc::new(valve) as Arc<dyn Store>);
         let seat = Seat::new();
         let history = History::start(
             history::Config {
@@ -248,6 +256,22 @@ impl App {
             gate: Gate::open(&config.data_dir),
         };
         let dial: Arc<dyn Dial> = Arc::new(hosts::Nobody);
+        let through = matches!(store, Opened::Etcd(_)).then(|| {
+            let dial = dial.clone();
+            let through = Through::new(
+                config.host.clone(),
+                Arc::new(move |host: String| {
+                    let dial = dial.clone();
+                    Box::pin(async move { dial.channel(&host).await })
+                }),
+            );
+            broker.set_upstream(
+                through.clone(),
+                supervising.cancel.clone(),
+                &supervising.tracker,
+            );
+            through
+        });
         let coordinator = seat.start(
             office_settings(&config),
             Parts {
@@ -262,6 +286,13 @@ impl App {
             coordinating.cancel.clone(),
             &coordinating.tracker,
         );
+        if let Some(through) = &through {
+            through.follow(
+                coordinator.standing(),
+                supervising.cancel.clone(),
+                &supervising.tracker,
+            );
+        }
         if let (Opened::Etcd(etcd), StoreConfig::Etcd(settings)) = (&store, &config.store)
             && let Some(keep) = settings.history
         {
@@ -275,6 +306,13 @@ impl App {
         }
         first_decision(&config, &coordinator, &coordinating).await?;
 
+        let broadcast = Broadcast::new(
+            config.host.clone(),
+            workers.clone(),
+            supervisor.status(),
+            coordinator.watch_desired(),
+        );
+        workers.set_broadcast(broadcast.clone());
         let health = Health::start(
             health::Parts {
                 supervisor: supervisor.clone(),
@@ -323,6 +361,8 @@ impl App {
             metrics,
             health,
             history: history.clone(),
+            broadcast,
+            valve,
         };
         let listener = socket::bind(&config.agent_socket(), config.group_access)?;
         let service = Service::new(

@@ -5,6 +5,8 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use clap::{Parser, ValueEnum};
 use tanako_store::etcd;
 
+use crate::migrate::file::StoreFile;
+
 /// The longest path that a unix socket may have on Linux, without the closing zero.
 const SOCKET_PATH_MAX: usize = 107;
 /// Longest that a call to etcd may take. Three fit into the shortest lease.
@@ -226,6 +228,19 @@ pub enum ConfigError {
     /// Etcd without something that it needs.
     #[error("--store etcd needs {0}")]
     Missing(&'static str),
+    /// The data directory says another store than the flags.
+    #[error(
+        "the data directory uses etcd under {file}, the flags say {flags}; leave the flags out, or use another --data-dir"
+    )]
+    OtherStore {
+        /// Prefix by `store.json`.
+        file: String,
+        /// Prefix by the flags.
+        flags: String,
+    },
+    /// What the data directory says of its store cannot be read.
+    #[error(transparent)]
+    File(#[from] crate::migrate::file::FileError),
     /// Etcd cannot be reached in that way.
     #[error(transparent)]
     Etcd(#[from] etcd::OptionsError),
@@ -263,14 +278,14 @@ impl Config {
             return Err(ConfigError::Host(host));
         }
         let config = Self {
-            data_dir,
             run_dir,
             host,
             http: args.http,
             spec: args.spec.as_ref().map(absolute).transpose()?,
             info_file: args.info_file.as_ref().map(absolute).transpose()?,
             group_access: args.group_access,
-            store: store(args, absolute)?,
+            store: store(&moved(args, &data_dir)?, absolute)?,
+            data_dir,
         };
         for path in [config.agent_socket(), config.worker_socket()] {
             let length = path.as_os_str().len();
@@ -290,6 +305,34 @@ impl Config {
     pub fn worker_socket(&self) -> PathBuf {
         self.run_dir.join("worker.sock")
     }
+}
+
+/// The arguments with what the data directory says of its store, which goes before the flags: it was
+/// moved to etcd, and its unit still says where it was.
+fn moved(args: &Args, data_dir: &std::path::Path) -> Result<Args, ConfigError> {
+    let Some(file) = StoreFile::load(data_dir)? else {
+        return Ok(args.clone());
+    };
+    let mut args = args.clone();
+    if let (StoreKind::Etcd, Some(flags)) = (args.store, &args.etcd_prefix)
+        && file.prefix.trim_end_matches('/') != flags.trim_end_matches('/')
+    {
+        return Err(ConfigError::OtherStore {
+            file: file.prefix,
+            flags: flags.clone(),
+        });
+    }
+    if args.store == StoreKind::Embedded {
+        args.store = StoreKind::Etcd;
+        args.etcd_endpoints = file.endpoints;
+        args.etcd_prefix = Some(file.prefix);
+        args.etcd_ca = file.ca;
+        args.etcd_cert = file.cert;
+        args.etcd_key = file.key;
+        args.etcd_user = file.user;
+        args.etcd_password_file = file.password_file;
+    }
+    Ok(args)
 }
 
 fn store(

@@ -16,6 +16,7 @@
 pub mod app;
 pub mod audit;
 pub mod backup;
+pub mod broadcast;
 pub mod clock;
 pub mod config;
 pub mod coordinator;
@@ -28,6 +29,7 @@ pub mod identify;
 pub mod lock;
 pub mod logs;
 pub mod metrics;
+pub mod migrate;
 pub mod office;
 pub mod operations;
 pub mod problem;

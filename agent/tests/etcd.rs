@@ -398,3 +398,92 @@ async fn of_two_agents_one_decides_and_no_process_runs_twice() {
     let after = until(&mut client, "adopted", |status| running(status, 3)).await;
     assert_eq!(pids(&after), pids(&before));
 }
+
+/// What a move to this etcd is asked with.
+fn to(etcd: &Etcd, prefix: &str) -> wire::MigrateStoreRequest {
+    wire::MigrateStoreRequest {
+        endpoints: etcd.urls(),
+        prefix: prefix.to_owned(),
+        ..wire::MigrateStoreRequest::default()
+    }
+}
+
+#[tokio::test]
+async fn a_fleet_of_one_machine_moves_to_etcd_and_no_process_stops() {
+    let etcd = Etcd::single();
+    let mut agent = agent_kit::Agent::new(&agent_kit::spec(&agent_kit::bot("a", 3, "")));
+    let mut client = agent.client().await;
+    let before = until(&mut client, "ready", |status| ready(status, 3)).await;
+    let stopped = agent_kit::done(&mut client, "stop", &["a/2"]).await;
+    let problem = |refused: tonic::Status| Problem::from_status(&refused);
+
+    // What cannot be is refused, and changes nothing.
+    let mut nowhere = to(&etcd, "tanako/moved/");
+    nowhere.endpoints = vec!["http://127.0.0.1:1".to_owned()];
+    let refused = client
+        .migrate_store(nowhere)
+        .await
+        .expect_err("no etcd there");
+    assert_eq!(problem(refused).code, "store-unavailable");
+    let refused = client
+        .migrate_store(to(&etcd, ""))
+        .await
+        .expect_err("no prefix");
+    assert_eq!(problem(refused).code, "invalid-argument");
+    // Another fleet lives there.
+    let other = Agent::new(&etcd, "b", &spec(1, "100ms"));
+    let mut theirs = other.client().await;
+    until(&mut theirs, "theirs run", |status| running(status, 1)).await;
+    let refused = client
+        .migrate_store(to(&etcd, "tanako/t/"))
+        .await
+        .expect_err("in use");
+    assert_eq!(problem(refused).code, "not-empty");
+    assert!(!agent.path("d/store.json").exists());
+
+    let looked = wire::MigrateStoreRequest {
+        dry_run: true,
+        ..to(&etcd, "tanako/moved/")
+    };
+    let looked = client.migrate_store(looked).await.expect("possible");
+    let looked = looked.into_inner();
+    assert!(looked.keys > 0 && !looked.unchanged, "{looked:?}");
+    fs::remove_file(agent.path("info.json")).expect("there");
+    let moved = client.migrate_store(to(&etcd, "tanako/moved/")).await;
+    assert!(moved.expect("moves").into_inner().keys >= looked.keys);
+    let end = Instant::now() + SOON;
+    while !agent.path("info.json").exists() {
+        assert!(Instant::now() < end, "no new agent: {}", agent.log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+
+    let mut client = agent.client().await;
+    let same = |status: &wire::FleetStatus| {
+        ready(status, 2) && status.fleet == before.fleet && status.version > before.version
+    };
+    let after = until_within(SOON, &mut client, "the same fleet", same).await;
+    let pids_of = |status: &wire::FleetStatus| {
+        let mut pids = pids(status);
+        pids.retain(|(name, _)| name != "a/2");
+        pids
+    };
+    assert_eq!(pids_of(&after), pids_of(&before), "no process was touched");
+    let id = stopped.id.clone();
+    let known = client.get_operation(wire::OperationId { id }).await;
+    let known = known.expect("its past has moved, too").into_inner();
+    assert_eq!(known.state, "succeeded");
+    // Asked again: it is so already.
+    let again = client.migrate_store(to(&etcd, "tanako/moved/")).await;
+    assert!(again.expect("done").into_inner().unchanged);
+    let elsewhere = client.migrate_store(to(&etcd, "tanako/more/")).await;
+    let elsewhere = problem(elsewhere.expect_err("from etcd it does not"));
+    assert_eq!(elsewhere.code, "on-etcd");
+
+    // It survives the agent, and so a reboot: the flags still say what they said.
+    agent.kill();
+    agent.start();
+    let mut client = agent.client().await;
+    insist(&mut client, "start", "a/2").await;
+    let last = until_within(SOON, &mut client, "all", |status| ready(status, 3)).await;
+    assert_eq!(pids_of(&last), pids_of(&before));
+}

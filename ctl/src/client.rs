@@ -15,19 +15,24 @@ use std::{
 
 use hyper_util::rt::TokioIo;
 use tanako_proto::fleet::v1::{
-    ApplyRequest, AuditList, AuditRequest, BackupList, ControlRequest, DoctorReport, DoctorRequest,
-    Event, EventsRequest, FleetStatus, FleetUpdate, GuildLocation, GuildRequest, HistoryReply,
-    HistoryRequest, IdentifyStatus, IdentifyStatusRequest, ListBackupsRequest,
-    ListOperationsRequest, LogLine, LogsRequest, Operation, OperationId, OperationList,
-    OperationRequest, PlanReply, PlanRequest, Problem, SpecDocument, SpecRequest, StatusRequest,
-    UpgradeReply, UpgradeRequest, WatchRequest, fleet_client::FleetClient,
+    ApplyRequest, AuditList, AuditRequest, BackupList, BroadcastRequest, ControlRequest,
+    DoctorReport, DoctorRequest, Event, EventsRequest, FleetStatus, FleetUpdate, GuildLocation,
+    GuildRequest, HistoryReply, HistoryRequest, IdentifyStatus, IdentifyStatusRequest,
+    ListBackupsRequest, ListOperationsRequest, LogLine, LogsRequest, MigrateStoreReply,
+    MigrateStoreRequest, Operation, OperationId, OperationList, OperationRequest, PlanReply,
+    PlanRequest, Problem, SpecDocument, SpecRequest, StatusRequest, UpgradeReply, UpgradeRequest,
+    WatchRequest, fleet_client::FleetClient,
 };
+use tanako_proto::worker::v1::BroadcastReply;
 use tokio::net::UnixStream;
 use tonic::{Code, Request, Response, Status, Streaming, transport::Channel};
 use tower::service_fn;
 
 /// How long one call may take unless `--request-timeout` says else.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long the agent may copy its state.
+const MIGRATE_WITHIN: Duration = Duration::from_mins(2);
 
 /// How long the socket itself may take to accept.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -247,6 +252,19 @@ reads! {
 }
 
 impl Fleet {
+    /// What every shard says to a question. Takes as long as the question says, and the usual time besides.
+    pub async fn broadcast(
+        &mut self,
+        request: BroadcastRequest,
+    ) -> Result<BroadcastReply, Problem> {
+        let asked = Duration::from_millis(request.timeout_ms.into());
+        let endpoint = Endpoint {
+            request_timeout: self.endpoint.request_timeout + asked,
+            ..self.endpoint.clone()
+        };
+        bounded(&endpoint, "the answers", self.client.broadcast(request)).await
+    }
+
     /// Where it is connected to.
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
@@ -296,6 +314,18 @@ impl Writer {
     pub async fn control(&mut self, request: ControlRequest) -> Result<Operation, Problem> {
         let call = self.client.control_operation(request);
         bounded(&self.endpoint, "the operation", call).await
+    }
+
+    /// Moves the control state to etcd, or looks whether it could be done. The agent takes a minute at most.
+    pub async fn migrate_store(
+        &mut self,
+        request: MigrateStoreRequest,
+    ) -> Result<MigrateStoreReply, Problem> {
+        let endpoint = Endpoint {
+            request_timeout: self.endpoint.request_timeout + MIGRATE_WITHIN,
+            ..self.endpoint.clone()
+        };
+        bounded(&endpoint, "the move", self.client.migrate_store(request)).await
     }
 
     /// Replaces the running agent by the binary on disk.

@@ -2,6 +2,7 @@
 //!
 //! - [`socket`]: the socket, who is on its other end, and whether they may.
 //! - `rpc`: the calls, each a few lines over the parts of the agent.
+//! - `moving`: the store's move to etcd.
 //! - [`view`]: the status of the fleet, composed from what the parts publish; pure.
 //! - [`watch`]: that status as a stream of changes.
 //! - [`logs`]: many logs as one stream.
@@ -11,6 +12,7 @@
 pub mod doctor;
 pub mod locate;
 pub mod logs;
+mod moving;
 mod rpc;
 pub mod socket;
 pub mod view;

@@ -17,6 +17,7 @@ use super::{doctor, locate, logs, view, watch as watching};
 use crate::{
     audit::{self, Record},
     backup::set,
+    broadcast::{Broadcast, Question},
     clock::now_ms,
     config::Config,
     coordinator::Caller,
@@ -25,6 +26,7 @@ use crate::{
     history::History,
     identify::Broker,
     metrics::{Metrics, Sample},
+    migrate::valve::Valve,
     office::Front,
     problem,
     supervisor::{Supervisor, Table},
@@ -84,6 +86,10 @@ pub struct Sources {
     pub health: Health,
     /// What was.
     pub history: History,
+    /// Questions to all shards.
+    pub broadcast: Broadcast,
+    /// The store of one machine, where it is one.
+    pub valve: Option<Valve>,
 }
 
 impl Sources {
@@ -161,8 +167,8 @@ pub type Upgrades = mpsc::Sender<oneshot::Sender<Result<String, upgrade::Upgrade
 /// The fleet service.
 #[derive(Clone)]
 pub struct Service {
-    sources: Sources,
-    upgrades: Upgrades,
+    pub(super) sources: Sources,
+    pub(super) upgrades: Upgrades,
     cancel: CancellationToken,
     tracker: TaskTracker,
     log_streams: Arc<tokio::sync::Semaphore>,
@@ -512,6 +518,17 @@ impl Fleet for Service {
         }))
     }
 
+    async fn broadcast(
+        &self,
+        request: Request<wire::BroadcastRequest>,
+    ) -> Reply<tanako_proto::worker::v1::BroadcastReply> {
+        let asked = request.into_inner();
+        let question =
+            Question::new(asked.question, asked.json, asked.timeout_ms).map_err(refused)?;
+        let reply = self.sources.broadcast.ask(&asked.bot, question).await;
+        reply.map(Response::new).map_err(refused)
+    }
+
     async fn get_identify(
         &self,
         _: Request<wire::IdentifyStatusRequest>,
@@ -545,6 +562,15 @@ impl Fleet for Service {
 
     async fn doctor(&self, _: Request<wire::DoctorRequest>) -> Reply<wire::DoctorReport> {
         Ok(Response::new(doctor::examine(&self.sources).await))
+    }
+
+    async fn migrate_store(
+        &self,
+        request: Request<wire::MigrateStoreRequest>,
+    ) -> Reply<wire::MigrateStoreReply> {
+        let caller = caller(&request);
+        let moved = self.move_store(request.into_inner(), caller).await;
+        moved.map(Response::new).map_err(refused)
     }
 
     async fn upgrade(&self, request: Request<wire::UpgradeRequest>) -> Reply<wire::UpgradeReply> {

@@ -4,6 +4,7 @@ mod agent;
 mod apply;
 mod audit;
 mod backup;
+mod broadcast;
 mod completions;
 mod context;
 mod demo;
@@ -26,6 +27,7 @@ mod sizing;
 mod start;
 mod status;
 mod stop;
+mod store;
 
 use clap::Subcommand;
 
@@ -52,8 +54,10 @@ pub enum Command {
     Restore(restore::Args),
     Guild(guild::Args),
     Identify(identify::Args),
+    Broadcast(broadcast::Args),
     Sizing(sizing::Args),
     Audit(audit::Args),
+    Store(store::Args),
     Agent(agent::Args),
     Doctor(doctor::Args),
     Demo(demo::Args),
@@ -86,8 +90,10 @@ impl Command {
             Self::Restore(args) => args.run(session).await,
             Self::Guild(args) => args.run(session).await,
             Self::Identify(args) => args.run(session).await,
+            Self::Broadcast(args) => args.run(session).await,
             Self::Sizing(args) => args.run(session).await,
             Self::Audit(args) => args.run(session).await,
+            Self::Store(args) => args.run(session).await,
             Self::Agent(args) => args.run(session).await,
             Self::Doctor(args) => args.run(session).await,
             Self::Demo(args) => args.run(session).await,

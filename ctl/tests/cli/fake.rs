@@ -9,9 +9,11 @@ use std::{
 
 use futures_util::{Stream, StreamExt as _, stream};
 use tanako_proto::fleet::v1::{
+    BroadcastRequest, MigrateStoreReply, MigrateStoreRequest,
     fleet_server::{Fleet, FleetServer},
     *,
 };
+use tanako_proto::worker::v1::{BroadcastReply, ShardAnswer};
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Code, Request, Response, Status};
@@ -263,6 +265,48 @@ impl Fleet for Fake {
         let mut guild = self.state().guild.clone();
         guild.guild_id = request.into_inner().guild_id;
         Ok(Response::new(guild))
+    }
+
+    async fn broadcast(
+        &self,
+        request: Request<BroadcastRequest>,
+    ) -> Result<Response<BroadcastReply>, Status> {
+        self.gate("broadcast").await?;
+        let asked = request.into_inner();
+        let answer = |shard_id: u32, code: &str, json: &str| ShardAnswer {
+            process: format!("tanako/{shard_id}"),
+            host: "a".to_owned(),
+            shard_id,
+            shard_count: 2,
+            code: code.to_owned(),
+            message: if code.is_empty() {
+                ""
+            } else {
+                "no answer within 1s"
+            }
+            .to_owned(),
+            json: json.to_owned(),
+            ms: 3,
+        };
+        let first = format!(
+            "{{\"question\":\"{}\",\"given\":{}}}",
+            asked.question, asked.json
+        );
+        Ok(Response::new(BroadcastReply {
+            answers: vec![answer(0, "", &first), answer(1, "timeout", "")],
+        }))
+    }
+
+    async fn migrate_store(
+        &self,
+        request: Request<MigrateStoreRequest>,
+    ) -> Result<Response<MigrateStoreReply>, Status> {
+        self.gate("migrate").await?;
+        Ok(Response::new(MigrateStoreReply {
+            keys: 12,
+            bytes: 3_400,
+            unchanged: !request.into_inner().dry_run,
+        }))
     }
 
     async fn get_identify(

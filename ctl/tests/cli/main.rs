@@ -1,5 +1,6 @@
 //! Drives the real `tanakoctl` against a fake agent, in a home of its own.
 
+mod broadcast;
 mod contexts;
 mod demo;
 mod failures;

@@ -8,16 +8,18 @@ use std::{
 };
 
 use tanako_proto::fleet::v1::{
-    ApplyRequest, AuditList, AuditRequest, BackupList, ControlRequest, DoctorReport, DoctorRequest,
-    Event, EventsRequest, FleetDelta, FleetStatus, FleetUpdate, GuildLocation, GuildRequest,
-    HistoryReply, HistoryRequest, IdentifyStatus, IdentifyStatusRequest, ListBackupsRequest,
-    ListOperationsRequest, LogLine, LogsRequest, Operation, OperationId, OperationList,
+    ApplyRequest, AuditList, AuditRequest, BackupList, BroadcastRequest, ControlRequest,
+    DoctorReport, DoctorRequest, Event, EventsRequest, FleetDelta, FleetStatus, FleetUpdate,
+    GuildLocation, GuildRequest, HistoryReply, HistoryRequest, IdentifyStatus,
+    IdentifyStatusRequest, ListBackupsRequest, ListOperationsRequest, LogLine, LogsRequest,
+    MigrateStoreReply, MigrateStoreRequest, Operation, OperationId, OperationList,
     OperationRequest, PlanReply, PlanRequest, Problem, Series, SpecDocument, SpecRequest,
     StatusRequest, UpgradeReply, UpgradeRequest, WatchRequest,
     fleet_server::{Fleet, FleetServer},
     fleet_update::Update,
     plan_request::Of,
 };
+use tanako_proto::worker::v1::BroadcastReply;
 use tokio::{net::UnixListener, sync::watch, task::JoinHandle};
 use tokio_stream::{Stream, StreamExt as _, wrappers::UnixListenerStream};
 use tokio_util::sync::CancellationToken;
@@ -347,6 +349,20 @@ impl Fleet for Service {
     async fn control_operation(&self, _: Request<ControlRequest>) -> Answer<Operation> {
         unused()
     }
+    async fn broadcast(
+        &self,
+        _: Request<BroadcastRequest>,
+    ) -> Result<Response<BroadcastReply>, Status> {
+        Err(Status::unimplemented("not part of these tests"))
+    }
+
+    async fn migrate_store(
+        &self,
+        _: Request<MigrateStoreRequest>,
+    ) -> Result<Response<MigrateStoreReply>, Status> {
+        Err(Status::unimplemented("not part of these tests"))
+    }
+
     async fn get_identify(&self, _: Request<IdentifyStatusRequest>) -> Answer<IdentifyStatus> {
         unused()
     }

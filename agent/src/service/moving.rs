@@ -1,0 +1,247 @@
+//! The store's move to etcd, as it is asked for. See [`crate::migrate`].
+
+use std::{path::PathBuf, time::Duration};
+
+use tanako_proto::fleet::v1::{self as wire, Problem};
+use tanako_store::{
+    StoreError,
+    etcd::{EtcdStore, Options, Tls, User},
+};
+use tokio::sync::oneshot;
+
+use super::rpc::Service;
+use crate::{
+    audit::Record,
+    clock::now_ms,
+    config::StoreConfig,
+    coordinator::Caller,
+    history::Severity,
+    migrate::{
+        copy::{self, Copied, CopyError},
+        file::StoreFile,
+        valve::Valve,
+    },
+    problem,
+};
+
+/// How long writes under way may take to end.
+const SHUT_WITHIN: Duration = Duration::from_secs(10);
+/// How long all of the copying may take: decisions wait meanwhile.
+const COPY_WITHIN: Duration = Duration::from_secs(60);
+/// Longest wait for one call of etcd.
+const CALL_WITHIN: Duration = Duration::from_secs(5);
+
+impl Service {
+    /// Moves the state and asks for the agent's replacement, or says why not; then all is as before.
+    pub(super) async fn move_store(
+        &self,
+        request: wire::MigrateStoreRequest,
+        caller: Caller,
+    ) -> Result<wire::MigrateStoreReply, Problem> {
+        let config = &self.sources.config;
+        let dry_run = request.dry_run;
+        let file = read(request)?;
+        if let StoreConfig::Etcd(etcd) = &config.store {
+            let same =
+                etcd.options.prefix.trim_end_matches('/') == file.prefix.trim_end_matches('/');
+            if same {
+                return Ok(wire::MigrateStoreReply {
+                    unchanged: true,
+                    ..wire::MigrateStoreReply::default()
+                });
+            }
+            return Err(Problem::new(
+                "on-etcd",
+                "store",
+                format!(
+                    "this agent uses etcd already, under {}",
+                    etcd.options.prefix
+                ),
+            )
+            .hint(
+                "what is on etcd is moved with etcd's own tools (etcdctl snapshot, make-mirror)",
+            ));
+        }
+        let Some(valve) = self.sources.valve.clone() else {
+            return Err(problem::stopping());
+        };
+        let target = open(&file)?;
+        let source = format!("{} {}", config.host, config.data_dir.display());
+        if dry_run {
+            let looked = copy::look(&**valve.store(), &target, &source);
+            let copied = in_time(looked)
+                .await
+                .map_err(|error| explain(&error, &file.prefix))?;
+            return Ok(reply(copied));
+        }
+        let record = Record {
+            at: now_ms(),
+            who: caller.who,
+            from: caller.from,
+            action: "store-migrate".to_owned(),
+            object: format!("host:{}", config.host),
+            before: "embedded".to_owned(),
+            after: format!("etcd {} under {}", file.endpoints.join(","), file.prefix),
+            outcome: "accepted".to_owned(),
+        };
+        self.sources.coordinator.audit(record).await?;
+        // The move goes on when whoever asked for it is gone.
+        let (this, moving) = (self.clone(), valve);
+        let moved = tokio::spawn(async move { this.carry_out(moving, target, file, source).await });
+        moved.await.unwrap_or_else(|_| Err(problem::stopping()))
+    }
+
+    async fn carry_out(
+        &self,
+        valve: Valve,
+        target: EtcdStore,
+        file: StoreFile,
+        source: String,
+    ) -> Result<wire::MigrateStoreReply, Problem> {
+        let data_dir = self.sources.config.data_dir.clone();
+        // From here on until the agent is replaced, nothing is decided; dropping it goes back.
+        let Some(shut) = valve.shut(SHUT_WITHIN).await else {
+            return Err(Problem::new(
+                "timeout",
+                "store",
+                "writes under way did not come to an end",
+            )
+            .retryable());
+        };
+        let copied = in_time(copy::copy(&**valve.store(), &target, &source))
+            .await
+            .map_err(|error| explain(&error, &file.prefix))?;
+        let io = |error: crate::migrate::file::FileError| {
+            Problem::new("io", "store.json", error.to_string())
+                .hint("nothing was changed; look at the disk of the data directory")
+        };
+        file.save(&data_dir).map_err(io)?;
+        self.sources.history.event(
+            Severity::Warning,
+            "store-moved",
+            "store",
+            format!(
+                "{} keys are in etcd under {}; the agent goes on there",
+                copied.keys, file.prefix
+            ),
+        );
+        let (answer, checked) = oneshot::channel();
+        let asked = self.upgrades.send(answer).await.is_ok();
+        let failure = match checked.await {
+            Ok(Ok(_)) if asked => {
+                // What were written here now would be lost.
+                valve.seal(shut);
+                return Ok(reply(copied));
+            }
+            Ok(Err(error)) => error.to_string(),
+            _ => "the agent is stopping".to_owned(),
+        };
+        StoreFile::remove(&data_dir).map_err(io)?;
+        drop(shut);
+        Err(Problem::new(
+            "upgrade-failed",
+            "agent",
+            "the agent could not be replaced, and goes on with the store it had",
+        )
+        .cause(failure)
+        .hint("install a working tanako-agent and try again"))
+    }
+}
+
+fn reply(copied: Copied) -> wire::MigrateStoreReply {
+    wire::MigrateStoreReply {
+        keys: copied.keys,
+        bytes: copied.bytes,
+        unchanged: false,
+    }
+}
+
+async fn in_time<T>(work: impl Future<Output = Result<T, CopyError>>) -> Result<T, CopyError> {
+    match tokio::time::timeout(COPY_WITHIN, work).await {
+        Ok(done) => done,
+        Err(_) => Err(CopyError::Store(StoreError::Unavailable(format!(
+            "it took more than {} s",
+            COPY_WITHIN.as_secs()
+        )))),
+    }
+}
+
+fn read(request: wire::MigrateStoreRequest) -> Result<StoreFile, Problem> {
+    let path = |text: &str| -> Result<Option<PathBuf>, Problem> {
+        match text {
+            "" => Ok(None),
+            text if text.starts_with('/') => Ok(Some(PathBuf::from(text))),
+            text => Err(Problem::new(
+                "invalid-argument",
+                text,
+                "files are named by absolute paths",
+            )
+            .hint("they are read on the agent's host")),
+        }
+    };
+    Ok(StoreFile {
+        endpoints: request.endpoints,
+        prefix: request.prefix,
+        ca: path(&request.ca)?,
+        cert: path(&request.cert)?,
+        key: path(&request.key)?,
+        user: (!request.user.is_empty()).then_some(request.user),
+        password_file: path(&request.password_file)?,
+    })
+}
+
+fn open(file: &StoreFile) -> Result<EtcdStore, Problem> {
+    let wrong = |text: String| {
+        Problem::new("invalid-argument", "etcd", text).hint("see `tanakoctl store migrate --help`")
+    };
+    if file.endpoints.is_empty() || file.prefix.is_empty() {
+        return Err(wrong(
+            "name the members with --endpoints, and a prefix of this fleet's own with --prefix"
+                .to_owned(),
+        ));
+    }
+    let tls = file.ca.clone().map(|ca| Tls {
+        ca,
+        cert: file.cert.clone(),
+        key: file.key.clone(),
+    });
+    if tls.is_none() && (file.cert.is_some() || file.key.is_some()) {
+        return Err(wrong("--cert and --key need --ca".to_owned()));
+    }
+    let user = match (&file.user, &file.password_file) {
+        (Some(name), Some(password_file)) => Some(User {
+            name: name.clone(),
+            password_file: password_file.clone(),
+        }),
+        (None, None) => None,
+        _ => return Err(wrong("--user and --password-file go together".to_owned())),
+    };
+    let options = Options {
+        endpoints: file.endpoints.clone(),
+        prefix: file.prefix.clone(),
+        tls,
+        user,
+        timeout: CALL_WITHIN,
+    };
+    let options = options
+        .checked()
+        .map_err(|error| wrong(problem::with_sources(&error)))?;
+    EtcdStore::open(options).map_err(|error| wrong(problem::with_sources(&error)))
+}
+
+fn explain(error: &CopyError, prefix: &str) -> Problem {
+    let text = error.to_string();
+    match error {
+        CopyError::NotEmpty { .. } => Problem::new("not-empty", prefix, format!("the place in etcd is in use: {text}"))
+            .hint("choose another --prefix; nothing there was changed"),
+        CopyError::Raced(_) | CopyError::Different(_) => {
+            Problem::new("conflict", prefix, format!("the copy in etcd cannot be trusted: {text}"))
+                .hint("see that nobody else writes under this prefix, then try again; the agent goes on with the store it had")
+                .retryable()
+        }
+        CopyError::Store(source) => Problem::new("store-unavailable", prefix, text)
+            .cause(source.to_string())
+            .hint("check the etcd servers (etcdctl endpoint health), then try again; nothing was changed")
+            .retryable(),
+    }
+}
