@@ -36,6 +36,8 @@ const PORTS: std::ops::Range<u16> = 29_500..32_000;
 pub struct Size {
     /// Shards of the bot.
     pub shards: u32,
+    /// `shards = "auto"`: the guilds say how many there are at first.
+    pub auto: bool,
     /// Shards of one process.
     pub per_process: u32,
     /// Guilds.
@@ -57,6 +59,7 @@ impl Size {
     pub fn promised() -> Self {
         Self {
             shards: 64,
+            auto: false,
             per_process: 4,
             guilds: 50_000,
             max_concurrency: 64,
@@ -446,7 +449,11 @@ base_port = {db_port}
 token_file = {db_token}
 "#,
         token = quoted(discord.token_file()),
-        shards = size.shards,
+        shards = if size.auto {
+            format!("\"auto\"\nguilds = {}", size.guilds)
+        } else {
+            size.shards.to_string()
+        },
         per_process = size.per_process,
         url = discord.url(),
         max_concurrency = size.max_concurrency,

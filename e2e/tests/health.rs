@@ -35,6 +35,7 @@ fn told(rig: &Rig, kind: &str) -> Vec<String> {
 fn a_silent_shard_is_resumed_then_identified_and_well_again() {
     let rig = Rig::up(Size {
         shards: SHARDS,
+        auto: false,
         per_process: 4,
         guilds: 800,
         max_concurrency: SHARDS,

@@ -213,3 +213,72 @@ fn a_new_set_takes_the_sessions_of_the_old_one() {
     let warned = warnings.judge(&rig);
     rig.say(&format!("blue-green: {warned} warnings written once"));
 }
+
+/// What `tanakoctl status` says for people.
+fn status_text(rig: &Rig) -> String {
+    text(&rig.agent.ctl(&["status"]))
+}
+
+#[test]
+fn auto_proposes_what_discord_recommends_and_moves_nothing_by_itself() {
+    let rig = Rig::up(Size {
+        shards: 4,
+        auto: true,
+        discord: [
+            size().discord,
+            vec!["--recommended-shards".to_owned(), "4".to_owned()],
+        ]
+        .concat(),
+        ..size()
+    });
+    assert!(
+        !status_text(&rig).contains("recommends"),
+        "{}",
+        status_text(&rig)
+    );
+    let before = rig.pids();
+    rig.discord
+        .post("/gateway", &serde_json::json!({ "recommended_shards": 8 }));
+    // Bots ask every few minutes, and when they start.
+    rig.json(&["restart", "tanako/1", "--yes", "--wait"]);
+    let command = "`tanakoctl reshard tanako --shards 8`";
+    let says = |what: &str, of: &dyn Fn() -> String| {
+        tanako_e2e::wait::until(what, 90, || {
+            let said = of();
+            let there = said.contains("Discord recommends 8 shards") && said.contains(command);
+            there.then_some(()).ok_or(said)
+        });
+    };
+    says("a proposal in the status", &|| status_text(&rig));
+    says("a proposal in the JSON", &|| {
+        rig.status()
+            .map_or_else(|why| why, |status| status["reasons"].to_string())
+    });
+    says("an event", &|| text(&rig.agent.ctl(&["events"])));
+    // It is told of, and that is all: the fleet is well, and nothing has moved.
+    let status = rig.whole_of(2, 4);
+    assert_eq!(held(&status), set(4), "{status}");
+    let after = rig.pids();
+    assert_eq!(after["tanako/0"], before["tanako/0"], "{after:?}");
+    let operations = rig.json(&["operation", "list"]);
+    let kinds: Vec<&Value> = operations
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|one| &one["kind"])
+        .collect();
+    assert!(
+        !kinds.iter().any(|kind| **kind == "reshard"),
+        "{operations}"
+    );
+    // The operator's word, without a number: what Discord recommends.
+    let operation = rig.json(&["reshard", "tanako", "--observe", "3s", "--yes", "--wait"]);
+    assert_eq!(operation["state"], "succeeded", "{operation:#}");
+    let status = rig.whole_of(4, 8);
+    assert_eq!(held(&status), set(8), "{status}");
+    assert!(
+        !status_text(&rig).contains("recommends"),
+        "{}",
+        status_text(&rig)
+    );
+}

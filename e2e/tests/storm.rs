@@ -115,6 +115,7 @@ fn a_crash_loop_is_stopped_before_the_reserve() {
     const SHARDS: u32 = 8;
     let rig = Rig::up(Size {
         shards: SHARDS,
+        auto: false,
         per_process: 4,
         guilds: 400,
         max_concurrency: SHARDS,
