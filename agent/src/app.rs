@@ -38,14 +38,15 @@ use std::{
 use anyhow::{Context, bail};
 use serde::Serialize;
 use tanako_fleet::spec;
-use tanako_proto::fleet::v1 as wire;
+use tanako_proto::fleet::v1::{self as wire, fleet_server::FleetServer};
 use tanako_store::{
     Store,
     embedded::{EmbeddedStore, Options},
     etcd::EtcdStore,
 };
-use tokio::sync::broadcast;
+use tokio::{net::TcpListener, sync::broadcast};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::service::Routes;
 
 use crate::{
     broadcast::Broadcast,
@@ -58,11 +59,17 @@ use crate::{
     hosts::{self, Dial, Gate, Local, assigned},
     http,
     identify::{self, Broker, Through},
+    identity::{Credentials, Guards, Refusals, Revoked},
     metrics::Metrics,
     migrate::valve::Valve,
     office::{self, Front, Seat, Standing},
+    peers::Peers,
     registry::{self, Registry},
-    service::{Service, Upgrades, socket},
+    service::{
+        self, Service, Upgrades,
+        admission::{Admission, Owners},
+        listen, socket,
+    },
     supervisor::{self, Supervisor},
     upgrade::Origin,
     vault::{self, Vault},
@@ -117,8 +124,10 @@ pub struct App {
     store: Opened,
     history: History,
     registry: Registry,
+    peers: Peers,
     config: Arc<Config>,
     http: SocketAddr,
+    listen: Option<SocketAddr>,
 }
 
 /// What the info file says.
@@ -128,6 +137,9 @@ struct Info<'a> {
     socket: &'a Path,
     worker_socket: &'a Path,
     http: String,
+    /// Where others reach this agent over TLS.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    listen: Option<SocketAddr>,
     version: &'a str,
     data_dir: &'a Path,
     host: &'a str,
@@ -149,6 +161,7 @@ impl App {
             Stage::new("keepers"),
         );
         private_dir(&config.run_dir, config.group_access)?;
+        let network = Bound::open(&config).await?;
 
         let store = Opened::open(&config).await?;
         let valve = match &store {
@@ -194,7 +207,22 @@ impl App {
         )
         .await;
         let bound = http::bind(config.http).await?;
-        let registry = registry(&config, bound.address, shared.clone(), &keeping);
+        let registry = registry(
+            &config,
+            bound.address,
+            network.as_ref(),
+            shared.clone(),
+            &keeping,
+        );
+        let credentials = network.as_ref().map(|network| network.credentials.clone());
+        let guards = guards(
+            &config,
+            credentials.clone(),
+            shared.clone(),
+            &history,
+            &keeping,
+        );
+        let peers = Peers::new(credentials, registry.watch());
         let queue_key = config.data_dir.join("identify-queue.key");
         let queue_addresses = http::Addresses::open(bound.address, &queue_key)
             .with_context(|| format!("the key {} cannot be used", queue_key.display()))?;
@@ -364,20 +392,38 @@ impl App {
             broadcast,
             valve,
         };
-        let listener = socket::bind(&config.agent_socket(), config.group_access)?;
+        let socket = socket::bind(&config.agent_socket(), config.group_access)?;
         let service = Service::new(
             sources,
             upgrades,
             accepting.cancel.clone(),
             accepting.tracker.clone(),
         );
+        let fleet = FleetServer::new(service).max_decoding_message_size(service::REQUEST_BYTES_MAX);
+        let routes = Routes::new(fleet);
+        let admission = Admission::new(guards.clone(), Owners::new(config.group_access));
         socket::serve(
-            listener,
-            service,
-            config.group_access,
+            socket,
+            routes.clone(),
+            admission.clone(),
             accepting.cancel.clone(),
             &accepting.tracker,
         );
+        let listen = network.as_ref().map(|network| network.address);
+        if let Some(network) = network {
+            listen::serve(
+                listen::Parts {
+                    listener: network.listener,
+                    routes,
+                    admission,
+                    credentials: network.credentials,
+                    guards,
+                    limits: listen::Limits::default(),
+                },
+                accepting.cancel.clone(),
+                &accepting.tracker,
+            );
+        }
         let app = Self {
             accepting,
             coordinating,
@@ -387,8 +433,10 @@ impl App {
             store,
             history,
             registry,
+            peers,
             config,
             http,
+            listen,
         };
         app.write_info()?;
         app.tell_origin(origin);
@@ -408,6 +456,11 @@ impl App {
     /// The hosts of the fleet.
     pub fn registry(&self) -> &Registry {
         &self.registry
+    }
+
+    /// The ways to other agents.
+    pub fn peers(&self) -> &Peers {
+        &self.peers
     }
 
     /// Stops the agent; the children go on.
@@ -462,6 +515,7 @@ impl App {
             socket: &self.config.agent_socket(),
             worker_socket: &self.config.worker_socket(),
             http: format!("http://{}", self.http),
+            listen: self.listen,
             version: env!("CARGO_PKG_VERSION"),
             data_dir: &self.config.data_dir,
             host: &self.config.host,
@@ -655,13 +709,89 @@ fn read_spec(path: &Path) -> anyhow::Result<wire::ApplyRequest> {
     })
 }
 
+/// The listener for others, bound, with this agent's identity.
+struct Bound {
+    listener: TcpListener,
+    address: SocketAddr,
+    /// What others are told.
+    advertised: SocketAddr,
+    credentials: Credentials,
+    /// Whether the authority's key is here.
+    issuer: bool,
+}
+
+impl Bound {
+    async fn open(config: &Config) -> anyhow::Result<Option<Self>> {
+        let Some(network) = &config.network else {
+            return Ok(None);
+        };
+        let credentials = Credentials::load(&network.identity, &config.host)?;
+        let listener = TcpListener::bind(network.listen)
+            .await
+            .with_context(|| format!("--listen {} cannot be bound", network.listen))?;
+        let address = listener.local_addr().context("the listener's address")?;
+        let mut advertised = network.advertise.unwrap_or(address);
+        if advertised.port() == 0 {
+            advertised.set_port(address.port());
+        }
+        Ok(Some(Self {
+            listener,
+            address,
+            advertised,
+            credentials,
+            issuer: network
+                .identity
+                .join(tanako_pki::AUTHORITY_KEY_FILE)
+                .exists(),
+        }))
+    }
+}
+
+/// On one machine nobody has a certificate, so none can be revoked.
+fn guards(
+    config: &Config,
+    credentials: Option<Credentials>,
+    store: Arc<dyn Store>,
+    history: &History,
+    keeping: &Stage,
+) -> Guards {
+    let (cancel, tracker) = (&keeping.cancel, &keeping.tracker);
+    let revoked = match &credentials {
+        None => Revoked::none(),
+        Some(credentials) => {
+            let file = credentials.directory().join("revoked.json");
+            Revoked::start(store.clone(), file, cancel.clone(), tracker)
+        }
+    };
+    Guards {
+        revoked,
+        refusals: Refusals::start(
+            store,
+            config.host.clone(),
+            history.clone(),
+            cancel.clone(),
+            tracker,
+        ),
+    }
+}
+
 /// On one machine there is nobody to announce this host to, and no lease.
-fn registry(config: &Config, http: SocketAddr, store: Arc<dyn Store>, keeping: &Stage) -> Registry {
-    let own = registry::Own::of_machine(
+fn registry(
+    config: &Config,
+    http: SocketAddr,
+    network: Option<&Bound>,
+    store: Arc<dyn Store>,
+    keeping: &Stage,
+) -> Registry {
+    let mut own = registry::Own::of_machine(
         &config.host,
         &config.data_dir.to_string_lossy(),
         &format!("http://{http}"),
     );
+    if let Some(network) = network {
+        own.address = network.advertised.to_string();
+        own.issuer = network.issuer;
+    }
     match &config.store {
         StoreConfig::Embedded => Registry::alone(own),
         StoreConfig::Etcd(etcd) => Registry::start(

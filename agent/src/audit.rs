@@ -4,7 +4,10 @@ use serde::{Deserialize, Serialize};
 use tanako_proto::fleet::v1 as wire;
 use tanako_store::{Store, StoreError, Txn};
 
-use crate::operations::ledger::{decode, encode};
+use crate::{
+    identity::refused,
+    operations::ledger::{decode, encode},
+};
 
 /// Records kept.
 pub const RECORDS_MAX: u64 = 10_000;
@@ -80,13 +83,19 @@ impl Audit {
     }
 }
 
-/// The latest records, newest first.
+/// The latest records, newest first: changes, and calls that were refused.
 pub async fn list(store: &dyn Store, limit: usize) -> Result<Vec<wire::AuditRecord>, StoreError> {
-    let items = store.list(PREFIX).await?.items;
-    Ok(items
-        .into_iter()
+    let changes = store.list(PREFIX).await?.items;
+    let changes = changes
+        .iter()
         .rev()
         .filter_map(|item| decode::<Record>(&item.key, &item.value))
+        .take(limit);
+    let mut records: Vec<Record> = changes.chain(refused::list(store).await?).collect();
+    // Stable: of one moment, the order of the log stays.
+    records.sort_by_key(|record| std::cmp::Reverse(record.at));
+    Ok(records
+        .into_iter()
         .take(limit)
         .map(|record| wire::AuditRecord {
             at: record.at,

@@ -1,6 +1,10 @@
 //! The command line of the agent, and the places that follow from it.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::{Parser, ValueEnum};
 use tanako_store::etcd;
@@ -44,6 +48,31 @@ pub struct Args {
     /// Let the members of the sockets' group use them too (mode 0660 instead of 0600)
     #[arg(long)]
     pub group_access: bool,
+    /// Where other agents and tanakoctl reach this one over TLS; needs --store etcd and an identity
+    #[arg(
+        long,
+        value_name = "IP:PORT",
+        env = "TANAKO_LISTEN",
+        help_heading = "Fleet"
+    )]
+    pub listen: Option<SocketAddr>,
+    /// What to tell them instead, where the address is translated or --listen is 0.0.0.0
+    #[arg(
+        long,
+        value_name = "IP:PORT",
+        env = "TANAKO_ADVERTISE",
+        requires = "listen",
+        help_heading = "Fleet"
+    )]
+    pub advertise: Option<SocketAddr>,
+    /// Directory with this host's certificate and key [default: DATA_DIR/identity]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "TANAKO_IDENTITY",
+        help_heading = "Fleet"
+    )]
+    pub identity: Option<PathBuf>,
     /// Where the fleet's state is kept: here, or in an etcd that several hosts share
     #[arg(
         long,
@@ -181,6 +210,19 @@ pub struct Config {
     pub group_access: bool,
     /// Where the fleet's state is.
     pub store: StoreConfig,
+    /// How others reach this agent; `None` = only over the unix socket.
+    pub network: Option<Network>,
+}
+
+/// How other agents and `tanakoctl` reach this one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Network {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// What others are told, if that is something else. Port 0 stands for the one that listens.
+    pub advertise: Option<SocketAddr>,
+    /// Its identity directory.
+    pub identity: PathBuf,
 }
 
 /// Where the fleet's state is.
@@ -244,6 +286,14 @@ pub enum ConfigError {
     /// Etcd cannot be reached in that way.
     #[error(transparent)]
     Etcd(#[from] etcd::OptionsError),
+    /// A listener that nobody but this machine could use, and that nothing would keep apart.
+    #[error("--listen needs --store etcd: a fleet's state is kept where all its hosts reach it")]
+    ListenAlone,
+    /// Others would be told nonsense.
+    #[error(
+        "others cannot connect to {0}; name the address at which they reach this host with --advertise"
+    )]
+    Unreachable(SocketAddr),
     /// A directory cannot be found or made absolute.
     #[error("{path} cannot be used")]
     Path {
@@ -277,6 +327,8 @@ impl Config {
         if !good {
             return Err(ConfigError::Host(host));
         }
+        let args = moved(args, &data_dir)?;
+        let network = network(&args, &data_dir, absolute)?;
         let config = Self {
             run_dir,
             host,
@@ -284,7 +336,8 @@ impl Config {
             spec: args.spec.as_ref().map(absolute).transpose()?,
             info_file: args.info_file.as_ref().map(absolute).transpose()?,
             group_access: args.group_access,
-            store: store(&moved(args, &data_dir)?, absolute)?,
+            store: store(&args, absolute)?,
+            network,
             data_dir,
         };
         for path in [config.agent_socket(), config.worker_socket()] {
@@ -333,6 +386,32 @@ fn moved(args: &Args, data_dir: &std::path::Path) -> Result<Args, ConfigError> {
         args.etcd_password_file = file.password_file;
     }
     Ok(args)
+}
+
+fn network(
+    args: &Args,
+    data_dir: &Path,
+    absolute: impl Fn(&PathBuf) -> Result<PathBuf, ConfigError>,
+) -> Result<Option<Network>, ConfigError> {
+    let Some(listen) = args.listen else {
+        return Ok(None);
+    };
+    if args.store == StoreKind::Embedded {
+        return Err(ConfigError::ListenAlone);
+    }
+    let told = args.advertise.unwrap_or(listen);
+    if told.ip().is_unspecified() {
+        return Err(ConfigError::Unreachable(told));
+    }
+    let identity = match &args.identity {
+        Some(identity) => absolute(identity)?,
+        None => data_dir.join("identity"),
+    };
+    Ok(Some(Network {
+        listen,
+        advertise: args.advertise,
+        identity,
+    }))
 }
 
 fn store(
@@ -477,6 +556,14 @@ mod tests {
             (
                 [&["--data-dir", "/d"][..], &prefix].concat(),
                 "--store etcd",
+            ),
+            (
+                vec!["--data-dir", "/d", "--listen", "127.0.0.1:0"],
+                "--store etcd",
+            ),
+            (
+                [&good[..], &["--listen", "0.0.0.0:7400"]].concat(),
+                "--advertise",
             ),
         ] {
             let error = parsed(&args).expect_err("refused").to_string();

@@ -10,7 +10,8 @@
 //! - [`desired`], [`operations`], [`coordinator`], [`backup`], [`audit`]: what is wanted, and the way
 //!   there;
 //! - [`registry`]: the hosts of the fleet, and which of them live;
-//! - [`service`]: what `tanakoctl` asks;
+//! - [`identity`], [`peers`]: who this agent is to others, whom it lets in, and the ways to them;
+//! - [`service`]: what `tanakoctl` and other agents ask;
 //! - [`config`], [`lock`], [`upgrade`]: the life of this process.
 
 pub mod app;
@@ -26,12 +27,14 @@ pub mod history;
 pub mod hosts;
 pub mod http;
 pub mod identify;
+pub mod identity;
 pub mod lock;
 pub mod logs;
 pub mod metrics;
 pub mod migrate;
 pub mod office;
 pub mod operations;
+pub mod peers;
 pub mod problem;
 pub mod registry;
 pub mod service;

@@ -27,6 +27,7 @@ mod task;
 use std::sync::Arc;
 
 pub use reshards::proposals;
+use tanako_fleet::access::Role;
 use tanako_proto::fleet::v1::{self as wire, Problem};
 use tanako_store::Store;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -58,6 +59,8 @@ pub struct Caller {
     pub who: String,
     /// `unix socket, pid 4711`.
     pub from: String,
+    /// What they may do.
+    pub role: Role,
 }
 
 impl Caller {
@@ -66,6 +69,7 @@ impl Caller {
         Self {
             who: who.to_owned(),
             from: "agent".to_owned(),
+            role: Role::Agent,
         }
     }
 }

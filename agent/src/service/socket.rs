@@ -1,5 +1,5 @@
-//! The unix socket of the fleet service: bound only by the holder of the agent's lock, open to its
-//! own user and root, and, if so configured, to its group.
+//! The unix socket of the services: bound only by the holder of the agent's lock, open to its own user
+//! and root, and, if so configured, to its group.
 
 use std::{
     fs, io,
@@ -7,20 +7,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use tanako_proto::fleet::v1::{Problem, fleet_server::FleetServer};
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{
-    Request, Status,
-    transport::{Server, server::UdsConnectInfo},
-};
+use tonic::{service::Routes, transport::Server};
 
-use super::Service;
-use crate::{coordinator::Caller, problem};
+use super::admission::Admission;
 
-/// Largest request. A spec is the largest.
-const REQUEST_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// Calls under way on one connection.
 const STREAMS_MAX: u32 = 128;
 /// Longest header list.
@@ -64,110 +57,27 @@ pub fn bind(path: &Path, group: bool) -> Result<UnixListener, BindError> {
 /// Serves until cancelled.
 pub fn serve(
     listener: UnixListener,
-    service: Service,
-    group: bool,
+    routes: Routes,
+    admission: Admission,
     cancel: CancellationToken,
     tracker: &TaskTracker,
 ) {
-    let own = rustix::process::geteuid().as_raw();
-    let service = FleetServer::new(service).max_decoding_message_size(REQUEST_BYTES_MAX);
-    let service = tonic::service::interceptor::InterceptedService::new(
-        service,
-        move |request: Request<()>| admit(request, own, group),
-    );
     let server = Server::builder()
         .max_concurrent_streams(STREAMS_MAX)
         .http2_max_header_list_size(HEADERS_BYTES_MAX)
         .http2_keepalive_interval(Some(std::time::Duration::from_secs(30)))
-        .add_service(service)
+        .layer(admission)
+        .add_routes(routes)
         .serve_with_incoming_shutdown(
             UnixListenerStream::new(listener),
             cancel.clone().cancelled_owned(),
         );
-    tracker.spawn(async move {
-        // Streams end with the same token; a client that holds its connection open is not waited for.
-        let grace = async {
-            cancel.cancelled().await;
-            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
-        };
-        tokio::select! {
-            result = server => if let Err(error) = result {
-                tracing::error!(%error, "the fleet service has ended");
-            },
-            () = grace => {}
-        }
-    });
-}
-
-/// Lets a call pass if its maker may, and says who it is.
-fn admit(mut request: Request<()>, own: u32, group: bool) -> Result<Request<()>, Status> {
-    let credentials = request
-        .extensions()
-        .get::<UdsConnectInfo>()
-        .and_then(|info| info.peer_cred);
-    let Some(credentials) = credentials else {
-        return Err(denied("the system does not tell who asks"));
-    };
-    let uid = credentials.uid();
-    if uid != own && uid != 0 && !group {
-        return Err(denied(&format!(
-            "uid {uid} is neither root nor the agent's user ({own})"
-        )));
-    }
-    let from = credentials.pid().map_or_else(
-        || "unix socket".to_owned(),
-        |pid| format!("unix socket, pid {pid}"),
-    );
-    request.extensions_mut().insert(Caller {
-        who: user(uid),
-        from,
-    });
-    Ok(request)
-}
-
-fn denied(cause: &str) -> Status {
-    problem::status(
-        Problem::new("denied", "agent", "this agent does not serve you")
-            .cause(cause)
-            .hint("run tanakoctl as root or as the agent's user, or start the agent with --group-access"),
-    )
-}
-
-/// `uid 0 (root)`; the name as the local user database has it.
-fn user(uid: u32) -> String {
-    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
-    name_of(&passwd, uid).map_or_else(
-        || format!("uid {uid}"),
-        |name| format!("uid {uid} ({name})"),
-    )
-}
-
-fn name_of(passwd: &str, uid: u32) -> Option<&str> {
-    passwd.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        let found: u32 = fields.nth(1)?.parse().ok()?;
-        (found == uid && !name.is_empty()).then_some(name)
-    })
+    tracker.spawn(super::until_stopped(server, cancel, "the fleet service"));
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_come_from_the_user_database() {
-        let passwd = "root:x:0:0:root:/root:/bin/sh\nbroken\nbot:x:1001:1001::/:/bin/false\n";
-        assert_eq!(name_of(passwd, 0), Some("root"));
-        assert_eq!(name_of(passwd, 1001), Some("bot"));
-        assert_eq!(name_of(passwd, 7), None);
-    }
-
-    #[test]
-    fn nobody_without_credentials_is_let_in() {
-        let status = admit(Request::new(()), 0, true).expect_err("denied");
-        assert_eq!(Problem::from_status(&status).code, "denied");
-    }
 
     #[tokio::test]
     async fn a_stale_socket_is_replaced_and_a_file_is_not() {
