@@ -38,13 +38,16 @@ use std::{
 use anyhow::{Context, bail};
 use serde::Serialize;
 use tanako_fleet::spec;
-use tanako_proto::fleet::v1::{self as wire, fleet_server::FleetServer};
+use tanako_proto::{
+    fleet::v1::{self as wire, fleet_server::FleetServer},
+    identity::v1::identity_server::IdentityServer,
+};
 use tanako_store::{
     Store,
     embedded::{EmbeddedStore, Options},
     etcd::EtcdStore,
 };
-use tokio::{net::TcpListener, sync::broadcast};
+use tokio::sync::broadcast;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
 
@@ -59,7 +62,10 @@ use crate::{
     hosts::{self, Dial, Gate, Local, assigned},
     http,
     identify::{self, Broker, Through},
-    identity::{Credentials, Guards, Refusals, Revoked},
+    identity::{
+        self, Guards,
+        network::{Bound, Trust},
+    },
     metrics::Metrics,
     migrate::valve::Valve,
     office::{self, Front, Seat, Standing},
@@ -215,12 +221,13 @@ impl App {
             &keeping,
         );
         let credentials = network.as_ref().map(|network| network.credentials.clone());
-        let guards = guards(
-            &config,
-            credentials.clone(),
+        let guards = Guards::start(
+            credentials.as_ref(),
             shared.clone(),
+            &config.host,
             &history,
-            &keeping,
+            &keeping.cancel,
+            &keeping.tracker,
         );
         let peers = Peers::new(credentials, registry.watch());
         let queue_key = config.data_dir.join("identify-queue.key");
@@ -400,7 +407,24 @@ impl App {
             accepting.tracker.clone(),
         );
         let fleet = FleetServer::new(service).max_decoding_message_size(service::REQUEST_BYTES_MAX);
-        let routes = Routes::new(fleet);
+        let mut routes = Routes::new(fleet);
+        if let Some(network) = &network {
+            let identities = network.identities(
+                Trust {
+                    guards: guards.clone(),
+                    peers: peers.clone(),
+                    registry: registry.clone(),
+                    store: store.store(),
+                    history: history.clone(),
+                },
+                &keeping.cancel,
+                &keeping.tracker,
+            );
+            routes = routes.add_service(
+                IdentityServer::new(identities)
+                    .max_decoding_message_size(identity::service::REQUEST_BYTES_MAX),
+            );
+        }
         let admission = Admission::new(guards.clone(), Owners::new(config.group_access));
         socket::serve(
             socket,
@@ -709,72 +733,6 @@ fn read_spec(path: &Path) -> anyhow::Result<wire::ApplyRequest> {
     })
 }
 
-/// The listener for others, bound, with this agent's identity.
-struct Bound {
-    listener: TcpListener,
-    address: SocketAddr,
-    /// What others are told.
-    advertised: SocketAddr,
-    credentials: Credentials,
-    /// Whether the authority's key is here.
-    issuer: bool,
-}
-
-impl Bound {
-    async fn open(config: &Config) -> anyhow::Result<Option<Self>> {
-        let Some(network) = &config.network else {
-            return Ok(None);
-        };
-        let credentials = Credentials::load(&network.identity, &config.host)?;
-        let listener = TcpListener::bind(network.listen)
-            .await
-            .with_context(|| format!("--listen {} cannot be bound", network.listen))?;
-        let address = listener.local_addr().context("the listener's address")?;
-        let mut advertised = network.advertise.unwrap_or(address);
-        if advertised.port() == 0 {
-            advertised.set_port(address.port());
-        }
-        Ok(Some(Self {
-            listener,
-            address,
-            advertised,
-            credentials,
-            issuer: network
-                .identity
-                .join(tanako_pki::AUTHORITY_KEY_FILE)
-                .exists(),
-        }))
-    }
-}
-
-/// On one machine nobody has a certificate, so none can be revoked.
-fn guards(
-    config: &Config,
-    credentials: Option<Credentials>,
-    store: Arc<dyn Store>,
-    history: &History,
-    keeping: &Stage,
-) -> Guards {
-    let (cancel, tracker) = (&keeping.cancel, &keeping.tracker);
-    let revoked = match &credentials {
-        None => Revoked::none(),
-        Some(credentials) => {
-            let file = credentials.directory().join("revoked.json");
-            Revoked::start(store.clone(), file, cancel.clone(), tracker)
-        }
-    };
-    Guards {
-        revoked,
-        refusals: Refusals::start(
-            store,
-            config.host.clone(),
-            history.clone(),
-            cancel.clone(),
-            tracker,
-        ),
-    }
-}
-
 /// On one machine there is nobody to announce this host to, and no lease.
 fn registry(
     config: &Config,
@@ -790,7 +748,7 @@ fn registry(
     );
     if let Some(network) = network {
         own.address = network.advertised.to_string();
-        own.issuer = network.issuer;
+        own.issuer = network.authority.is_some();
     }
     match &config.store {
         StoreConfig::Embedded => Registry::alone(own),

@@ -83,6 +83,24 @@ impl Audit {
     }
 }
 
+/// Where changes of identities are kept: any agent makes them, whoever decides.
+const IDENTITIES: &str = "changes/";
+/// Kept of these.
+const IDENTITIES_MAX: usize = 2_000;
+
+/// Adds a record that any agent may write to a transaction, and drops the oldest beyond the limit.
+pub async fn note(store: &dyn Store, txn: Txn, record: &Record) -> Result<Txn, StoreError> {
+    let items = store.list(IDENTITIES).await?.items;
+    let over = items.len().saturating_sub(IDENTITIES_MAX - 1).min(8);
+    let txn = items
+        .iter()
+        .take(over)
+        .fold(txn, |txn, item| txn.delete(&item.key));
+    let (at, tie) = (record.at.max(0), fastrand::u32(..));
+    let key = format!("{IDENTITIES}{at:020}-{tie:08x}");
+    Ok(txn.put(key, encode(record)))
+}
+
 /// The latest records, newest first: changes, and calls that were refused.
 pub async fn list(store: &dyn Store, limit: usize) -> Result<Vec<wire::AuditRecord>, StoreError> {
     let changes = store.list(PREFIX).await?.items;
@@ -91,7 +109,14 @@ pub async fn list(store: &dyn Store, limit: usize) -> Result<Vec<wire::AuditReco
         .rev()
         .filter_map(|item| decode::<Record>(&item.key, &item.value))
         .take(limit);
-    let mut records: Vec<Record> = changes.chain(refused::list(store).await?).collect();
+    let identities = store.list(IDENTITIES).await?.items;
+    let identities = identities
+        .iter()
+        .filter_map(|item| decode::<Record>(&item.key, &item.value));
+    let mut records: Vec<Record> = changes
+        .chain(identities)
+        .chain(refused::list(store).await?)
+        .collect();
     // Stable: of one moment, the order of the log stays.
     records.sort_by_key(|record| std::cmp::Reverse(record.at));
     Ok(records

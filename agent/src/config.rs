@@ -9,7 +9,7 @@ use std::{
 use clap::{Parser, ValueEnum};
 use tanako_store::etcd;
 
-use crate::migrate::file::StoreFile;
+use crate::{identity::registrar, migrate::file::StoreFile};
 
 /// The longest path that a unix socket may have on Linux, without the closing zero.
 const SOCKET_PATH_MAX: usize = 107;
@@ -20,6 +20,8 @@ const ETCD_TIMEOUT_MAX: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, Parser)]
 #[command(name = "tanako-agent", version, about, long_about = None, after_help = "\
 Exit codes: 0 stopped as asked · 1 error · 2 usage · 11 another agent holds the data directory
+
+`tanako-agent join --help` says how a host becomes a member of a fleet.
 
 SIGTERM and SIGINT stop the agent and leave its processes running; the next agent takes them over.
 SIGHUP replaces the agent by the binary now on disk, its processes untouched.")]
@@ -73,6 +75,16 @@ pub struct Args {
         help_heading = "Fleet"
     )]
     pub identity: Option<PathBuf>,
+    /// Seconds that the certificates of agents hold which this one issues; they renew themselves
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = registrar::AGENT_LIFE.as_secs(),
+        value_parser = clap::value_parser!(u64).range(10..=31_536_000),
+        env = "TANAKO_CERTIFICATE_SECONDS",
+        help_heading = "Fleet"
+    )]
+    pub certificate_seconds: u64,
     /// Where the fleet's state is kept: here, or in an etcd that several hosts share
     #[arg(
         long,
@@ -223,6 +235,8 @@ pub struct Network {
     pub advertise: Option<SocketAddr>,
     /// Its identity directory.
     pub identity: PathBuf,
+    /// Life of the certificates that it issues to agents.
+    pub certificate_life: Duration,
 }
 
 /// Where the fleet's state is.
@@ -411,6 +425,7 @@ fn network(
         listen,
         advertise: args.advertise,
         identity,
+        certificate_life: Duration::from_secs(args.certificate_seconds),
     }))
 }
 

@@ -8,6 +8,7 @@ use tanako_agent::{
     app::{self, App},
     config::{Args, Config, LogFormat},
     history::Severity,
+    identity::join,
     lock::{Lock, LockError},
     service::Upgrades,
     upgrade::{self, UpgradeError},
@@ -30,6 +31,11 @@ enum End {
 }
 
 fn main() -> ExitCode {
+    let mut arguments: Vec<_> = std::env::args_os().collect();
+    if arguments.get(1).is_some_and(|first| first == "join") {
+        arguments.remove(1);
+        return join::main(arguments);
+    }
     let args = Args::parse();
     log_to_stderr(args.log_format);
     match run(&args) {

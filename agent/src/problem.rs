@@ -76,7 +76,7 @@ pub fn status(problem: Problem) -> Status {
         "store-unavailable" | "not-coordinator" | "stopping" => Code::Unavailable,
         "timeout" => Code::DeadlineExceeded,
         "not-ready" | "store-damaged" | "store-denied" | "already-ended" | "upgrade-failed"
-        | "no-database" => Code::FailedPrecondition,
+        | "no-database" | "not-issuer" => Code::FailedPrecondition,
         "internal" => Code::Internal,
         _ => Code::InvalidArgument,
     };

@@ -4,9 +4,19 @@
 //! - [`revoked`]: the serial numbers that do not count any more, from the store and, while that does not
 //!   answer, from disk.
 //! - [`refused`]: what is written down of calls and connections that were refused.
+//! - [`ledger`], [`registrar`], [`service`]: who gets a certificate and loses it, in the store and on the
+//!   wire; [`renewal`] keeps this agent's own from ending.
+//! - [`join`]: how a new host gets its first one.
+//! - [`network`]: the parts of all this that an agent starts.
 
+pub mod join;
+pub mod ledger;
+pub mod network;
 pub mod refused;
+pub mod registrar;
+pub mod renewal;
 pub mod revoked;
+pub mod service;
 
 use std::{
     path::{Path, PathBuf},
@@ -14,7 +24,11 @@ use std::{
 };
 
 use tanako_pki::{Identity, Role, tls};
+use tanako_store::Store;
 use tokio::sync::watch;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::history::History;
 
 pub use refused::{Refusal, Refusals};
 pub use revoked::Revoked;
@@ -149,4 +163,35 @@ pub struct Guards {
     pub revoked: Revoked,
     /// Where refusals are written down.
     pub refusals: Refusals,
+}
+
+impl Guards {
+    /// Follows the store. On one machine, without `credentials`, nobody has a certificate, so none can be
+    /// revoked.
+    pub fn start(
+        credentials: Option<&Credentials>,
+        store: Arc<dyn Store>,
+        host: &str,
+        history: &History,
+        cancel: &CancellationToken,
+        tracker: &TaskTracker,
+    ) -> Self {
+        let revoked = match credentials {
+            None => Revoked::none(),
+            Some(credentials) => Revoked::start(
+                store.clone(),
+                credentials.directory().join("revoked.json"),
+                cancel.clone(),
+                tracker,
+            ),
+        };
+        let refusals = Refusals::start(
+            store,
+            host.to_owned(),
+            history.clone(),
+            cancel.clone(),
+            tracker,
+        );
+        Self { revoked, refusals }
+    }
 }
