@@ -24,9 +24,15 @@ use tanako_proto::fleet::v1::{
     WatchRequest, fleet_client::FleetClient,
 };
 use tanako_proto::worker::v1::BroadcastReply;
+use tanako_proto::identity::v1::{
+    GrantRequest, Identities, Issued, ListRequest, Members, MembersRequest, RevokeRequest, Revoked,
+    Token, TokenRequest, identity_client::IdentityClient,
+};
 use tokio::net::UnixStream;
 use tonic::{Code, Request, Response, Status, Streaming, transport::Channel};
 use tower::service_fn;
+
+use crate::remote::{self, Remote};
 
 /// How long one call may take unless `--request-timeout` says else.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -46,10 +52,38 @@ pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
 /// The socket of an agent that runs as a system service.
 pub const SYSTEM_SOCKET: &str = "/run/tanako/agent.sock";
 
+/// How an agent is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Way {
+    /// Over its unix socket.
+    Socket(PathBuf),
+    /// Over the network, to any agent of a fleet.
+    Fleet(Remote),
+}
+
+impl Way {
+    /// The socket, if that is the way.
+    pub fn socket(&self) -> Option<&Path> {
+        match self {
+            Self::Socket(socket) => Some(socket),
+            Self::Fleet(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Socket(socket) => socket.display().fmt(f),
+            Self::Fleet(remote) => f.write_str(&remote.label()),
+        }
+    }
+}
+
 /// Where an agent listens and how to talk to it.
 #[derive(Debug, Clone)]
 pub struct Endpoint {
-    socket: PathBuf,
+    way: Way,
     request_timeout: Duration,
     readonly: bool,
 }
@@ -57,8 +91,13 @@ pub struct Endpoint {
 impl Endpoint {
     /// The agent behind the unix socket `socket`.
     pub fn unix(socket: impl Into<PathBuf>) -> Self {
+        Self::new(Way::Socket(socket.into()))
+    }
+
+    /// An agent, however it is reached.
+    pub fn new(way: Way) -> Self {
         Self {
-            socket: socket.into(),
+            way,
             request_timeout: REQUEST_TIMEOUT,
             readonly: false,
         }
@@ -86,35 +125,40 @@ impl Endpoint {
         self.request_timeout
     }
 
-    /// The path of the socket.
-    pub fn socket(&self) -> &Path {
-        &self.socket
+    /// How it is reached.
+    pub fn way(&self) -> &Way {
+        &self.way
     }
 
-    /// Connects. The error names the socket and says how to get an agent there.
-    pub async fn connect(&self) -> Result<FleetClient<Channel>, Problem> {
-        let socket = self.socket.clone();
-        // The URI is only a label: the connector goes to the socket.
-        let channel = tonic::transport::Endpoint::from_static("http://agent.tanako")
+    /// Connects. The error names whom it asked and says how to get an agent there.
+    pub async fn connect(&self) -> Result<Channel, Problem> {
+        // The URI is only a label: the connector knows the way.
+        let settings = tonic::transport::Endpoint::from_static("http://agent.tanako")
             .user_agent(concat!("tanakoctl/", env!("CARGO_PKG_VERSION")))
             .map_err(|error| self.unreachable(&error))?
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(KEEP_ALIVE)
-            .keep_alive_while_idle(true)
+            .keep_alive_while_idle(true);
+        let socket = match &self.way {
+            Way::Fleet(remote) => return remote.connect(settings, self.request_timeout).await,
+            Way::Socket(socket) => socket.clone(),
+        };
+        settings
             .connect_with_connector(service_fn(move |_| {
                 let socket = socket.clone();
                 async move { UnixStream::connect(socket).await.map(TokioIo::new) }
             }))
             .await
-            .map_err(|error| self.unreachable(&error))?;
-        Ok(FleetClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX))
+            .map_err(|error| self.unreachable(&error))
     }
 
     /// Connects, for calls with this endpoint's deadline.
     pub async fn open(&self) -> Result<Fleet, Problem> {
+        let channel = self.connect().await?;
         Ok(Fleet {
-            client: self.connect().await?,
+            client: FleetClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX),
+            identities: IdentityClient::new(channel),
             endpoint: self.clone(),
         })
     }
@@ -123,7 +167,9 @@ impl Endpoint {
     pub fn problem(&self, status: &Status) -> Problem {
         let mut problem = Problem::from_status(status);
         let bare = status.details().is_empty();
-        if bare && is_foreign(status) {
+        if bare && let Some((message, hint)) = remote::refusal(&chain(status)) {
+            problem = Problem::new("denied", self.object(), message).hint(hint);
+        } else if bare && is_foreign(status) {
             problem = Problem::new(
                 "protocol",
                 self.object(),
@@ -163,6 +209,16 @@ impl Endpoint {
     }
 
     fn unreachable(&self, error: &(dyn Error + 'static)) -> Problem {
+        if let Way::Fleet(_) = &self.way {
+            return Problem::new(
+                "unreachable",
+                self.object(),
+                "the agent does not answer any more",
+            )
+            .cause(chain(error))
+            .hint("try again: the next agent of the fleet is asked then")
+            .retryable();
+        }
         let io = io_error(error);
         let object = self.object();
         match io.map(io::Error::kind) {
@@ -193,7 +249,7 @@ impl Endpoint {
     }
 
     fn object(&self) -> String {
-        self.socket.display().to_string()
+        self.way.to_string()
     }
 }
 
@@ -203,6 +259,7 @@ const START_HINT: &str = "start it with `systemctl start tanako-agent`, or try t
 #[derive(Debug, Clone)]
 pub struct Fleet {
     client: FleetClient<Channel>,
+    identities: IdentityClient<Channel>,
     endpoint: Endpoint,
 }
 
@@ -265,6 +322,18 @@ impl Fleet {
         bounded(&endpoint, "the answers", self.client.broadcast(request)).await
     }
 
+    /// The agents of the fleet.
+    pub async fn members(&mut self) -> Result<Members, Problem> {
+        let call = self.identities.get_members(MembersRequest {});
+        bounded(&self.endpoint, "the members", call).await
+    }
+
+    /// Who was given a certificate.
+    pub async fn identities(&mut self) -> Result<Identities, Problem> {
+        let call = self.identities.list(ListRequest {});
+        bounded(&self.endpoint, "the identities", call).await
+    }
+
     /// Where it is connected to.
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
@@ -281,6 +350,7 @@ impl Fleet {
         }
         Ok(Writer {
             client: self.client.clone(),
+            identities: self.identities.clone(),
             endpoint: self.endpoint.clone(),
         })
     }
@@ -296,6 +366,7 @@ pub fn readonly() -> Problem {
 #[derive(Debug, Clone)]
 pub struct Writer {
     client: FleetClient<Channel>,
+    identities: IdentityClient<Channel>,
     endpoint: Endpoint,
 }
 
@@ -326,6 +397,32 @@ impl Writer {
             ..self.endpoint.clone()
         };
         bounded(&endpoint, "the move", self.client.migrate_store(request)).await
+    }
+
+    /// Makes a token with which a host can join.
+    pub async fn create_token(&mut self, request: TokenRequest) -> Result<Token, Problem> {
+        let call = self.identities.create_token(request);
+        bounded(&self.endpoint, "the token", call).await
+    }
+
+    /// Has a certificate issued.
+    pub async fn grant(&mut self, request: GrantRequest) -> Result<Issued, Problem> {
+        bounded(
+            &self.endpoint,
+            "the certificate",
+            self.identities.grant(request),
+        )
+        .await
+    }
+
+    /// Makes certificates worthless.
+    pub async fn revoke(&mut self, request: RevokeRequest) -> Result<Revoked, Problem> {
+        bounded(
+            &self.endpoint,
+            "the revocation",
+            self.identities.revoke(request),
+        )
+        .await
     }
 
     /// Replaces the running agent by the binary on disk.

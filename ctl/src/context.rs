@@ -6,6 +6,11 @@
 //! [contexts.demo]
 //! socket = "/var/lib/tanako/demo/run/agent.sock"
 //! production = false
+//!
+//! [contexts.prod]
+//! addresses = ["10.0.0.1:7400", "10.0.0.2:7400"]
+//! identity = "/home/me/.config/tanako/identities/prod"
+//! production = true
 //! ```
 //!
 //! Changes keep comments and order, go through a temporary file and a rename, and are serialised by a
@@ -13,43 +18,48 @@
 
 use std::{
     fs, io,
+    net::SocketAddr,
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
-use toml_edit::{Decor, DocumentMut, Item, Table, value};
+use toml_edit::{Decor, DocumentMut, Item, Table};
 
-use crate::{client::SYSTEM_SOCKET, failure::Failure, target::nearest};
+use crate::{
+    client::{SYSTEM_SOCKET, Way},
+    failure::Failure,
+    remote::Remote,
+    target::nearest,
+};
 
 /// One named fleet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Context {
     /// Its name.
     pub name: String,
-    /// The agent's socket.
-    pub socket: PathBuf,
+    /// How its agents are reached.
+    pub way: Way,
     /// Whether a mistake here hurts users: stricter confirmations, red colours.
     pub production: bool,
 }
 
-/// Where the socket that is used was named.
+/// Where the way that is used was named.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Choice {
     /// The context; unset when a socket was given or none is configured.
     pub context: Option<Context>,
-    /// The socket.
-    pub socket: PathBuf,
+    /// How the agent is reached.
+    pub way: Way,
 }
 
 impl Choice {
-    /// The name to show: the context's, or the socket's path.
+    /// The name to show: the context's, or where it leads.
     pub fn label(&self) -> String {
-        self.context.as_ref().map_or_else(
-            || self.socket.display().to_string(),
-            |context| context.name.clone(),
-        )
+        self.context
+            .as_ref()
+            .map_or_else(|| self.way.to_string(), |context| context.name.clone())
     }
 }
 
@@ -130,37 +140,61 @@ impl Config {
         let table = item
             .as_table_like()
             .ok_or_else(|| self.wrong(&format!("contexts.{name}"), "must be a table"))?;
-        let mut context = Context {
-            name: name.to_owned(),
-            socket: PathBuf::new(),
-            production: false,
-        };
+        let (mut socket, mut addresses, mut identity, mut production) = (None, None, None, false);
         for (field, item) in table.iter() {
+            let path = || {
+                let path = item.as_str().filter(|path| !path.is_empty());
+                path.map(PathBuf::from)
+                    .ok_or_else(|| self.wrong(&key(field), "must be a path, in quotes"))
+            };
             match field {
-                "socket" => {
-                    let path = item.as_str().filter(|path| !path.is_empty());
-                    context.socket = path
-                        .ok_or_else(|| self.wrong(&key(field), "must be a path, in quotes"))?
-                        .into();
+                "socket" => socket = Some(path()?),
+                "identity" => identity = Some(path()?),
+                "addresses" => {
+                    let parsed = item.as_array().and_then(|list| {
+                        let text = list.iter().map(|one| one.as_str()?.parse().ok());
+                        text.collect::<Option<Vec<SocketAddr>>>()
+                    });
+                    addresses = Some(parsed.filter(|list| !list.is_empty()).ok_or_else(|| {
+                        self.wrong(&key(field), "must be a list of IP:PORT, each in quotes")
+                    })?);
                 }
                 "production" => {
-                    context.production = item
+                    production = item
                         .as_bool()
                         .ok_or_else(|| self.wrong(&key(field), "must be true or false"))?;
                 }
                 _ => {
-                    let hint = nearest(field, ["socket", "production"]).map_or_else(
-                        || "known keys: socket, production".to_owned(),
+                    let known = ["socket", "addresses", "identity", "production"];
+                    let hint = nearest(field, known).map_or_else(
+                        || format!("known keys: {}", known.join(", ")),
                         |name| format!("did you mean {name}?"),
                     );
                     return Err(self.wrong(&key(field), "is not known").hint(hint));
                 }
             }
         }
-        if context.socket.as_os_str().is_empty() {
-            return Err(self.wrong(&key("socket"), "is missing"));
-        }
-        Ok(context)
+        let way = match (socket, addresses, identity) {
+            (Some(socket), None, None) => Way::Socket(socket),
+            (None, Some(addresses), Some(identity)) => Way::Fleet(Remote {
+                addresses,
+                identity,
+            }),
+            (None, None, None) => return Err(self.wrong(&key("socket"), "is missing")),
+            (None, Some(_), None) => return Err(self.wrong(&key("identity"), "is missing")),
+            (None, None, Some(_)) => return Err(self.wrong(&key("addresses"), "is missing")),
+            (Some(_), _, _) => {
+                return Err(self.wrong(
+                    &key("socket"),
+                    "and addresses with identity are two ways; keep one",
+                ));
+            }
+        };
+        Ok(Context {
+            name: name.to_owned(),
+            way,
+            production,
+        })
     }
 
     fn wrong(&self, key: &str, message: &str) -> Failure {
@@ -204,27 +238,37 @@ impl Config {
         let Some(contexts) = contexts.as_table_like_mut() else {
             return false;
         };
-        let socket = context.socket.display().to_string();
+        let settings = settings(context);
         if let Some(table) = contexts
             .get_mut(&context.name)
             .and_then(Item::as_table_like_mut)
         {
-            let same = table.get("socket").and_then(Item::as_str) == Some(&socket)
-                && table
-                    .get("production")
-                    .and_then(Item::as_bool)
-                    .unwrap_or(false)
-                    == context.production;
-            if same {
+            let same = |(key, new): &(&str, toml_edit::Value)| {
+                let old = table.get(key).and_then(Item::as_value);
+                // Comments and spaces do not count; nor does a default that is left out.
+                old.map_or(*key == "production" && !context.production, |old| {
+                    plain(old) == plain(new)
+                })
+            };
+            let stale: Vec<&str> = WAYS
+                .into_iter()
+                .filter(|key| table.contains_key(key) && settings.iter().all(|(new, _)| new != key))
+                .collect();
+            if stale.is_empty() && settings.iter().all(same) {
                 return false;
             }
-            set(table, "socket", socket.into());
-            set(table, "production", context.production.into());
+            for key in stale {
+                table.remove(key);
+            }
+            for (key, new) in settings {
+                set(table, key, new);
+            }
             return true;
         }
         let mut table = Table::new();
-        table.insert("socket", value(socket));
-        table.insert("production", value(context.production));
+        for (key, new) in settings {
+            table.insert(key, Item::Value(new));
+        }
         contexts.insert(&context.name, Item::Table(table));
         true
     }
@@ -270,6 +314,36 @@ impl Config {
         let parted = self.head.is_empty() || self.head.ends_with("\n\n") || body.is_empty();
         format!("{}{}{body}", self.head, if parted { "" } else { "\n" })
     }
+}
+
+/// The keys that say how an agent is reached.
+const WAYS: [&str; 3] = ["socket", "addresses", "identity"];
+
+/// What stands in the table of a context.
+fn settings(context: &Context) -> Vec<(&'static str, toml_edit::Value)> {
+    let mut settings = match &context.way {
+        Way::Socket(socket) => vec![("socket", socket.display().to_string().into())],
+        Way::Fleet(remote) => {
+            let addresses = remote.addresses.iter().map(ToString::to_string);
+            vec![
+                ("addresses", addresses.collect::<toml_edit::Array>().into()),
+                ("identity", remote.identity.display().to_string().into()),
+            ]
+        }
+    };
+    settings.push(("production", context.production.into()));
+    settings
+}
+
+/// A value without its comments.
+fn plain(value: &toml_edit::Value) -> String {
+    let mut value = value.clone();
+    value.decor_mut().clear();
+    if let Some(list) = value.as_array_mut() {
+        list.iter_mut().for_each(|one| one.decor_mut().clear());
+        list.fmt();
+    }
+    value.to_string()
 }
 
 /// Bytes of the comments at the top of a file: up to the last blank line among them, or all of a file
@@ -417,10 +491,10 @@ pub fn choose(socket: Option<&Path>, context: Option<&str>) -> Result<Choice, Fa
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
     let by_socket = |socket: &Path| Choice {
         context: None,
-        socket: socket.to_owned(),
+        way: Way::Socket(socket.to_owned()),
     };
     let by_context = |context: Context| Choice {
-        socket: context.socket.clone(),
+        way: context.way.clone(),
         context: Some(context),
     };
     if let Some(socket) = socket {
@@ -467,7 +541,7 @@ mod tests {
     fn context(name: &str, socket: &str) -> Context {
         Context {
             name: name.into(),
-            socket: socket.into(),
+            way: Way::Socket(socket.into()),
             production: false,
         }
     }
@@ -499,6 +573,40 @@ mod tests {
                 .expect("read")
                 .contains("# the second")
         );
+    }
+
+    #[test]
+    fn a_context_changes_from_a_socket_to_addresses_and_back() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("config.toml");
+        let remote = Context {
+            name: "a".into(),
+            way: Way::Fleet(Remote {
+                addresses: vec![
+                    "10.0.0.1:7400".parse().expect("an address"),
+                    "[fd00::1]:7400".parse().expect("an address"),
+                ],
+                identity: "/i".into(),
+            }),
+            production: true,
+        };
+        let put = |context: &Context| {
+            update_at(&path, |config| {
+                let changed = config.put(context);
+                Ok((changed, changed))
+            })
+            .expect("updated")
+        };
+        assert!(put(&context("a", "/a")));
+        assert!(put(&remote));
+        assert!(!put(&remote), "nothing changes");
+        let config = Config::load_from(&path).expect("read");
+        assert_eq!(config.get("a").expect("there"), remote);
+        let text = fs::read_to_string(&path).expect("read");
+        assert!(!text.contains("socket"), "{text}");
+        assert!(put(&context("a", "/a")));
+        let config = Config::load_from(&path).expect("read");
+        assert_eq!(config.get("a").expect("there"), context("a", "/a"));
     }
 
     #[test]
@@ -557,6 +665,15 @@ mod tests {
             ("[contexts.a]\nsocke = \"/a\"", "did you mean socket?"),
             ("[contexts.a]\n", "socket is missing"),
             ("[contexts.a]\nsocket = 3", "must be a path"),
+            ("[contexts.a]\naddresses = [\"10.0.0.1\"]", "IP:PORT"),
+            (
+                "[contexts.a]\naddresses = [\"10.0.0.1:7400\"]",
+                "identity is missing",
+            ),
+            (
+                "[contexts.a]\nsocket = \"/a\"\nidentity = \"/i\"",
+                "keep one",
+            ),
             ("contexts = 3", "must be a table"),
             ("current = 3", "must be the name"),
             (

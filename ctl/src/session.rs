@@ -10,7 +10,7 @@ use clap::{Args, builder::FalseyValueParser};
 use tanako_proto::fleet::v1::{FleetStatus, StatusRequest};
 
 use crate::{
-    client::{Endpoint, Fleet, readonly},
+    client::{Endpoint, Fleet, Way, readonly},
     context::{self, Choice},
     failure::Failure,
     ui::{Format, Ui},
@@ -90,14 +90,19 @@ impl Session {
 
     /// The agent behind a socket, with the options of this run.
     pub fn endpoint_at(&self, socket: impl Into<PathBuf>) -> Endpoint {
-        Endpoint::unix(socket)
+        self.endpoint_by(Way::Socket(socket.into()))
+    }
+
+    /// An agent, however it is reached, with the options of this run.
+    pub fn endpoint_by(&self, way: Way) -> Endpoint {
+        Endpoint::new(way)
             .request_timeout(self.global.request_timeout)
             .readonly(self.global.readonly)
     }
 
     /// The agent that is meant.
     pub fn endpoint(&self) -> Result<Endpoint, Failure> {
-        Ok(self.endpoint_at(self.choice()?.socket))
+        Ok(self.endpoint_by(self.choice()?.way))
     }
 
     /// Connects to the agent that is meant.

@@ -7,6 +7,7 @@
 //!   beside them, on issuers, `ca.key`. Files have mode 0600, directories 0700.
 //! - [`Peer`]: who a certificate speaks for.
 //! - [`tls`]: server and client configurations, TLS 1.3 only.
+//! - [`Holder`]: what a fleet remembers of a name and its certificates.
 //! - [`JoinToken`]: what a new host is given so that it can ask for its certificate.
 //!
 //! A certificate's subject has CN = name, O = fleet, OU = role; what counts is its one URI
@@ -18,6 +19,7 @@
 mod authority;
 mod credentials;
 mod files;
+mod holder;
 mod peer;
 mod request;
 pub mod tls;
@@ -26,6 +28,7 @@ mod token;
 pub use authority::{Authority, Issued, Subject};
 pub use credentials::Identity;
 pub use files::{private_dir, write_private};
+pub use holder::{FIRST_FILE, Given, Holder};
 pub use peer::{NameError, Peer, PeerError, Serial, check_name};
 pub use request::{KeyRequest, Pending, Renewal};
 pub use tanako_fleet::access::Role;

@@ -8,6 +8,9 @@
 
 pub mod problem;
 
+/// What the messages hold bytes in.
+pub use bytes::Bytes;
+
 /// What `tanakoctl` asks of any agent.
 pub mod fleet {
     /// Version 1.

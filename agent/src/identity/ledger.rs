@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
-use tanako_pki::{Peer, Role, Secret, Serial};
+use tanako_pki::{Given, Holder, Peer, Role, Secret};
 
 /// Prefix of [`Holder`]s.
 pub const HOLDERS: &str = "identities/";
@@ -14,30 +14,6 @@ pub const HOLDERS: &str = "identities/";
 pub const INVITATIONS: &str = "join/";
 /// Certificates of one name that hold at the same time. Renewing leaves the old one to its end.
 pub const CERTIFICATES_MAX: usize = 32;
-
-/// A name and the certificates it was given.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Holder {
-    /// Host, person or program.
-    pub name: String,
-    /// What it may do. A name keeps its role until all of its certificates are revoked or over.
-    pub role: Role,
-    /// Those that have not ended.
-    pub certificates: Vec<Given>,
-}
-
-/// One certificate.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Given {
-    /// Its number.
-    pub serial: Serial,
-    /// Milliseconds since 1970.
-    pub issued_at: i64,
-    /// When it ends, in milliseconds since 1970.
-    pub not_after: i64,
-    /// Who had it issued.
-    pub by: String,
-}
 
 /// Why a certificate is not issued.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -70,42 +46,28 @@ pub enum Refused {
     OtherHost,
 }
 
-impl Holder {
-    /// One with this certificate more, and without those that are over.
-    pub fn with(before: Option<Self>, peer: &Peer, by: &str, now: i64) -> Result<Self, Refused> {
-        let mut holder = before.unwrap_or_else(|| Self {
-            name: peer.name.clone(),
-            role: peer.role,
-            certificates: Vec::new(),
-        });
-        holder.certificates.retain(|given| given.not_after > now);
-        if holder.certificates.is_empty() {
-            holder.role = peer.role;
-        }
-        if holder.role != peer.role {
-            return Err(Refused::Taken {
-                name: holder.name,
-                role: holder.role,
-            });
-        }
-        if holder.certificates.len() >= CERTIFICATES_MAX {
-            return Err(Refused::TooMany(holder.name));
-        }
-        holder.certificates.push(Given {
-            serial: peer.serial.clone(),
-            issued_at: now,
-            not_after: peer.not_after.saturating_mul(1000),
-            by: by.to_owned(),
-        });
-        Ok(holder)
+/// The document of a name with this certificate more, and without those that are over.
+pub fn entered(before: Option<Holder>, peer: &Peer, by: &str, now: i64) -> Result<Holder, Refused> {
+    let mut holder = before.unwrap_or_else(|| Holder {
+        name: peer.name.clone(),
+        role: peer.role,
+        certificates: Vec::new(),
+    });
+    holder.certificates.retain(|given| given.not_after > now);
+    if holder.certificates.is_empty() {
+        holder.role = peer.role;
     }
-
-    /// Whether it was given that certificate.
-    pub fn has(&self, serial: &Serial) -> bool {
-        self.certificates
-            .iter()
-            .any(|given| given.serial == *serial)
+    if holder.role != peer.role {
+        return Err(Refused::Taken {
+            name: holder.name,
+            role: holder.role,
+        });
     }
+    if holder.certificates.len() >= CERTIFICATES_MAX {
+        return Err(Refused::TooMany(holder.name));
+    }
+    holder.certificates.push(Given::new(peer, by, now));
+    Ok(holder)
 }
 
 /// A join token, without its secret.
@@ -169,6 +131,8 @@ fn digest(secret: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tanako_pki::Serial;
+
     use super::*;
 
     fn peer(role: Role, number: u8, not_after: i64) -> Peer {
@@ -209,23 +173,23 @@ mod tests {
 
     #[test]
     fn a_name_has_one_role_and_a_bounded_number_of_certificates() {
-        let mut holder = Holder::with(None, &peer(Role::Agent, 0, 10), "x", 0).expect("first");
+        let mut holder = entered(None, &peer(Role::Agent, 0, 10), "x", 0).expect("first");
         assert!(matches!(
-            Holder::with(Some(holder.clone()), &peer(Role::Admin, 1, 10), "x", 0),
+            entered(Some(holder.clone()), &peer(Role::Admin, 1, 10), "x", 0),
             Err(Refused::Taken { .. })
         ));
         for number in 1..CERTIFICATES_MAX as u8 {
             let next = peer(Role::Agent, number, 10);
-            holder = Holder::with(Some(holder), &next, "x", 0).expect("room");
+            holder = entered(Some(holder), &next, "x", 0).expect("room");
             assert!(holder.has(&next.serial));
         }
         let more = peer(Role::Agent, 99, 10);
         assert!(matches!(
-            Holder::with(Some(holder.clone()), &more, "x", 0),
+            entered(Some(holder.clone()), &more, "x", 0),
             Err(Refused::TooMany(_))
         ));
         // What is over makes room, also for another role.
-        let other = Holder::with(Some(holder), &peer(Role::Admin, 99, 30), "x", 10_000);
+        let other = entered(Some(holder), &peer(Role::Admin, 99, 30), "x", 10_000);
         let other = other.expect("free again");
         assert_eq!((other.role, other.certificates.len()), (Role::Admin, 1));
     }

@@ -4,16 +4,14 @@
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use tanako_pki::Authority;
+use tanako_pki::{Authority, FIRST_FILE, Holder};
 use tanako_store::{Backoff, Store};
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Credentials, Guards, ledger::Holder, registrar::Registrar, renewal, service::Service};
+use super::{Credentials, Guards, registrar::Registrar, renewal, service::Service};
 use crate::{config::Config, history::History, peers::Peers, registry::Registry};
 
-/// What `tanakoctl init` issued before there was a store.
-pub const FIRST_FILE: &str = "issued.json";
 /// Pauses while the store does not take it.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 

@@ -6,15 +6,15 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tanako_pki::{
-    Authority, Issued, JoinToken, KeyRequest, Peer, Renewal, Role, Secret, Serial, Subject,
-    check_name,
+    Authority, Given, Holder, Issued, JoinToken, KeyRequest, Peer, Renewal, Role, Secret, Serial,
+    Subject, check_name,
 };
 use tanako_proto::{fleet::v1::Problem, identity::v1 as wire};
 use tanako_store::{Store, StoreError, Txn};
 
 use super::{
     Credentials,
-    ledger::{Given, HOLDERS, Holder, INVITATIONS, Invitation, Refused},
+    ledger::{HOLDERS, INVITATIONS, Invitation, Refused, entered},
     revoked::{self, Revocation, Revoked},
 };
 use crate::{
@@ -269,7 +269,7 @@ impl Registrar {
             }
             let issued = authority.issue(&key, &subject, life)?;
             let txn = Txn::new().if_absent(&revoked);
-            let txn = self.enter_into(holder, txn, &issued.peer, "renewal", now)?;
+            let txn = enter_into(holder, txn, &issued.peer, "renewal", now)?;
             if self.store.commit(txn).await?.committed().is_some() {
                 return Ok(issued);
             }
@@ -492,21 +492,21 @@ impl Registrar {
 
     async fn enter(&self, txn: Txn, peer: &Peer, by: &str, now: i64) -> Result<Txn> {
         let holder = self.holder(&peer.name).await?;
-        self.enter_into(holder, txn, peer, by, now)
+        enter_into(holder, txn, peer, by, now)
     }
+}
 
-    fn enter_into(
-        &self,
-        (before, revision): (Option<Holder>, u64),
-        txn: Txn,
-        peer: &Peer,
-        by: &str,
-        now: i64,
-    ) -> Result<Txn> {
-        let key = format!("{HOLDERS}{}", peer.name);
-        let holder = Holder::with(before, peer, by, now)?;
-        Ok(txn.if_unchanged(&key, revision).put(&key, encode(&holder)))
-    }
+/// Enters a certificate into the document of its name.
+fn enter_into(
+    (before, revision): (Option<Holder>, u64),
+    txn: Txn,
+    peer: &Peer,
+    by: &str,
+    now: i64,
+) -> Result<Txn> {
+    let key = format!("{HOLDERS}{}", peer.name);
+    let holder = entered(before, peer, by, now)?;
+    Ok(txn.if_unchanged(&key, revision).put(&key, encode(&holder)))
 }
 
 fn record(action: &str, object: &str, caller: &Caller, after: String) -> Record {

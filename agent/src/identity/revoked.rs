@@ -4,7 +4,12 @@
 //! everywhere at once, and keeps the last known list on disk, so that it also holds while the store does
 //! not answer. A number is dropped once its certificate would have ended anyway.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 use tanako_pki::{Serial, write_private};
@@ -104,7 +109,7 @@ fn entry(item: &KeyValue) -> Option<(Serial, Revocation)> {
     Some((serial_of(&item.key)?, revocation))
 }
 
-fn read(file: &PathBuf) -> Revocations {
+fn read(file: &Path) -> Revocations {
     match std::fs::read(file) {
         Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
             tracing::error!(file = %file.display(), %error, "the list of revoked certificates cannot be read");
@@ -131,7 +136,7 @@ async fn follow(store: Arc<dyn Store>, file: PathBuf, publish: watch::Sender<Arc
 
 async fn follow_once(
     store: &dyn Store,
-    file: &PathBuf,
+    file: &Path,
     publish: &watch::Sender<Arc<Revocations>>,
     backoff: &mut Backoff,
 ) -> Result<(), StoreError> {
@@ -158,7 +163,7 @@ async fn follow_once(
 }
 
 /// Shows the list first, then writes it down: it must hold at once.
-async fn show(list: &Revocations, file: &PathBuf, publish: &watch::Sender<Arc<Revocations>>) {
+async fn show(list: &Revocations, file: &Path, publish: &watch::Sender<Arc<Revocations>>) {
     let changed = publish.send_if_modified(|known| {
         let changed = **known != *list;
         if changed {
@@ -170,7 +175,10 @@ async fn show(list: &Revocations, file: &PathBuf, publish: &watch::Sender<Arc<Re
         return;
     }
     let written = {
-        let (bytes, file) = (serde_json::to_vec(list).unwrap_or_default(), file.clone());
+        let (bytes, file) = (
+            serde_json::to_vec(list).unwrap_or_default(),
+            file.to_owned(),
+        );
         tokio::task::spawn_blocking(move || write_private(&file, &bytes)).await
     };
     if let Ok(Err(error)) = written {

@@ -75,7 +75,7 @@ impl Admission {
     }
 
     /// The caller of a request, or why it is refused.
-    fn admit(&self, request: &http::Request<Body>) -> Result<Caller, Box<Denied>> {
+    fn admit(&self, request: &http::Request<Body>) -> Result<Caller, Denied> {
         let call = request.uri().path();
         let extensions = request.extensions();
         let (caller, peer) = if let Some(connection) = extensions.get::<Connection>() {
@@ -110,7 +110,7 @@ impl Admission {
         &self,
         connection: &'c Connection,
         call: &str,
-    ) -> Result<(Caller, Option<&'c Peer>), Box<Denied>> {
+    ) -> Result<(Caller, Option<&'c Peer>), Denied> {
         let from = connection.address.ip().to_string();
         let Some(peer) = &connection.peer else {
             if access::open(call) {
@@ -154,7 +154,7 @@ impl Admission {
         Ok((Caller { who, from, role }, Some(peer)))
     }
 
-    fn by_credentials(&self, info: Option<&UdsConnectInfo>) -> Result<Caller, Box<Denied>> {
+    fn by_credentials(&self, info: Option<&UdsConnectInfo>) -> Result<Caller, Denied> {
         let hint =
             "run tanakoctl as root or as the agent's user, or start the agent with --group-access";
         let Some(credentials) = info.and_then(|info| info.peer_cred) else {
@@ -193,7 +193,7 @@ fn on_behalf(
     by: &Caller,
     peer: Option<&Peer>,
     request: &http::Request<Body>,
-) -> Result<Caller, Box<Denied>> {
+) -> Result<Caller, Denied> {
     let deny = |cause: &str| {
         Denied::new(
             &by.who,
@@ -242,13 +242,13 @@ struct Denied {
 }
 
 impl Denied {
-    fn new(who: &str, from: &str, cause: String, hint: String) -> Box<Self> {
-        Box::new(Self {
+    fn new(who: &str, from: &str, cause: String, hint: String) -> Self {
+        Self {
             who: who.to_owned(),
             from: from.to_owned(),
             cause,
             hint,
-        })
+        }
     }
 
     fn status(&self) -> Status {

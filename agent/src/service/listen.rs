@@ -230,8 +230,12 @@ impl Acceptor {
         });
         let who = peer
             .as_ref()
-            .map_or("nobody".to_owned(), |peer| peer.to_string());
-        let room = match &peer {
+            .map_or("nobody".to_owned(), ToString::to_string);
+        // One that is revoked gets no place of a member, but its answer: the door refuses each call.
+        let member = peer
+            .clone()
+            .filter(|peer| !self.guards.revoked.contains(&peer.serial));
+        let room = match &member {
             Some(_) => self.connections.clone().try_acquire_owned(),
             None => self.strangers.clone().try_acquire_owned(),
         };
@@ -240,12 +244,7 @@ impl Acceptor {
             return None;
         };
         let severed = CancellationToken::new();
-        if let Some(peer) = &peer {
-            if self.guards.revoked.contains(&peer.serial) {
-                self.refuse(address, &who, "the certificate is revoked");
-                return None;
-            }
-        } else {
+        if member.is_none() {
             // It is worth a request or two, not a place for ever.
             let (severed, life) = (severed.clone(), self.limits.stranger_life);
             self.tracker.spawn(async move {
@@ -260,7 +259,7 @@ impl Acceptor {
         }
         let entry = self
             .open
-            .enter(peer.clone(), severed.clone(), self.limits.per_identity);
+            .enter(member, severed.clone(), self.limits.per_identity);
         let Some(entry) = entry else {
             self.refuse(address, &who, "too many connections of one identity");
             return None;

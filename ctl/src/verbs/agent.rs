@@ -97,7 +97,7 @@ impl Args {
             if Instant::now() >= deadline {
                 return Err(Failure::new(
                     "timeout",
-                    endpoint.socket().display().to_string(),
+                    endpoint.way().to_string(),
                     format!("the new agent does not answer after {}", age(timeout.as_secs())),
                 )
                 .hint("processes go on without it; look at its log (journalctl -u tanako-agent), then start it: systemctl start tanako-agent"));

@@ -1,15 +1,17 @@
 //! `tanakoctl context`.
 
-use std::{fmt::Write as _, path::PathBuf};
+use std::{fmt::Write as _, net::SocketAddr, path::PathBuf};
 
 use clap::Subcommand;
 use serde::Serialize;
 
 use crate::{
+    client::Way,
     context::{self, Config, Context, check_name},
     exit::Exit,
     failure::{Failure, Outcome},
     paint::Paint,
+    remote::Remote,
     session::Session,
     table::{Cell, Table},
     ui::Report,
@@ -34,10 +36,22 @@ enum Verb {
         /// Its name
         name: String,
     },
-    /// Add a context, or change one: the agent's unix socket is given with --socket
+    /// Add a context, or change one: an agent's unix socket is given with --socket, a fleet with --address
+    /// and --identity
     Add {
         /// Its name
         name: String,
+        /// Agents of the fleet, separated by commas; one is enough, it names the others
+        #[arg(
+            long = "address",
+            value_name = "IP:PORT",
+            value_delimiter = ',',
+            requires = "identity"
+        )]
+        addresses: Vec<SocketAddr>,
+        /// Directory with your certificate and key, from an admin's `tanakoctl access grant`
+        #[arg(long, value_name = "DIR", requires = "addresses")]
+        identity: Option<PathBuf>,
         /// A mistake there hurts users: stricter confirmations, red colours
         #[arg(long)]
         production: bool,
@@ -57,9 +71,41 @@ enum Verb {
 #[derive(Debug, Serialize)]
 struct ContextView {
     name: Option<String>,
-    socket: PathBuf,
+    /// Unset when the fleet is reached over the network.
+    socket: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    addresses: Vec<SocketAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    identity: Option<PathBuf>,
     production: bool,
     current: bool,
+}
+
+impl ContextView {
+    fn new(name: Option<String>, way: Way, production: bool, current: bool) -> Self {
+        let (socket, addresses, identity) = match way {
+            Way::Socket(socket) => (Some(socket), Vec::new(), None),
+            Way::Fleet(remote) => (None, remote.addresses, Some(remote.identity)),
+        };
+        Self {
+            name,
+            socket,
+            addresses,
+            identity,
+            production,
+            current,
+        }
+    }
+
+    fn leads_to(&self) -> String {
+        match &self.socket {
+            Some(socket) => socket.display().to_string(),
+            None => {
+                let texts: Vec<String> = self.addresses.iter().map(ToString::to_string).collect();
+                texts.join(", ")
+            }
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -77,7 +123,7 @@ impl Report for Contexts {
                 Cell::new(context.name.clone().unwrap_or_default()),
                 Cell::new(if context.current { "*" } else { "" }),
                 Cell::new(if context.production { "yes" } else { "no" }),
-                Cell::new(context.socket.display().to_string()),
+                Cell::new(context.leads_to()),
             ]);
         }
         table.render(paint)
@@ -101,7 +147,15 @@ impl Report for ContextView {
                 "context  none: the socket was given, or is the system's"
             ),
         };
-        let _ = writeln!(text, "socket   {}", self.socket.display());
+        let _ = match &self.identity {
+            None => writeln!(text, "socket   {}", self.leads_to()),
+            Some(identity) => writeln!(
+                text,
+                "agents   {}\nidentity {}",
+                self.leads_to(),
+                identity.display()
+            ),
+        };
         if self.production {
             let _ = writeln!(text, "         {}", paint.bad("production"));
         }
@@ -128,9 +182,14 @@ impl Args {
             })?),
             Verb::Add {
                 name,
+                addresses,
+                identity,
                 production,
                 current,
-            } => add(name, session.global.socket.clone(), production, current),
+            } => {
+                let way = way(&name, session.global.socket.clone(), addresses, identity)?;
+                add(name, way, production, current)
+            }
             Verb::Remove { name } => changed(context::update(|config| {
                 config.get(&name)?;
                 let changed = config.remove(&name);
@@ -149,11 +208,9 @@ fn list(session: &Session) -> Outcome {
     let contexts = config
         .contexts()?
         .into_iter()
-        .map(|context| ContextView {
-            current: config.current() == Some(&context.name),
-            name: Some(context.name),
-            socket: context.socket,
-            production: context.production,
+        .map(|context| {
+            let current = config.current() == Some(&context.name);
+            ContextView::new(Some(context.name), context.way, context.production, current)
         })
         .collect();
     session.ui.report(&Contexts(contexts))?;
@@ -165,41 +222,69 @@ fn show(session: &Session) -> Outcome {
     let current = Config::load()
         .ok()
         .and_then(|config| config.current().map(str::to_owned));
-    session.ui.report(&ContextView {
-        current: choice
-            .context
-            .as_ref()
-            .is_some_and(|context| Some(&context.name) == current.as_ref()),
-        production: choice
-            .context
-            .as_ref()
-            .is_some_and(|context| context.production),
-        name: choice.context.map(|context| context.name),
-        socket: choice.socket,
-    })?;
+    let (name, production) = choice
+        .context
+        .map(|context| (context.name, context.production))
+        .unzip();
+    let is_current = name.is_some() && name == current;
+    session.ui.report(&ContextView::new(
+        name,
+        choice.way,
+        production.unwrap_or(false),
+        is_current,
+    ))?;
     Ok(Exit::Ok)
 }
 
-fn add(name: String, socket: Option<PathBuf>, production: bool, current: bool) -> Outcome {
-    check_name(&name)?;
-    let socket = socket.ok_or_else(|| {
-        Failure::usage(&name, "the context needs the agent's socket").hint(format!(
-            "tanakoctl context add {name} --socket {}",
-            crate::client::SYSTEM_SOCKET
-        ))
-    })?;
-    let socket = std::path::absolute(&socket)
-        .map_err(|error| Failure::io(&socket, "use the socket's path", &error))?;
-    if socket.to_str().is_none() {
-        return Err(Failure::usage(
-            socket.display().to_string(),
-            "the path is not UTF-8, and the file must be",
-        ));
+/// How the new context's agents are reached, from what was typed.
+fn way(
+    name: &str,
+    socket: Option<PathBuf>,
+    addresses: Vec<SocketAddr>,
+    identity: Option<PathBuf>,
+) -> Result<Way, Failure> {
+    let absolute = |path: &PathBuf| {
+        let path =
+            std::path::absolute(path).map_err(|error| Failure::io(path, "use the path", &error))?;
+        if path.to_str().is_none() {
+            return Err(Failure::usage(
+                path.display().to_string(),
+                "the path is not UTF-8, and the file must be",
+            ));
+        }
+        Ok(path)
+    };
+    match (socket, identity) {
+        (Some(socket), None) => Ok(Way::Socket(absolute(&socket)?)),
+        (None, Some(identity)) => {
+            let remote = Remote {
+                addresses,
+                identity: absolute(&identity)?,
+            };
+            // What cannot work later shows now.
+            remote.identity()?;
+            Ok(Way::Fleet(remote))
+        }
+        (Some(_), Some(_)) => Err(Failure::usage(
+            name,
+            "--socket and --address are two ways to an agent",
+        )
+        .hint("give one of the two")),
+        (None, None) => Err(
+            Failure::usage(name, "the context needs the way to an agent").hint(format!(
+                "tanakoctl context add {name} --socket {}, or --address IP:PORT --identity DIR",
+                crate::client::SYSTEM_SOCKET
+            )),
+        ),
     }
+}
+
+fn add(name: String, way: Way, production: bool, current: bool) -> Outcome {
+    check_name(&name)?;
     changed(context::update(|config| {
         let mut changed = config.put(&Context {
             name: name.clone(),
-            socket,
+            way,
             production,
         });
         if current {

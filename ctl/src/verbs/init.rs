@@ -3,6 +3,7 @@
 use std::{
     fs::OpenOptions,
     io::{self, Write as _},
+    net::IpAddr,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
@@ -10,14 +11,18 @@ use std::{
 use tanako_fleet::sizing::recommend;
 
 use crate::{
+    context,
     exit::Exit,
     failure::{Failure, Outcome},
+    founding::Founding,
     session::Session,
 };
 
-/// Write a commented fleet.toml to start from
+/// Write a commented fleet.toml to start from; with --host also the certificates of a fleet of hosts
 ///
-/// An existing file is never overwritten. Nothing is asked and nothing is started.
+/// An existing file is never overwritten. Nothing is asked and nothing is started. With --host the fleet's
+/// own certificate authority is made, the identity of the first host's agent, and yours as an admin; a
+/// fleet.toml that is there then stays as it is and gives the fleet's name. Run it on that host.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The file
@@ -32,6 +37,31 @@ pub struct Args {
     /// Print the file instead of writing it
     #[arg(long)]
     dry_run: bool,
+    /// Name of the first of several hosts: makes authority and identities
+    #[arg(long, value_name = "NAME")]
+    host: Option<String>,
+    /// Addresses of that host, separated by commas
+    #[arg(
+        long = "address",
+        value_name = "IP",
+        value_delimiter = ',',
+        requires = "host"
+    )]
+    addresses: Vec<IpAddr>,
+    /// Where its agent's identity and the authority go
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "/var/lib/tanako/identity",
+        requires = "host"
+    )]
+    identity: PathBuf,
+    /// Your name
+    #[arg(long, value_name = "NAME", default_value = "admin", requires = "host")]
+    admin: String,
+    /// Where your identity goes [default: tanako/identities/FLEET in the configuration directory]
+    #[arg(long, value_name = "DIR", requires = "host")]
+    admin_identity: Option<PathBuf>,
 }
 
 impl Args {
@@ -39,6 +69,9 @@ impl Args {
         let file = std::path::absolute(&self.file)
             .map_err(|error| Failure::io(&self.file, "use the path", &error))?;
         let directory = file.parent().unwrap_or(Path::new("/"));
+        if self.host.is_some() && file.exists() {
+            return self.found(session, &named_in(&file)?, None);
+        }
         let text = text(&self.name, self.guilds, directory);
         // What this writes must be accepted later; a bad name shows here and not at `apply`.
         if let Err(error) = tanako_fleet::spec::parse(&text, &self.file.display().to_string()) {
@@ -59,6 +92,10 @@ impl Args {
             return Ok(Exit::Ok);
         }
         session.may_write()?;
+        if let Some(founding) = self.founding(&self.name)? {
+            // Before anything is written.
+            founding.check()?;
+        }
         let opened = OpenOptions::new()
             .create_new(true)
             .write(true)
@@ -82,9 +119,98 @@ impl Args {
                 _ => Failure::io(&file, "write the file", &error),
             })?;
         session.ui.print(&format!("{}\n", self.file.display()))?;
-        session.ui.note(&next(&self.file, directory));
+        let next = next(&self.file, directory);
+        if self.host.is_some() {
+            return self.found(session, &self.name, Some(next));
+        }
+        session.ui.note(&next);
         Ok(Exit::Ok)
     }
+
+    fn founding(&self, fleet: &str) -> Result<Option<Founding>, Failure> {
+        let Some(host) = &self.host else {
+            return Ok(None);
+        };
+        for name in [host, &self.admin] {
+            tanako_pki::check_name(name)
+                .map_err(|error| Failure::usage(name, error.to_string()))?;
+        }
+        if *host == self.admin {
+            return Err(
+                Failure::usage(host, "the host and the admin need different names")
+                    .hint("name yourself with --admin"),
+            );
+        }
+        let admin_out = match &self.admin_identity {
+            Some(directory) => directory.clone(),
+            None => context::base("XDG_CONFIG_HOME", ".config")?
+                .join("tanako/identities")
+                .join(fleet),
+        };
+        Ok(Some(Founding {
+            fleet: fleet.to_owned(),
+            host: host.clone(),
+            addresses: self.addresses.clone(),
+            agent: self.identity.clone(),
+            admin: self.admin.clone(),
+            admin_out,
+        }))
+    }
+
+    /// Makes the certificates of a fleet of hosts.
+    fn found(&self, session: &Session, fleet: &str, first: Option<String>) -> Outcome {
+        let Some(founding) = self.founding(fleet)? else {
+            return Ok(Exit::Ok);
+        };
+        founding.check()?;
+        if self.dry_run {
+            session.ui.print(&format!(
+                "would make the authority of fleet {fleet} and the identity of host {} in {}, and that of {} in {}\n",
+                founding.host,
+                founding.agent.display(),
+                founding.admin,
+                founding.admin_out.display()
+            ))?;
+            return Ok(Exit::Changes);
+        }
+        session.may_write()?;
+        founding.make()?;
+        for directory in [&founding.agent, &founding.admin_out] {
+            session.ui.print(&format!("{}\n", directory.display()))?;
+        }
+        if let Some(first) = first {
+            session.ui.note(&first);
+        }
+        session.ui.note(&format!(
+            "The fleet's hosts:
+  1. {agent} holds the authority's key: give it to the agent's user, and keep a copy in a safe place
+  2. Start the agent here with --host {host} --store etcd --listen IP:7400
+  3. Reach the fleet from anywhere, as {admin}:
+       tanakoctl context add {fleet} --address IP:7400 --identity {admin_out}
+  4. For each further host: tanakoctl join-token --host NAME",
+            agent = founding.agent.display(),
+            host = founding.host,
+            admin = founding.admin,
+            admin_out = founding.admin_out.display(),
+        ));
+        Ok(Exit::Ok)
+    }
+}
+
+/// The fleet's name in a fleet.toml.
+fn named_in(file: &Path) -> Result<String, Failure> {
+    let text = std::fs::read_to_string(file)
+        .map_err(|error| Failure::io(file, "read the file", &error))?;
+    let spec = tanako_fleet::spec::parse(&text, &file.display().to_string()).map_err(|error| {
+        Failure::new(
+            "invalid-spec",
+            file.display().to_string(),
+            "the file is refused",
+        )
+        .cause(error.to_string())
+        .hint(error.hint())
+    })?;
+    Ok(spec.name)
 }
 
 fn next(file: &Path, directory: &Path) -> String {

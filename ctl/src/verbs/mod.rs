@@ -1,5 +1,6 @@
 //! The verbs, one file each. The doc comment of each `Args` is the verb's help.
 
+mod access;
 mod agent;
 mod apply;
 mod audit;
@@ -14,6 +15,7 @@ mod events;
 mod guild;
 mod identify;
 mod init;
+mod join_token;
 mod logs;
 mod man;
 mod monitor;
@@ -58,6 +60,8 @@ pub enum Command {
     Sizing(sizing::Args),
     Audit(audit::Args),
     Store(store::Args),
+    Access(access::Args),
+    JoinToken(join_token::Args),
     Agent(agent::Args),
     Doctor(doctor::Args),
     Demo(demo::Args),
@@ -94,6 +98,8 @@ impl Command {
             Self::Sizing(args) => args.run(session).await,
             Self::Audit(args) => args.run(session).await,
             Self::Store(args) => args.run(session).await,
+            Self::Access(args) => args.run(session).await,
+            Self::JoinToken(args) => args.run(session).await,
             Self::Agent(args) => args.run(session).await,
             Self::Doctor(args) => args.run(session).await,
             Self::Demo(args) => args.run(session).await,

@@ -44,7 +44,7 @@ pub(super) async fn open(session: &Session, ascii: bool, mouse: bool) -> Outcome
         no_color: !session.ui.out.is_on(),
         mouse,
     };
-    monitor::run(session.endpoint_at(choice.socket), options)
+    monitor::run(session.endpoint_by(choice.way), options)
         .await
         .map_err(|error| {
             Failure::new("monitor", "terminal", "the monitor failed").cause(format!("{error:#}"))

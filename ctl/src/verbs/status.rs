@@ -112,7 +112,7 @@ pub(super) async fn until_healthy(
         if Instant::now() + pause >= deadline {
             return Err(Failure::new(
                 "timeout",
-                endpoint.socket().display().to_string(),
+                endpoint.way().to_string(),
                 format!("the fleet is not healthy after {}", age(patience.as_secs())),
             )
             .cause(last)

@@ -265,7 +265,7 @@ fn remove(path: &Path) -> Result<(), Failure> {
 fn remove_context(record: &Record) -> Result<(), Failure> {
     context::update(|config| {
         let ours = config.contexts()?.iter().any(|context| {
-            context.name == record.context && context.socket == record.agent_socket()
+            context.name == record.context && context.way.socket() == Some(&record.agent_socket())
         });
         Ok((ours && config.remove(&record.context), ()))
     })

@@ -13,7 +13,7 @@ use super::{
     setup::{self, DB_NODES},
 };
 use crate::{
-    client::Endpoint,
+    client::{Endpoint, Way},
     context::{self, Context},
     exit::Exit,
     failure::{Failure, Outcome},
@@ -313,14 +313,18 @@ fn check_context(record: &Record) -> Result<(), Failure> {
     let socket = record.agent_socket();
     let contexts = context::Config::load()?.contexts()?;
     let taken = contexts.iter().find(|context| {
-        context.name == record.context && context.socket != socket && context.socket.exists()
+        context.name == record.context
+            && match context.way.socket() {
+                Some(other) => other != socket && other.exists(),
+                None => true,
+            }
     });
     match taken {
         None => Ok(()),
         Some(context) => Err(Failure::new(
             "conflict",
             &record.context,
-            format!("a context of this name leads to {}", context.socket.display()),
+            format!("a context of this name leads to {}", context.way),
         )
         .hint("give the demo another name with --context, or remove that context: tanakoctl context remove NAME")
         .exit(Exit::Error)),
@@ -332,7 +336,7 @@ fn add_context(session: &Session, record: &Record) -> Result<(), Failure> {
     let current = context::update(|config| {
         let changed = config.put(&Context {
             name: name.clone(),
-            socket: record.agent_socket(),
+            way: Way::Socket(record.agent_socket()),
             production: false,
         });
         let first = config.current().is_none() && config.set_current(Some(name));

@@ -26,7 +26,7 @@ impl Args {
     pub(super) async fn run(self, session: &Session) -> Outcome {
         let choice = session.choice();
         let mut machine =
-            machine::findings(choice.as_ref().ok().map(|choice| choice.socket.as_path()));
+            machine::findings(choice.as_ref().ok().and_then(|choice| choice.way.socket()));
         let mut fleet = Vec::new();
         let mut known = None;
         if !self.machine {
@@ -71,7 +71,7 @@ async fn ask(session: &Session) -> Result<(Vec<Finding>, Option<String>), crate:
     let mut findings = vec![finding(
         "ok",
         "agent",
-        &format!("answers on {}", fleet.endpoint().socket().display()),
+        &format!("answers on {}", fleet.endpoint().way()),
         "",
     )];
     findings.extend(fleet.doctor(DoctorRequest {}).await?.findings);

@@ -1,0 +1,726 @@
+//! The attacker: two real agents on a real etcd, and everybody who should get nowhere. Nothing may be
+//! read or changed, each try leaves a line in the audit log, and the agents live.
+
+mod agent_kit;
+#[path = "../../store/tests/etcd_kit/mod.rs"]
+mod etcd_kit;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::Write as _,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use agent_kit::{connect, kill_all_of, signal};
+use etcd_kit::Etcd;
+use hyper_util::rt::TokioIo;
+use tanako_fleet::access;
+use tanako_pki::{
+    Authority, FIRST_FILE, Given, Holder, Identity, JoinToken, Pending, Renewal, Role, Subject,
+    tls, write_private,
+};
+use tanako_proto::{
+    fleet::v1::{AuditRequest, Problem, StatusRequest, fleet_client::FleetClient},
+    identity::v1::{
+        GrantRequest, JoinRequest, ListRequest, RenewRequest, RevokeRequest, TokenRequest,
+        identity_client::IdentityClient,
+    },
+};
+use tanako_store::{
+    Store as _,
+    etcd::{EtcdStore, Options},
+};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tonic::{
+    Code, Request, Status,
+    client::Grpc,
+    transport::{Channel, Endpoint},
+};
+use tonic_prost::ProstCodec;
+
+const SOON: Duration = Duration::from_secs(90);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// A member of the fleet. Dropping it kills its agent.
+struct Member {
+    dir: PathBuf,
+    child: Option<Child>,
+    address: SocketAddr,
+}
+
+impl Member {
+    fn start(dir: PathBuf, host: &str, etcd: &Etcd, extra: &[&str]) -> Self {
+        let log = fs::File::create(dir.join("log")).expect("creates");
+        let child = Command::new(env!("CARGO_BIN_EXE_tanako-agent"))
+            .arg("--data-dir")
+            .arg(&dir)
+            .args(["--http", "127.0.0.1:0", "--host", host])
+            .arg("--info-file")
+            .arg(dir.join("info.json"))
+            .args(["--store", "etcd", "--etcd-prefix", "tanako/t/"])
+            .args(["--etcd-endpoints", &etcd.urls().join(",")])
+            .args(["--etcd-lease-seconds", "3", "--listen", "127.0.0.1:0"])
+            .args(extra)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("starts");
+        let mut member = Self {
+            dir,
+            child: Some(child),
+            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+        };
+        let until = Instant::now() + SOON;
+        while !member.dir.join("info.json").exists() {
+            assert!(member.lives(), "the agent ended: {}", member.log());
+            assert!(Instant::now() < until, "no agent: {}", member.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let info = fs::read(member.dir.join("info.json")).expect("reads");
+        let info: serde_json::Value = serde_json::from_slice(&info).expect("JSON");
+        member.address = info["listen"]
+            .as_str()
+            .expect("listens")
+            .parse()
+            .expect("an address");
+        member
+    }
+
+    fn lives(&mut self) -> bool {
+        let child = self.child.as_mut().expect("started");
+        child.try_wait().expect("asks").is_none()
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.dir.join("log")).unwrap_or_default()
+    }
+
+    fn pid(&self) -> u32 {
+        self.child.as_ref().expect("started").id()
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            signal(child.id(), "KILL");
+            let _ = child.wait();
+        }
+        kill_all_of(&self.dir);
+    }
+}
+
+/// The fleet: host a, which issues certificates, and host b, which has joined with a token.
+struct World {
+    dir: tempfile::TempDir,
+    etcd: Etcd,
+    authority: Authority,
+    admin: Identity,
+    a: Member,
+    b: Member,
+    /// The token that b has used.
+    token: JoinToken,
+}
+
+impl World {
+    async fn new(extra: &[&str]) -> Self {
+        let dir = tempfile::Builder::new().prefix("tat").tempdir();
+        let dir = dir.expect("a directory");
+        let etcd = Etcd::single();
+        let (home, admin_home) = (dir.path().join("a/identity"), dir.path().join("admin"));
+        let authority = Authority::create("t").expect("made");
+        authority.save(&home).expect("saved");
+        let ip = "127.0.0.1".parse().expect("an address");
+        let agent = authority.issue_to(&home, &Subject::agent("a", [ip]), DAY);
+        let admin = Subject::user("root", Role::Admin);
+        let admin = authority
+            .issue_to(&admin_home, &admin, DAY)
+            .expect("issued");
+        let holders = [agent.expect("issued"), admin.clone()].map(|identity| Holder {
+            name: identity.peer().name.clone(),
+            role: identity.peer().role,
+            certificates: vec![Given::new(identity.peer(), "init", 0)],
+        });
+        let list = serde_json::to_vec(&holders).expect("JSON");
+        write_private(&home.join(FIRST_FILE), &list).expect("writes");
+        let a = Member::start(dir.path().join("a"), "a", &etcd, extra);
+
+        let text = token(a.address, &admin, "b", 600).await;
+        let joined = join(dir.path(), "b", &text);
+        assert!(joined.status.success(), "{joined:?}");
+        let b = Member::start(dir.path().join("b"), "b", &etcd, extra);
+        Self {
+            dir,
+            etcd,
+            authority,
+            admin,
+            a,
+            b,
+            token: JoinToken::decode(&text).expect("a token"),
+        }
+    }
+
+    fn identity(&self, name: &str, role: Role) -> Identity {
+        let subject = match role {
+            Role::Agent => Subject::agent(name, []),
+            role => Subject::user(name, role),
+        };
+        self.authority.identity(&subject, DAY).expect("made")
+    }
+
+    fn store(&self) -> EtcdStore {
+        let options = Options {
+            endpoints: self.etcd.urls(),
+            prefix: "tanako/t/".to_owned(),
+            tls: None,
+            user: None,
+            timeout: Duration::from_secs(20),
+        };
+        EtcdStore::open(options).expect("opens")
+    }
+
+    /// What an attacker would want to change.
+    async fn precious(&self) -> BTreeMap<String, Vec<u8>> {
+        let items = self.store().list("").await.expect("lists").items;
+        // What agents write by themselves, and the lines about the attacker.
+        let own = ["refused/", "present/", "hosts/", "coordinator", "sessions/"];
+        items
+            .into_iter()
+            .filter(|item| !own.iter().any(|prefix| item.key.starts_with(prefix)))
+            .map(|item| (item.key, item.value.to_vec()))
+            .collect()
+    }
+
+    /// Waits for a line with all these words in the audit log.
+    async fn told(&self, words: &[&str]) {
+        let mut client = connect(&self.b.dir.join("run/agent.sock")).await;
+        let until = Instant::now() + SOON;
+        loop {
+            let list = client.audit(AuditRequest { limit: 500 }).await;
+            let lines: Vec<String> = list
+                .expect("an answer")
+                .into_inner()
+                .records
+                .iter()
+                .map(|r| {
+                    format!(
+                        "{} {} {} {} {}",
+                        r.who, r.from, r.action, r.object, r.outcome
+                    )
+                })
+                .collect();
+            let all = |line: &String| words.iter().all(|word| line.contains(word));
+            if lines.iter().any(all) {
+                return;
+            }
+            assert!(Instant::now() < until, "{words:?} is not in {lines:#?}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    async fn still_serves(&mut self) {
+        for member in [&mut self.a, &mut self.b] {
+            assert!(member.lives(), "{}", member.log());
+            let log = member.log();
+            assert!(!log.contains("panicked"), "{log}");
+        }
+        for address in [self.a.address, self.b.address] {
+            let channel = channel(address, &self.admin).await.expect("connects");
+            let status = FleetClient::new(channel).get_status(StatusRequest {}).await;
+            status.expect("the fleet answers");
+        }
+    }
+}
+
+/// `tanako-agent join`, the token on standard input.
+fn join(root: &Path, host: &str, token: &str) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_tanako-agent"))
+        .args(["join", "--token-file", "-", "--advertise", "127.0.0.1:7400"])
+        .arg("--data-dir")
+        .arg(root.join(host))
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("starts");
+    let mut input = child.stdin.take().expect("piped");
+    input.write_all(token.as_bytes()).expect("writes");
+    drop(input);
+    child.wait_with_output().expect("ends")
+}
+
+async fn token(address: SocketAddr, admin: &Identity, host: &str, ttl_s: u32) -> String {
+    let until = Instant::now() + SOON;
+    loop {
+        let channel = channel(address, admin).await.expect("connects");
+        let made = IdentityClient::new(channel)
+            .create_token(TokenRequest {
+                host: host.to_owned(),
+                ttl_s,
+                role: String::new(),
+            })
+            .await;
+        match made {
+            Ok(token) => return token.into_inner().token,
+            // It has not read its own record yet.
+            Err(status) => assert!(Problem::from_status(&status).retryable, "{status:?}"),
+        }
+        assert!(Instant::now() < until, "no token");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn open(
+    address: SocketAddr,
+    config: Arc<tls::rustls::ClientConfig>,
+) -> Result<Channel, tonic::transport::Error> {
+    Endpoint::from_static("http://agent.tanako")
+        .connect_with_connector(tower::service_fn(move |_| {
+            let config = config.clone();
+            async move {
+                let stream = tls::connect(address, config, SOON).await?;
+                Ok::<_, std::io::Error>(TokioIo::new(stream))
+            }
+        }))
+        .await
+}
+
+async fn channel(
+    address: SocketAddr,
+    identity: &Identity,
+) -> Result<Channel, tonic::transport::Error> {
+    open(address, tls::client(identity, None).expect("configured")).await
+}
+
+/// Any call, with nothing in it.
+async fn call(channel: &Channel, path: &'static str) -> Result<(), Status> {
+    let mut grpc = Grpc::new(channel.clone());
+    grpc.ready()
+        .await
+        .map_err(|error| Status::unknown(error.to_string()))?;
+    let path = http::uri::PathAndQuery::from_static(path);
+    let asked = grpc.server_streaming(Request::new(()), path, ProstCodec::<(), ()>::default());
+    tokio::time::timeout(SOON, asked)
+        .await
+        .expect("an answer")
+        .map(|_| ())
+}
+
+fn denied(answer: Result<(), Status>, what: &str) -> Problem {
+    let status = answer.expect_err(what);
+    let problem = Problem::from_status(&status);
+    assert_eq!(problem.code, "denied", "{what}: {status:?}");
+    problem
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn wrong_roles_and_wrong_certificates_get_nothing() {
+    let mut world = World::new(&[]).await;
+    let before = world.precious().await;
+    for role in Role::ALL {
+        let name = format!("eve-{role}");
+        let channel = channel(world.b.address, &world.identity(&name, role)).await;
+        let channel = channel.expect("connects");
+        for path in access::calls() {
+            if access::allowed(role, path) {
+                continue;
+            }
+            let problem = denied(call(&channel, path).await, path);
+            assert!(problem.cause.contains(role.as_str()), "{problem:?}");
+        }
+        // A read that the role may: the door lets it through.
+        call(&channel, "/tanako.fleet.v1.Fleet/GetStatus")
+            .await
+            .expect("may look");
+    }
+    world
+        .told(&["eve-viewer (viewer)", "127.0.0.1", "Fleet/"])
+        .await;
+
+    let newcomer = tls::newcomer(world.authority.certificate().clone(), "t").expect("configured");
+    let nobody = open(world.b.address, newcomer).await.expect("connects");
+    for path in access::calls().filter(|path| !access::open(path)) {
+        let problem = denied(call(&nobody, path).await, path);
+        assert!(problem.cause.contains("no certificate"), "{problem:?}");
+    }
+    world.told(&["nobody", "no certificate"]).await;
+
+    let subject = Subject::user("eve", Role::Admin);
+    let now = SystemTime::now();
+    let ended = world
+        .authority
+        .identity_between(&subject, now - 2 * DAY, now - DAY);
+    let foreign = Authority::create("t").expect("made");
+    let theirs = foreign.identity(&subject, DAY).expect("made");
+    // It trusts our agents, or it would leave before it had shown its certificate.
+    let home = world.dir.path().join("theirs");
+    theirs.save(&home).expect("saved");
+    fs::copy(world.a.dir.join("identity/ca.pem"), home.join("ca.pem")).expect("copies");
+    let theirs = Identity::load(&home).expect("loads");
+    for (identity, cause) in [
+        (ended.expect("made"), "has ended"),
+        (theirs, "another authority"),
+    ] {
+        if let Ok(channel) = channel(world.b.address, &identity).await {
+            let answer = call(&channel, "/tanako.fleet.v1.Fleet/GetStatus").await;
+            answer.expect_err("nobody of ours");
+        }
+        world.told(&["connect", cause]).await;
+    }
+
+    // Revoked, with a stream open.
+    let granted = {
+        let channel = channel(world.a.address, &world.admin)
+            .await
+            .expect("connects");
+        let pending = Pending::generate().expect("made");
+        let request = GrantRequest {
+            name: "mallory".into(),
+            role: "admin".into(),
+            csr: pending.request().to_vec().into(),
+            ttl_s: 3600,
+        };
+        let issued = IdentityClient::new(channel)
+            .grant(request)
+            .await
+            .expect("issued");
+        let issued = issued.into_inner();
+        let der = |list: Vec<bytes::Bytes>| list.into_iter().map(|der| der.to_vec());
+        pending
+            .complete(der(issued.chain), der(issued.authorities))
+            .expect("belongs")
+    };
+    let mallory = channel(world.b.address, &granted).await.expect("connects");
+    let mut watch = FleetClient::new(mallory.clone())
+        .watch(tanako_proto::fleet::v1::WatchRequest::default())
+        .await
+        .expect("an admin")
+        .into_inner();
+    watch.message().await.expect("a snapshot");
+    let admin = channel(world.a.address, &world.admin)
+        .await
+        .expect("connects");
+    let revoked = IdentityClient::new(admin.clone())
+        .revoke(RevokeRequest {
+            name: "mallory".into(),
+            ..RevokeRequest::default()
+        })
+        .await
+        .expect("revoked")
+        .into_inner();
+    assert_eq!(revoked.serials, [granted.peer().serial.to_string()]);
+    let cut = tokio::time::timeout(SOON, async {
+        while let Ok(Some(_)) = watch.message().await {}
+    });
+    cut.await.expect("the open stream is cut");
+    let again = channel(world.b.address, &granted).await.expect("connects");
+    let problem = denied(
+        call(&again, "/tanako.fleet.v1.Fleet/GetStatus").await,
+        "revoked",
+    );
+    assert!(problem.cause.contains("revoked"), "{problem:?}");
+    world.told(&["mallory (admin)", "is revoked"]).await;
+    world.told(&["root (admin)", "access-revoke mallory"]).await;
+    let list = IdentityClient::new(admin)
+        .list(ListRequest {})
+        .await
+        .expect("lists");
+    let known = list.into_inner().certificates;
+    let of = |name: &str| known.iter().find(|one| one.name == name).expect("listed");
+    assert!(of("mallory").revoked_at > 0 && of("b").revoked_at == 0);
+    assert_eq!(of("root").issued_by, "init");
+
+    let mut after = world.precious().await;
+    // Only what the admin did.
+    after.retain(|key, _| !key.starts_with("changes/") && !key.starts_with("revoked/"));
+    let before: BTreeMap<_, _> = before
+        .into_iter()
+        .filter(|(key, _)| !key.starts_with("changes/"))
+        .collect();
+    assert_eq!(before, after);
+    world.still_serves().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tokens_are_good_once_and_tell_nobody_anything() {
+    let mut world = World::new(&[]).await;
+    let text = world.token.encode();
+    // Used before, also from another directory; the agent that is asked first may be b, which passes
+    // it on.
+    let replayed = join(&world.dir.path().join("elsewhere"), "b", &text);
+    let said = String::from_utf8_lossy(&replayed.stderr).into_owned();
+    assert!(
+        !replayed.status.success() && said.contains("has been used"),
+        "{said}"
+    );
+    world.told(&["Identity/Join", "has been used"]).await;
+    let again = join(world.dir.path(), "b", &text);
+    assert_eq!(again.status.code(), Some(3), "{again:?}");
+
+    let newcomer = tls::newcomer(world.authority.certificate().clone(), "t").expect("configured");
+    let open = |address| open(address, newcomer.clone());
+    let fresh = JoinToken::decode(&token(world.a.address, &world.admin, "c", 600).await);
+    let fresh = fresh.expect("a token");
+    let pending = Pending::generate().expect("made");
+    let good = JoinRequest {
+        token_id: fresh.id.clone(),
+        secret: fresh.secret.reveal().to_vec().into(),
+        host: "c".into(),
+        address: "127.0.0.1:7400".into(),
+        csr: pending.request().to_vec().into(),
+    };
+    let late = JoinToken::decode(&token(world.a.address, &world.admin, "d", 1).await);
+    let late = late.expect("a token");
+    let wait = Instant::now() + SOON;
+    while tanako_agent::clock::now_ms() <= late.expires_at {
+        assert!(Instant::now() < wait);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let before = world.precious().await;
+    for (request, words) in [
+        (
+            JoinRequest {
+                host: "a".into(),
+                ..good.clone()
+            },
+            "another host",
+        ),
+        (
+            JoinRequest {
+                secret: vec![0; 32].into(),
+                ..good.clone()
+            },
+            "not known",
+        ),
+        (
+            JoinRequest {
+                token_id: "../identities/root".into(),
+                ..good.clone()
+            },
+            "not known",
+        ),
+        (
+            JoinRequest {
+                token_id: late.id.clone(),
+                secret: late.secret.reveal().to_vec().into(),
+                host: "d".into(),
+                ..good.clone()
+            },
+            "has expired",
+        ),
+    ] {
+        for address in [world.a.address, world.b.address] {
+            let channel = open(address).await.expect("connects");
+            let status = IdentityClient::new(channel).join(request.clone()).await;
+            let problem = Problem::from_status(&status.expect_err(words));
+            assert_eq!(problem.code, "denied", "{problem:?}");
+            assert!(problem.message.contains(words), "{problem:?}");
+        }
+        world.told(&["Identity/Join", words]).await;
+    }
+    for (csr, address) in [
+        (vec![0x30; 300], "127.0.0.1:7400"),
+        (pending.request().to_vec(), "nowhere"),
+    ] {
+        let channel = open(world.b.address).await.expect("connects");
+        let request = JoinRequest {
+            csr: csr.into(),
+            address: address.into(),
+            ..good.clone()
+        };
+        let status = IdentityClient::new(channel).join(request).await;
+        let problem = Problem::from_status(&status.expect_err("refused"));
+        assert_eq!(problem.code, "invalid-argument", "{problem:?}");
+    }
+    // Renewals need the old key.
+    let eve = Authority::create("t").expect("made");
+    let eve = eve
+        .identity(&Subject::user("root", Role::Admin), DAY)
+        .expect("made");
+    let renewal = Renewal::of(&eve, &pending).expect("signed");
+    let channel = open(world.b.address).await.expect("connects");
+    let status = IdentityClient::new(channel)
+        .renew(RenewRequest {
+            csr: renewal.request.into(),
+            certificate: world.admin.chain()[0].to_vec().into(),
+            signature: renewal.signature.into(),
+        })
+        .await;
+    let problem = Problem::from_status(&status.expect_err("not root's key"));
+    assert_eq!(problem.code, "denied", "{problem:?}");
+    world.told(&["Identity/Renew", "not signed"]).await;
+    assert_eq!(before, world.precious().await);
+    // Nothing of it has used up the token.
+    let channel = open(world.b.address).await.expect("connects");
+    IdentityClient::new(channel)
+        .join(good)
+        .await
+        .expect("joins");
+
+    // No secret anywhere where others look.
+    let secrets = [
+        world.token.secret.reveal().to_vec(),
+        text.split('.').nth(1).expect("a body").as_bytes().to_vec(),
+        b"PRIVATE KEY".to_vec(),
+    ];
+    let mut places = vec![world.a.log().into_bytes(), world.b.log().into_bytes()];
+    for pid in [world.a.pid(), world.b.pid()] {
+        for file in ["cmdline", "environ"] {
+            places.push(fs::read(format!("/proc/{pid}/{file}")).expect("reads"));
+        }
+    }
+    places.extend(
+        world
+            .store()
+            .list("")
+            .await
+            .expect("lists")
+            .items
+            .into_iter()
+            .map(|item| [item.key.as_bytes(), &item.value].concat()),
+    );
+    for place in &places {
+        for secret in &secrets {
+            let found = place.windows(secret.len()).any(|part| part == secret);
+            assert!(!found, "{}", String::from_utf8_lossy(place));
+        }
+    }
+    world.still_serves().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn noise_crowds_and_giants_leave_the_agent_alive() {
+    const CROWD: usize = 300;
+    let mut world = World::new(&[]).await;
+    let before = world.precious().await;
+    let operator = world.identity("otto", Role::Operator);
+    // Messages of every wrong form, from somebody who may make the call.
+    let frames: [&[u8]; 4] = [
+        b"\x00\x00\x00\x00\x05\xff\xff\xff\xff\xff",
+        b"\x01\x00\x00\x00\x01x",
+        b"\x00\xff\xff\xff\xff",
+        b"garbage that is no frame",
+    ];
+    let giant = [b"\x00\x00\x50\x00\x00".to_vec(), vec![b'x'; 0x50_0000]].concat();
+    for body in frames.into_iter().chain([&giant[..]]) {
+        let config = tls::client(&operator, None).expect("configured");
+        let stream = tls::connect(world.b.address, config, SOON)
+            .await
+            .expect("connects");
+        let io = TokioIo::new(stream);
+        let executor = hyper_util::rt::TokioExecutor::new();
+        let (mut sender, connection) = hyper::client::conn::http2::handshake(executor, io)
+            .await
+            .expect("speaks HTTP/2");
+        let driver = tokio::spawn(connection);
+        let request = http::Request::post("http://agent.tanako/tanako.fleet.v1.Fleet/Apply")
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .body(http_body_util::Full::new(bytes::Bytes::copy_from_slice(
+                body,
+            )))
+            .expect("a request");
+        let answer = tokio::time::timeout(SOON, sender.send_request(request)).await;
+        if let Ok(response) = answer.expect("an answer") {
+            // Trailers only: the status is in the headers.
+            let code = response.headers().get("grpc-status");
+            assert!(code.is_none_or(|code| code != "0"), "{response:?}");
+        }
+        driver.abort();
+    }
+    // Noise instead of TLS, and inside of it.
+    for bytes in [
+        &b"GET / HTTP/1.1\r\n\r\n"[..],
+        &[0x16, 3, 1, 0xff, 0xff, 1],
+        &[0; 4096],
+    ] {
+        let mut stream = tokio::net::TcpStream::connect(world.b.address)
+            .await
+            .expect("connects");
+        let _ = stream.write_all(bytes).await;
+        let config = tls::client(&operator, None).expect("configured");
+        let mut inside = tls::connect(world.b.address, config, SOON)
+            .await
+            .expect("connects");
+        let _ = inside.write_all(bytes).await;
+        let closed = tokio::time::timeout(SOON, async {
+            let mut sink = Vec::new();
+            let _ = stream.read_to_end(&mut sink).await;
+        });
+        closed.await.expect("closed");
+    }
+    world.told(&["nobody", "connect", "TLS"]).await;
+    // Crowds that say nothing, one after the other; friends get through all the while.
+    for _ in 0..7 {
+        let mut crowd = Vec::with_capacity(CROWD);
+        for _ in 0..CROWD {
+            crowd.extend(tokio::net::TcpStream::connect(world.b.address).await);
+        }
+        assert!(world.b.lives(), "{}", world.b.log());
+        let friend = connect(&world.b.dir.join("run/agent.sock"))
+            .await
+            .get_status(StatusRequest {})
+            .await;
+        friend.expect("the socket is served");
+    }
+    world
+        .told(&["nobody", "connect", "too many handshakes"])
+        .await;
+    assert_eq!(before, world.precious().await);
+    // The last crowd's handshakes time out first.
+    let until = Instant::now() + SOON;
+    while channel(world.b.address, &world.admin).await.is_err() {
+        assert!(Instant::now() < until, "nobody gets in any more");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    world.still_serves().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn certificates_renew_themselves_while_the_agents_run() {
+    let mut world = World::new(&["--certificate-seconds", "10"]).await;
+    let serial = |member: &Member| {
+        let identity = Identity::load(&member.dir.join("identity")).expect("loads");
+        identity.peer().serial.clone()
+    };
+    let pids = (world.a.pid(), world.b.pid());
+    // b cannot issue: a does it. That of a lasts a day.
+    let first = serial(&world.b);
+    let mut seen = vec![first];
+    let until = Instant::now() + SOON;
+    while seen.len() < 3 {
+        assert!(Instant::now() < until, "{}", world.b.log());
+        let now = serial(&world.b);
+        if !seen.contains(&now) {
+            seen.push(now);
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    world.still_serves().await;
+    assert_eq!(pids, (world.a.pid(), world.b.pid()));
+    // A host that is revoked gets no successor.
+    let admin = channel(world.a.address, &world.admin)
+        .await
+        .expect("connects");
+    let request = RevokeRequest {
+        name: "b".into(),
+        ..RevokeRequest::default()
+    };
+    let revoked = IdentityClient::new(admin)
+        .revoke(request)
+        .await
+        .expect("revoked");
+    assert!(!revoked.into_inner().serials.is_empty());
+    world.told(&["refused", "Identity/Renew", "revoked"]).await;
+    let identity = Identity::load(&world.b.dir.join("identity")).expect("loads");
+    if let Ok(b) = channel(world.a.address, &identity).await {
+        let answer = call(&b, "/tanako.fleet.v1.Fleet/GetStatus").await;
+        let status = answer.expect_err("revoked");
+        assert_ne!(status.code(), Code::Ok);
+    }
+}
