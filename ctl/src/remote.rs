@@ -55,6 +55,10 @@ impl Remote {
     }
 
     /// Who the user is to the fleet.
+    #[expect(
+        clippy::result_large_err,
+        reason = "the same error as every call's; it is made once a run"
+    )]
     pub fn identity(&self) -> Result<Identity, Problem> {
         let object = self.identity.display().to_string();
         let identity = Identity::load(&self.identity).map_err(|error| {

@@ -1,7 +1,7 @@
 //! What is written down of calls and connections that were refused.
 //!
-//! An attacker must leave a trace and must not be able to fill anything with it. So what is the same is
-//! counted, not repeated; new kinds are written at once as long as there is room, at most so many in a
+//! An attacker must leave a trace and must not be able to fill anything with it, nor to hide another. So
+//! what is the same (who, from where, why: whatever the call) is counted, not repeated; new kinds are written at once as long as there is room, at most so many in a
 //! row and then one a second; what had no room is counted, too. Each agent keeps its latest refusals in a
 //! ring of its own in the store, where `tanakoctl audit` finds them beside the changes.
 
@@ -77,13 +77,23 @@ impl Refusal {
 struct Limiter {
     room: u32,
     refilled: Instant,
-    kinds: HashMap<Refusal, Kind>,
+    kinds: HashMap<Same, Kind>,
     /// Had no room.
     left_out: u64,
 }
 
+/// What is counted together.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Same {
+    who: String,
+    from: String,
+    cause: String,
+}
+
 #[derive(Debug)]
 struct Kind {
+    /// The first one.
+    refusal: Refusal,
     until: Instant,
     again: u64,
 }
@@ -101,7 +111,12 @@ impl Limiter {
     /// Takes one in; a record, if it is to be written at once.
     fn step(&mut self, now: Instant, at: i64, refusal: Refusal) -> Option<Record> {
         self.refill(now);
-        if let Some(kind) = self.kinds.get_mut(&refusal) {
+        let same = Same {
+            who: refusal.who.clone(),
+            from: refusal.from.clone(),
+            cause: refusal.cause.clone(),
+        };
+        if let Some(kind) = self.kinds.get_mut(&same) {
             kind.again += 1;
             return None;
         }
@@ -112,10 +127,11 @@ impl Limiter {
         self.room -= 1;
         let record = refusal.record(at, 0);
         let kind = Kind {
+            refusal,
             until: now + SAME_FOR,
             again: 0,
         };
-        self.kinds.insert(refusal, kind);
+        self.kinds.insert(same, kind);
         Some(record)
     }
 
@@ -123,12 +139,12 @@ impl Limiter {
     fn due(&mut self, now: Instant, at: i64) -> Vec<Record> {
         self.refill(now);
         let mut records = Vec::new();
-        self.kinds.retain(|refusal, kind| {
+        self.kinds.retain(|_, kind| {
             if kind.until > now {
                 return true;
             }
             if kind.again > 0 {
-                records.push(refusal.record(at, kind.again));
+                records.push(kind.refusal.record(at, kind.again));
             }
             false
         });
@@ -340,7 +356,7 @@ mod tests {
         let mut limiter = Limiter::new(start);
         assert!(limiter.step(start, 1, refusal(1, "a")).is_some());
         for _ in 0..10_000 {
-            assert_eq!(limiter.step(start, 1, refusal(1, "a")), None);
+            assert_eq!(limiter.step(start, 1, refusal(1, "another call")), None);
         }
         assert!(limiter.step(start, 1, refusal(2, "a")).is_some());
         assert_eq!(limiter.deadline(), Some(start + SAME_FOR));

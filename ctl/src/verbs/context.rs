@@ -98,13 +98,11 @@ impl ContextView {
     }
 
     fn leads_to(&self) -> String {
-        match &self.socket {
-            Some(socket) => socket.display().to_string(),
-            None => {
-                let texts: Vec<String> = self.addresses.iter().map(ToString::to_string).collect();
-                texts.join(", ")
-            }
+        if let Some(socket) = &self.socket {
+            return socket.display().to_string();
         }
+        let texts: Vec<String> = self.addresses.iter().map(ToString::to_string).collect();
+        texts.join(", ")
     }
 }
 
