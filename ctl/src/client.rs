@@ -23,11 +23,11 @@ use tanako_proto::fleet::v1::{
     PlanRequest, Problem, SpecDocument, SpecRequest, StatusRequest, UpgradeReply, UpgradeRequest,
     WatchRequest, fleet_client::FleetClient,
 };
-use tanako_proto::worker::v1::BroadcastReply;
 use tanako_proto::identity::v1::{
     GrantRequest, Identities, Issued, ListRequest, Members, MembersRequest, RevokeRequest, Revoked,
     Token, TokenRequest, identity_client::IdentityClient,
 };
+use tanako_proto::worker::v1::BroadcastReply;
 use tokio::net::UnixStream;
 use tonic::{Code, Request, Response, Status, Streaming, transport::Channel};
 use tower::service_fn;
