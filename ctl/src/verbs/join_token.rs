@@ -108,7 +108,7 @@ impl Args {
         let until = Timestamp::from_millisecond(made.expires_at)
             .map_or_else(|_| String::new(), |at| format!(" until {at:.0}"));
         session.ui.note(&format!(
-            "On host {}, once{until}:\n  tanako-agent join --token-file FILE --data-dir /var/lib/tanako   (or ./install.sh --join-file FILE)",
+            "On host {}, once{until}:\n  tanako-agent join --token-file FILE --data-dir /var/lib/tanako",
             self.host
         ));
         session.ui.report(&Made {
