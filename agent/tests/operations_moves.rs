@@ -398,6 +398,26 @@ fn from_a_lost_host_nothing_is_asked() {
 }
 
 #[test]
+fn a_host_that_is_back_is_asked_like_any_other() {
+    let mut world = World::new(true, true);
+    world.round(0);
+    // Its agent has what it had: the assignment has not been changed.
+    let own = Proc {
+        state: State::Ready,
+        attempt: 9,
+    };
+    world.hosts.insert("a", Some(own));
+    world.look();
+    tanako_agent::operations::moving::found(&mut world.op, world.now, |host| host == "a");
+    assert!(!world.op.steps[0].lost);
+    world.settle();
+    assert_eq!(world.op.state, OpState::Succeeded, "{:#?}", world.op);
+    assert_eq!(world.hosts["a"], None);
+    let there = world.hosts["b"].clone().expect("is there");
+    assert_eq!(there.state, State::Ready);
+}
+
+#[test]
 fn what_the_old_host_does_not_hand_out_comes_from_the_store() {
     let mut world = World::new(true, false);
     world.round(0);

@@ -15,7 +15,7 @@ use crate::{
         books::Books,
         core::{self, Change, Effect, Input, Observed},
         duties::Lingering,
-        ledger,
+        ledger, moving,
         observing::{observation, observe, unheard},
     },
 };
@@ -36,6 +36,10 @@ impl Task {
             }
             let now = now_ms();
             let before = self.active[index].op.clone();
+            let hosts = self.parts.registry.hosts();
+            moving::found(&mut self.active[index].op, now, |host| {
+                hosts.get(host).is_some_and(|known| known.present.is_some())
+            });
             let effects = core::step(&mut self.active[index].op, now, Input::Observe(&observed));
             let hosts = &self.hosts;
             Books {

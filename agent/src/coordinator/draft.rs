@@ -191,6 +191,7 @@ impl Task {
                     .hint("add a [database] section to fleet.toml"),
             ));
         }
+        self.check_archives_reachable(kind, &nodes)?;
         let directory = self.desired.backup_dir().unwrap_or_default();
         let date = set::choose(
             kind,
@@ -243,6 +244,36 @@ impl Task {
             },
             ..Draft::new(kind, &request.targets, plan)
         })
+    }
+
+    /// Nodes write and read archives where they run, the set is put together where the coordinator is: over
+    /// several hosts that takes a directory that all of them share.
+    fn check_archives_reachable(&self, kind: Kind, nodes: &[String]) -> Result<(), Refused> {
+        let shared = self
+            .desired
+            .spec
+            .as_ref()
+            .is_some_and(|spec| spec.backup.directory.is_some());
+        if shared || kind == Kind::BackupPrune {
+            return Ok(());
+        }
+        let far = nodes.iter().find_map(|node| {
+            let name = node.parse().ok()?;
+            let host = self.hosts.host_of(&name)?;
+            (host != self.hosts.own()).then_some((node, host))
+        });
+        match far {
+            None => Ok(()),
+            Some((node, host)) => Err(Box::new(
+                Problem::new(
+                    "needs-shared-directory",
+                    node.as_str(),
+                    format!("{node} is on host {host}, and its archives would lie there alone"),
+                )
+                .cause("each host has a backup directory of its own")
+                .hint("set directory in [backup] to one that all hosts with database nodes share, and apply the file"),
+            )),
+        }
     }
 
     pub(super) fn draft_apply(

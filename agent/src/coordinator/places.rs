@@ -97,7 +97,14 @@ impl Task {
                 Some((key, now.host_of(&spec.name)?))
             })
             .collect();
+        let database = next.spec.as_ref().and_then(|spec| spec.database.as_ref());
         let pinned = |spec: &ProcessSpec| {
+            if spec.kind == ProcessKind::Db {
+                // It lives where its data is.
+                let nodes = database.map_or(&[][..], |database| &database.nodes);
+                let node = nodes.iter().find(|node| node.name == spec.name.instance());
+                return node.and_then(|node| node.host.clone());
+            }
             let key = (spec.name.group(), &*spec.shard_ids, spec.shard_count);
             twins.get(&key).map(|host| (*host).to_owned())
         };

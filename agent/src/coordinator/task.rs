@@ -25,6 +25,7 @@ use crate::{
         duties::Lingering,
         ledger::{Index, Loaded},
     },
+    registry,
     supervisor::Table,
 };
 
@@ -327,6 +328,14 @@ impl Task {
         let places = self.places_after(next.as_ref().unwrap_or(&self.desired), &op, &moves);
         if let Some(places) = &places {
             txn = self.stored.commit(places, self.epoch, txn);
+        }
+        for (process, _) in &moves {
+            let mut steps = op.steps.iter();
+            let lost = steps.find(|step| step.lost && step.object == process.as_str());
+            if let Some(step) = lost {
+                // Only while the host is surely gone: one that is back has what it had.
+                txn = txn.if_absent(registry::present_key(&step.from));
+            }
         }
         let mut audited = false;
         if op.state.is_ended() {

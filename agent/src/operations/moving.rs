@@ -17,7 +17,7 @@
 use super::{
     core::{Change, Effect, Observation, Observed, Request, at},
     model::Operation,
-    step::{Step, StepState},
+    step::{Step, StepAction, StepState},
 };
 use crate::supervisor::State;
 
@@ -55,6 +55,23 @@ pub(super) fn begin(
     step.enter(now, PREPARING);
     step.message = format!("is prepared on {}", step.to);
     ask(step, effects);
+}
+
+/// The host that was lost is back with what it had: the process is asked of it like of any other. Not once
+/// the assignment has been changed; then the host knows that by itself.
+pub fn found(op: &mut Operation, now: i64, is_back: impl Fn(&str) -> bool) {
+    for step in &mut op.steps {
+        let open = step.action == StepAction::Move && !step.state.is_ended();
+        if open && step.lost && step.stage < STARTING && is_back(&step.from) {
+            step.lost = false;
+            step.rounds = 0;
+            if step.state == StepState::Running {
+                step.enter(now, PREPARING);
+                step.issued = false;
+            }
+            op.updated_at = now;
+        }
+    }
 }
 
 /// When time alone changes something.
