@@ -26,7 +26,7 @@ use super::{
 use crate::{
     desired::Desired,
     history::Severity,
-    hosts::{Assigned, HostPicture, Link, Order},
+    hosts::{Assigned, HostPicture, Link, Order, OrderError},
     operations::{Kind, Operation, Step, StepAction, StepState},
     supervisor::Desired as Wanted,
 };
@@ -419,6 +419,8 @@ impl Task {
                 let known = host.table.get(&spec.name);
                 known.is_none_or(|known| known.spec != *spec || known.desired != *wanted)
             })
+            // What an operation orders from here on is newer.
+            .map(|(spec, wanted)| (self.hosts.draw(&spec.name), spec, wanted))
             .collect();
         let hosts = self.hosts.clone();
         let task = async move {
@@ -428,10 +430,9 @@ impl Task {
             }
             let (hosts, name) = (&hosts, &name);
             stream::iter(wishes)
-                .for_each_concurrent(AT_ONCE, |(spec, wanted)| async move {
-                    let process = spec.name.clone();
-                    let order = Order::Define(spec, wanted, 0);
-                    if let Err(error) = hosts.order_at(name, order).await {
+                .for_each_concurrent(AT_ONCE, |(drawn, spec, wanted)| async move {
+                    let process = &spec.name;
+                    if let Err(error) = hosts.define_drawn(drawn, &spec, wanted).await {
                         tracing::warn!(%process, host = %name, %error, "a process could not be defined");
                     }
                 })
@@ -447,14 +448,26 @@ impl Task {
             .into_iter()
             .partition(|(spec, _)| self.hosts.is_own(&spec.name));
         let hosts = self.hosts.clone();
-        let define = move |(spec, wanted): (Arc<ProcessSpec>, Wanted)| {
+        let define = move |(drawn, spec, wanted): (u64, Arc<ProcessSpec>, Wanted)| {
             let hosts = hosts.clone();
             async move {
-                if let Err(error) = hosts.define(&spec, wanted).await {
-                    tracing::error!(process = %spec.name, %error, "a process could not be defined");
+                match hosts.define_drawn(drawn, &spec, wanted).await {
+                    // What is newer counts.
+                    Ok(()) | Err(OrderError::Overtaken(_)) => {}
+                    Err(error) => {
+                        tracing::error!(process = %spec.name, %error, "a process could not be defined");
+                    }
                 }
             }
         };
+        // What is ordered from here on is newer.
+        let draw = |(spec, wanted): (Arc<ProcessSpec>, Wanted)| {
+            (self.hosts.draw(&spec.name), spec, wanted)
+        };
+        let (own, others): (Vec<_>, Vec<_>) = (
+            own.into_iter().map(draw).collect(),
+            others.into_iter().map(draw).collect(),
+        );
         if !others.is_empty() {
             let task = stream::iter(others).for_each_concurrent(AT_ONCE, define.clone());
             let cancel = self.cancel.clone();

@@ -297,6 +297,7 @@ impl Hosts {
     fn lane(&self, process: &ProcessName) -> Arc<Lane> {
         let mut lanes = self.0.lanes.lock().unwrap_or_else(PoisonError::into_inner);
         if lanes.len() >= LANES_MAX {
+            // What is forgotten is told apart by the host: it remembers numbers too.
             lanes.retain(|_, lane| Arc::strong_count(lane) > 1);
         }
         Arc::clone(lanes.entry(process.clone()).or_default())
@@ -316,7 +317,8 @@ impl Hosts {
         let Some(process) = order.process().cloned() else {
             return self.everywhere(order).await;
         };
-        self.in_lane(&process, &order, || {
+        let sequence = self.draw(&process);
+        self.in_lane(&process, &order, sequence, || {
             let state = self.lock();
             let host = state.assignment.host_of(&process);
             host.map(Into::into)
@@ -330,7 +332,8 @@ impl Hosts {
         let host: Arc<str> = host.into();
         match order.process().cloned() {
             Some(process) => {
-                self.in_lane(&process, &order, || Ok(Arc::clone(&host)))
+                let sequence = self.draw(&process);
+                self.in_lane(&process, &order, sequence, || Ok(Arc::clone(&host)))
                     .await
             }
             None => {
@@ -345,17 +348,45 @@ impl Hosts {
         self.0.sequence.fetch_add(1, Ordering::Relaxed) + 1
     }
 
+    /// The number of an order about a process that is given later: one that is given meanwhile counts
+    /// as newer.
+    pub fn draw(&self, process: &ProcessName) -> u64 {
+        let sequence = self.next();
+        let lane = self.lane(process);
+        lane.latest.fetch_max(sequence, Ordering::AcqRel);
+        sequence
+    }
+
+    /// Defines a process on the host that it is assigned to, with a number drawn before.
+    pub async fn define_drawn(
+        &self,
+        sequence: u64,
+        spec: &Arc<ProcessSpec>,
+        wanted: Wanted,
+    ) -> Result<(), OrderError> {
+        let order = Order::Define(Arc::clone(spec), wanted, 0);
+        self.in_lane(&spec.name, &order, sequence, || {
+            let state = self.lock();
+            let host = state.assignment.host_of(&spec.name);
+            host.map(Into::into)
+                .ok_or_else(|| OrderError::Homeless(spec.name.clone()))
+        })
+        .await
+    }
+
     async fn in_lane(
         &self,
         process: &ProcessName,
         order: &Order,
+        sequence: u64,
         host: impl Fn() -> Result<Arc<str>, OrderError>,
     ) -> Result<(), OrderError> {
         let lane = self.lane(process);
-        let sequence = self.next();
-        lane.latest.fetch_max(sequence, Ordering::AcqRel);
         let _turn = lane.turn.lock().await;
         let overtaken = || lane.latest.load(Ordering::Acquire) > sequence;
+        if overtaken() {
+            return Err(OrderError::Overtaken(process.clone()));
+        }
         self.insist(sequence, order, host, overtaken).await
     }
 
