@@ -16,7 +16,7 @@ use crate::{
         core::{self, Change, Effect, Input, Observed},
         duties::Lingering,
         ledger, moving,
-        observing::{observation, observe, unheard},
+        observing::{observation, observe, unheard, unknown},
     },
 };
 
@@ -194,8 +194,12 @@ impl Task {
         let assignment = self.hosts.assignment();
         for host in picture.hosts.values().filter(|host| !host.link.is_up()) {
             for name in assignment.of(&host.name) {
-                if let Some(seen) = observed.get_mut(name.as_str()) {
-                    unheard(seen, &host.name);
+                match observed.get_mut(name.as_str()) {
+                    Some(seen) => unheard(seen, &host.name),
+                    None if host.heard_at == 0 => {
+                        observed.insert(name.to_string(), unknown(&host.name));
+                    }
+                    None => {}
                 }
             }
         }

@@ -49,6 +49,11 @@ pub struct Observation {
 }
 
 impl Observation {
+    /// Whether nothing is known of it, not even its latest attempt: its host has not been heard yet.
+    pub fn is_unknown(&self) -> bool {
+        self.unsure && self.attempt == 0
+    }
+
     /// Whether it is surely down: a restart takes nothing away.
     pub fn is_down(&self) -> bool {
         self.state != State::Ready && !self.unsure
@@ -412,6 +417,14 @@ fn said(step: &super::step::Step) -> String {
 /// Whether a step may begin now; else the names of those that are in its way.
 fn may_begin(op: &Operation, index: usize, observed: &Observed) -> Result<(), String> {
     let step = &op.steps[index];
+    // What it would be judged by is not known.
+    if !step.lost
+        && observed
+            .get(&step.object)
+            .is_some_and(Observation::is_unknown)
+    {
+        return Err(step.object.clone());
+    }
     let working = |action: StepAction| {
         op.steps
             .iter()

@@ -54,6 +54,22 @@ pub fn observation(process: &ProcessStatus, worker: Option<&WorkerState>) -> Obs
     }
 }
 
+/// A process of a host that has not been heard yet.
+pub fn unknown(host: &str) -> Observation {
+    Observation {
+        state: State::Running,
+        ready: false,
+        attempt: 0,
+        last_seen: 0,
+        detail: format!("host {host} has not been heard yet"),
+        standby: false,
+        attached: false,
+        newest_handled: 0,
+        unsure: true,
+        sample: Sample::default(),
+    }
+}
+
 /// Nobody knows how a process is whose host is not heard: it may be up and may be down, so that nothing
 /// is begun with it and nothing else is taken down meanwhile.
 pub fn unheard(seen: &mut Observation, host: &str) {

@@ -48,6 +48,7 @@ pub(super) fn watch(
             }
             step.finish(now, StepState::Failed, message);
         }
+        None if process.is_some_and(Observation::is_unknown) => return,
         // It came back by itself, by its old spec, before the order reached it.
         None if step.action == StepAction::Restart
             && process.is_some_and(|process| is_outrun(step, process)) =>
