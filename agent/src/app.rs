@@ -40,6 +40,7 @@ use serde::Serialize;
 use tanako_fleet::spec;
 use tanako_proto::{
     fleet::v1::{self as wire, fleet_server::FleetServer},
+    host::v1::host_server::HostServer,
     identity::v1::identity_server::IdentityServer,
 };
 use tanako_store::{
@@ -59,9 +60,9 @@ use crate::{
     desired::DesiredError,
     health::{self, Health},
     history::{self, History, Severity},
-    hosts::{self, Dial, Gate, Local, assigned},
+    hosts::{self, Dial, Gate, Local, assigned, feed::Feed, service::HostService},
     http,
-    identify::{self, Broker, Through},
+    identify::{self, Broker, Counter, Through},
     identity::{
         self, Guards,
         network::{Bound, Trust},
@@ -290,7 +291,10 @@ impl App {
             sample: metrics.latest(),
             gate: Gate::open(&config.data_dir),
         };
-        let dial: Arc<dyn Dial> = Arc::new(hosts::Nobody);
+        let dial: Arc<dyn Dial> = match config.network {
+            Some(_) => Arc::new(peers.clone()),
+            None => Arc::new(hosts::Nobody),
+        };
         let through = matches!(store, Opened::Etcd(_)).then(|| {
             let dial = dial.clone();
             let through = Through::new(
@@ -392,11 +396,11 @@ impl App {
             supervisor: supervisor.clone(),
             workers,
             vault,
-            broker,
+            broker: broker.clone(),
             metrics,
             health,
             history: history.clone(),
-            broadcast,
+            broadcast: broadcast.clone(),
             valve,
         };
         let socket = socket::bind(&config.agent_socket(), config.group_access)?;
@@ -408,6 +412,21 @@ impl App {
         );
         let fleet = FleetServer::new(service).max_decoding_message_size(service::REQUEST_BYTES_MAX);
         let mut routes = Routes::new(fleet);
+        if config.network.is_some() {
+            let (cancel, tracker) = (&accepting.cancel, &accepting.tracker);
+            let feed = Feed::start(local.clone(), cancel.clone(), tracker);
+            let mut host = HostService::new(local, feed, cancel.clone(), tracker.clone());
+            if let Some(through) = &through {
+                let way = through.clone();
+                let counter = Counter::open(broker.clone(), way, cancel.clone(), tracker);
+                host = host.answering(counter, broadcast.clone());
+            }
+            routes = routes.add_service(
+                HostServer::new(host)
+                    .max_decoding_message_size(hosts::MESSAGE_BYTES_MAX)
+                    .max_encoding_message_size(hosts::MESSAGE_BYTES_MAX),
+            );
+        }
         if let Some(network) = &network {
             let identities = network.identities(
                 Trust {

@@ -41,7 +41,7 @@ pub use self::{
     local::Local,
     picture::{HostPicture, Link, Picture},
 };
-use crate::{supervisor::Desired as Wanted, worker::duties};
+use crate::{peers::Peers, problem::with_sources, supervisor::Desired as Wanted, worker::duties};
 
 /// Largest message between agents: a host of a thousand processes, with its specs.
 pub const MESSAGE_BYTES_MAX: usize = 16 << 20;
@@ -56,6 +56,15 @@ const SEEN_WITHIN: Duration = Duration::from_secs(5);
 pub trait Dial: Send + Sync + 'static {
     /// A channel to it, with the identity of this agent; or why there is none.
     fn channel<'a>(&'a self, host: &'a str) -> BoxFuture<'a, Result<Channel, String>>;
+}
+
+impl Dial for Peers {
+    fn channel<'a>(&'a self, host: &'a str) -> BoxFuture<'a, Result<Channel, String>> {
+        Box::pin(async move {
+            let channel = Self::channel(self, host).await;
+            channel.map_err(|error| with_sources(&error))
+        })
+    }
 }
 
 /// Reaches nobody: the fleet is this one machine, or this agent is no member of a fleet of hosts.

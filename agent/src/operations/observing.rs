@@ -66,6 +66,7 @@ pub fn unknown(host: &str) -> Observation {
         attached: false,
         newest_handled: 0,
         unsure: true,
+        outdated: false,
         sample: Sample::default(),
     }
 }
