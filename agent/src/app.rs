@@ -78,6 +78,7 @@ use crate::{
         listen, socket,
     },
     supervisor::{self, Supervisor},
+    tenure::{self, Tenure},
     upgrade::Origin,
     vault::{self, Vault},
     worker::{self, Workers, duties::Duties},
@@ -238,9 +239,10 @@ impl App {
         let places = spec::Places {
             data_dir: config.data_dir.to_string_lossy().into_owned(),
         };
+        let tenure = tenure(&config);
         let supervisor = Supervisor::start(
             supervisor_config(&config),
-            Arc::new(broker.clone()),
+            Arc::new(tenure::Gate::new(Arc::new(broker.clone()), tenure.clone())),
             supervising.cancel.clone(),
             &supervising.tracker,
         )?;
@@ -264,6 +266,7 @@ impl App {
                 group: config.group_access,
                 report_interval: REPORT_INTERVAL,
                 duties: duties(&config, &*shared).await?,
+                tenure: tenure.clone(),
             },
             Arc::new(supervisor.clone()),
             broker.clone(),
@@ -273,6 +276,18 @@ impl App {
         )
         .await?;
 
+        tenure.start(
+            tenure::Parts {
+                store: shared.clone(),
+                registry: registry.clone(),
+                reach: Arc::new(tenure::Nobody),
+                supervisor: supervisor.clone(),
+                vault: vault.clone(),
+                history: history.clone(),
+            },
+            keeping.cancel.clone(),
+            &keeping.tracker,
+        );
         history.follow(
             history::Feeds {
                 sample: metrics.latest(),
@@ -771,15 +786,23 @@ fn registry(
     }
     match &config.store {
         StoreConfig::Embedded => Registry::alone(own),
-        StoreConfig::Etcd(etcd) => Registry::start(
-            registry::Settings {
-                own,
-                ttl: etcd.host_lease,
-            },
-            store,
-            keeping.cancel.clone(),
-            &keeping.tracker,
-        ),
+        StoreConfig::Etcd(_) => {
+            Registry::start(own, store, keeping.cancel.clone(), &keeping.tracker)
+        }
+    }
+}
+
+/// On one machine nobody else can run what runs here.
+fn tenure(config: &Config) -> Tenure {
+    match &config.store {
+        StoreConfig::Embedded => Tenure::unbounded(),
+        StoreConfig::Etcd(etcd) => Tenure::open(tenure::Settings {
+            host: config.host.clone(),
+            data_dir: config.data_dir.clone(),
+            ttl: etcd.host_lease,
+            share: tanako_fleet::failover::SHARE,
+            fence: std::env::current_exe().ok(),
+        }),
     }
 }
 

@@ -185,6 +185,15 @@ pub struct Args {
     pub etcd_history_minutes: u64,
 }
 
+/// Kills the bots of a host whose lease has ended when its agent cannot; started by the agent
+#[derive(Debug, Clone, Parser)]
+#[command(name = "fence", version, about, long_about = None)]
+pub struct FenceArgs {
+    /// Data directory of the agent
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: PathBuf,
+}
+
 /// Where the fleet's state is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum StoreKind {

@@ -11,6 +11,7 @@
 //!   there;
 //! - [`registry`]: the hosts of the fleet, and which of them live;
 //! - [`identity`], [`peers`]: who this agent is to others, whom it lets in, and the ways to them;
+//! - [`tenure`]: whether this host may own processes, and what becomes of those of a lost one;
 //! - [`service`]: what `tanakoctl` and other agents ask;
 //! - [`config`], [`lock`], [`upgrade`]: the life of this process.
 
@@ -39,6 +40,7 @@ pub mod problem;
 pub mod registry;
 pub mod service;
 pub mod supervisor;
+pub mod tenure;
 pub mod upgrade;
 pub mod vault;
 pub mod worker;

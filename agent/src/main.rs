@@ -6,11 +6,12 @@ use anyhow::Context;
 use clap::Parser;
 use tanako_agent::{
     app::{self, App},
-    config::{Args, Config, LogFormat},
+    config::{Args, Config, FenceArgs, LogFormat},
     history::Severity,
     identity::join,
     lock::{Lock, LockError},
     service::Upgrades,
+    tenure,
     upgrade::{self, UpgradeError},
 };
 use tokio::{
@@ -36,6 +37,10 @@ fn main() -> ExitCode {
         arguments.remove(1);
         return join::main(arguments);
     }
+    if arguments.get(1).is_some_and(|first| first == "fence") {
+        arguments.remove(0);
+        return guard(&FenceArgs::parse_from(arguments));
+    }
     let args = Args::parse();
     log_to_stderr(args.log_format);
     match run(&args) {
@@ -51,6 +56,18 @@ fn main() -> ExitCode {
                 }
                 _ => ExitCode::FAILURE,
             }
+        }
+    }
+}
+
+/// The life of the process that an agent of a fleet leaves behind to guard its bots.
+fn guard(args: &FenceArgs) -> ExitCode {
+    match tenure::fence::run(&args.data_dir) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let data_dir = args.data_dir.display();
+            eprintln!("tanako-agent fence: {data_dir}: {error}");
+            ExitCode::FAILURE
         }
     }
 }

@@ -106,6 +106,8 @@ impl Agent {
             .args(["--store", "etcd", "--etcd-prefix", "tanako/t/"])
             .args(["--etcd-endpoints", &self.endpoints])
             .args(["--etcd-lease-seconds", LEASE])
+            // Agents are killed here, and their processes watched for longer than the usual lease.
+            .args(["--host-lease-seconds", "120"])
             .args(&self.extra)
             .stdin(Stdio::null())
             .stdout(Stdio::null())

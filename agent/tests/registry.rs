@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 use etcd_kit::{Etcd, Proxy};
 use tanako_agent::registry::{self, HostRecord, Hosts, Own, Registry};
 use tanako_store::{
-    Store, Txn,
+    Store, StoreError, Txn,
     etcd::{EtcdStore, Options},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -36,12 +36,12 @@ struct Member {
 impl Member {
     fn start(host: &str, url: &str) -> Self {
         let cancel = CancellationToken::new();
-        let settings = registry::Settings {
-            own: Own::of_machine(host, "/d", "http://127.0.0.1:1"),
-            ttl: Duration::from_secs(3),
-        };
         let store = open(url);
-        let registry = Registry::start(settings, store, cancel.clone(), &TaskTracker::new());
+        let own = Own::of_machine(host, "/d", "http://127.0.0.1:1");
+        let registry = Registry::start(own, store.clone(), cancel.clone(), &TaskTracker::new());
+        let held = cancel.clone();
+        let key = registry::present_key(host);
+        tokio::spawn(held.run_until_cancelled_owned(hold(store, key)));
         Self { registry, cancel }
     }
 
@@ -52,6 +52,25 @@ impl Member {
             Ok(Ok(hosts)) => hosts.clone(),
             _ => panic!("not {what}: {:#?}", self.registry.hosts()),
         }
+    }
+}
+
+/// Holds a host's key under a lease.
+async fn hold(store: Arc<EtcdStore>, key: String) {
+    let ttl = Duration::from_secs(3);
+    loop {
+        let begin = async {
+            let lease = store.grant(ttl).await?;
+            let value = format!("{{\"instance\":\"{lease}\"}}");
+            let txn = Txn::new().if_absent(&key).put_leased(&key, value, lease);
+            store.commit(txn).await?;
+            while store.keep_alive(lease).await.is_ok() {
+                tokio::time::sleep(ttl / 5).await;
+            }
+            Ok::<_, StoreError>(())
+        };
+        let _ = begin.await;
+        tokio::time::sleep(ttl / 10).await;
     }
 }
 

@@ -62,6 +62,8 @@ enum Leave {
     Drain(Duration),
     /// A newer attempt has taken over.
     Superseded,
+    /// Its host does not own it any more.
+    Overdue,
     /// Every shard is fatal.
     Fatal,
 }
@@ -127,6 +129,7 @@ pub async fn run(config: Config) -> anyhow::Result<ExitCode> {
                 farewell,
                 answers: answers_rx,
                 superseded: superseded.clone(),
+                validity: services.validity.clone(),
             }));
             Gate::Agent(Permits::new(channel, identity.clone(), superseded.clone()))
         }
@@ -227,6 +230,7 @@ pub async fn run(config: Config) -> anyhow::Result<ExitCode> {
         let order = tokio::select! {
             () = signals.recv() => break Leave::Drain(config.drain_within),
             () = superseded.cancelled() => break Leave::Superseded,
+            () = services.validity.over() => break Leave::Overdue,
             () = process.set().all_fatal() => break Leave::Fatal,
             () = refused.cancelled() => break Leave::Fatal,
             Some(order) = orders.recv() => order,
@@ -240,11 +244,16 @@ pub async fn run(config: Config) -> anyhow::Result<ExitCode> {
             },
             () = signals.recv() => break Leave::Drain(config.drain_within),
             () = superseded.cancelled() => break Leave::Superseded,
+            () = services.validity.over() => break Leave::Overdue,
         }
     };
     let (within, code) = match leave {
         // Without a word to the gateway: the session belongs to the successor now.
         Leave::Superseded => return Ok(ExitCode::SUCCESS),
+        Leave::Overdue => {
+            warn!("the lease of this host has ended, leaving at once");
+            return Ok(ExitCode::SUCCESS);
+        }
         Leave::Drain(within) => (within, ExitCode::SUCCESS),
         Leave::Fatal => {
             error!(
@@ -268,6 +277,7 @@ pub async fn run(config: Config) -> anyhow::Result<ExitCode> {
         () = orderly => {}
         () = signals.recv() => warn!("told to stop again, leaving at once"),
         () = superseded.cancelled() => return Ok(ExitCode::SUCCESS),
+        () = services.validity.over() => return Ok(ExitCode::SUCCESS),
     }
     stop.cancel();
     info!("stopped");

@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use crate::activity::Activity;
+use crate::agent::validity::Validity;
 use crate::database::Database;
 use crate::metrics::rss_bytes;
 use crate::questions::Fleet;
@@ -42,6 +43,8 @@ pub struct Services {
     pub shards: watch::Receiver<Vec<watch::Receiver<ShardStatus>>>,
     /// Turns for looking replayed interactions up.
     pub look_ups: Semaphore,
+    /// Until when the process may act.
+    pub validity: Validity,
     /// When the process started.
     pub started: Instant,
     /// REST calls are refused with 401.
@@ -71,6 +74,7 @@ impl Services {
             handlers: TaskTracker::new(),
             shards,
             look_ups: Semaphore::new(LOOK_UPS_AT_ONCE),
+            validity: Validity::default(),
             started: Instant::now(),
             token_refused: AtomicBool::new(false),
             limits_missing: Mutex::default(),

@@ -83,7 +83,7 @@ impl Spans {
             ttl,
             margin: ttl / 10,
             renew: ttl / 10,
-            retry: ttl / 25,
+            retry: (ttl / 25).min(200),
             patience: ttl / 5,
             relay_after: ttl / 4,
             ask_after: ttl * 2 / 5,
@@ -548,7 +548,7 @@ impl Tenure {
     /// Until when what the peers have said carries.
     fn stay_until(&self, now: u64) -> u64 {
         let Some(nth) = (self.stay as usize).checked_sub(1) else {
-            return now + self.spans.statement;
+            return now + self.spans.ttl - self.spans.margin;
         };
         let mut asked: Vec<u64> = self.cut.values().copied().collect();
         asked.sort_unstable_by(|a, b| b.cmp(a));

@@ -2,17 +2,15 @@
 //!
 //! Two keys a host. `hosts/<name>` is its [`HostRecord`], durable: where its agent listens, what it can
 //! carry, whether it is cordoned. `present/<name>` is its [`Presence`], bound to the host's lease: there
-//! means that the lease lives, and that the host may own processes.
+//! means that the lease lives, and that the host may own processes. The lease is [`crate::tenure`]'s.
 //!
 //! - `announce`: writes this host's own part of its record; what others wrote in it stays.
-//! - `presence`: holds the lease and the key in it.
 //! - `follow`: reads and watches the hosts of all; `table` is what is known of them, pure.
 //!
 //! On one machine ([`Registry::alone`]) nothing is stored: the one host is always present.
 
 mod announce;
 mod follow;
-mod presence;
 mod record;
 mod table;
 
@@ -50,6 +48,14 @@ pub struct Known {
     pub lost_at: Option<i64>,
 }
 
+impl Known {
+    /// Whether the host may own processes, whether its lease lives or not: nobody has ended its tenure.
+    pub fn is_tenured(&self) -> bool {
+        self.present.is_some()
+            || !self.record.tenure.instance.is_empty() && !self.record.tenure.released
+    }
+}
+
 /// The key of a host's record.
 pub fn host_key(host: &str) -> String {
     format!("{HOSTS}{host}")
@@ -58,15 +64,6 @@ pub fn host_key(host: &str) -> String {
 /// The key that is there while a host's lease lives.
 pub fn present_key(host: &str) -> String {
     format!("{PRESENT}{host}")
-}
-
-/// How this host takes part.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// What this host says about itself.
-    pub own: Own,
-    /// Life of its lease.
-    pub ttl: Duration,
 }
 
 /// What is known of the hosts; clones are cheap.
@@ -82,29 +79,21 @@ impl Registry {
     /// Announces this host and follows the others until cancelled. Returns at once: nothing is known
     /// before [`Self::loaded`] has resolved, which waits for the store.
     pub fn start(
-        settings: Settings,
+        own: Own,
         store: Arc<dyn Store>,
         cancel: CancellationToken,
         tracker: &TaskTracker,
     ) -> Self {
         let (hosts, watched) = watch::channel(Arc::new(Hosts::new()));
         let (loaded, known) = watch::channel(false);
-        let host: Arc<str> = settings.own.name.as_str().into();
-        let own = watch::Sender::new(settings.own);
-        let spawn = |task| tracker.spawn(task);
-        spawn(futures_util::FutureExt::boxed(
-            cancel
-                .clone()
-                .run_until_cancelled_owned(follow::follow(store.clone(), hosts, loaded)),
-        ));
-        spawn(futures_util::FutureExt::boxed(
-            cancel
-                .clone()
-                .run_until_cancelled_owned(announce::announce(store.clone(), own.subscribe())),
-        ));
-        spawn(futures_util::FutureExt::boxed(
-            cancel.run_until_cancelled_owned(presence::hold(store, host.clone(), settings.ttl)),
-        ));
+        let host: Arc<str> = own.name.as_str().into();
+        let own = watch::Sender::new(own);
+        tracker.spawn(cancel.clone().run_until_cancelled_owned(follow::follow(
+            store.clone(),
+            hosts,
+            loaded,
+        )));
+        tracker.spawn(cancel.run_until_cancelled_owned(announce::announce(store, own.subscribe())));
         Self {
             host,
             hosts: watched,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use tanako_fleet::tenure::Terms;
 
 /// A host, as it is stored under `hosts/<name>`. Written by the host's own agent ([`Own`]) and, for what
 /// an operator decides about it, by the coordinator. Fields that a newer version has added are lost
@@ -34,6 +35,8 @@ pub struct HostRecord {
     pub issuer: bool,
     /// When it was first announced; ms since 1970.
     pub joined_at: i64,
+    /// Of its latest lease. Written by [`crate::tenure`] alone.
+    pub tenure: Terms,
 }
 
 /// What a host can carry.

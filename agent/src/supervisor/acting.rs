@@ -6,7 +6,7 @@ use tanako_fleet::{ProcessName, ProcessSpec, process::Probe};
 
 use super::{
     adopt::Known,
-    core::{Core, Effect, Input},
+    core::{Core, Effect, Input, Memory},
     handle::{Command, SupervisorError, WorkerInput},
     probe,
     process::{Live, Proc},
@@ -114,8 +114,9 @@ impl Owner {
         self.next_id += 1;
         self.names.insert(name.clone(), id);
         let rng = self.rng.fork();
+        let guarded = self.parts.gate.guards(&spec);
         let Some(mut known) = known else {
-            let core = Core::new(spec, rng);
+            let core = Core::new(spec, rng).guarded(guarded);
             let proc = Box::new(Proc::new(name, core, log, hash));
             self.procs.insert(id, proc);
             self.touch(id);
@@ -131,7 +132,10 @@ impl Owner {
         }
         let (core, effects) = Core::resume(
             spec,
-            known.run.memory(now, clock::now_ms()),
+            Memory {
+                guarded,
+                ..known.run.memory(now, clock::now_ms())
+            },
             known.found.is_some(),
             now,
             rng,

@@ -175,6 +175,8 @@ pub struct Memory {
     pub detail: String,
     /// How its latest run ended.
     pub last_exit: String,
+    /// Each start waits for a permit, whatever its spec says. Of the agent, not of the process.
+    pub guarded: bool,
 }
 
 /// One process.
@@ -190,6 +192,8 @@ pub struct Core {
     failures: Failures,
     detail: String,
     last_exit: String,
+    /// Each start waits for a permit, whatever its spec says.
+    guarded: bool,
     rng: fastrand::Rng,
     effects: Vec<Effect>,
 }
@@ -207,9 +211,17 @@ impl Core {
             failures: Failures::default(),
             detail: String::new(),
             last_exit: String::new(),
+            guarded: false,
             rng,
             effects: Vec::new(),
         }
+    }
+
+    /// Makes each of its starts wait for a permit, whatever its spec says.
+    #[must_use]
+    pub fn guarded(mut self, guarded: bool) -> Self {
+        self.guarded = guarded;
+        self
     }
 
     /// A process as an earlier agent left it. `alive`: its latest attempt still runs. Whatever that
@@ -221,7 +233,7 @@ impl Core {
         now: Instant,
         rng: fastrand::Rng,
     ) -> (Self, Vec<Effect>) {
-        let mut core = Self::new(spec, rng);
+        let mut core = Self::new(spec, rng).guarded(memory.guarded);
         core.desired = memory.desired;
         core.attempt = memory.attempt;
         core.restarts = memory.restarts;
@@ -372,6 +384,7 @@ impl Core {
     /// What an agent after this one must know. A stop that is under way is written down as such.
     pub fn memory(&self) -> Memory {
         Memory {
+            guarded: self.guarded,
             desired: self.desired,
             attempt: self.attempt,
             restarts: self.restarts,
@@ -515,8 +528,13 @@ impl Core {
     fn begin_start(&mut self, _now: Instant) {
         self.attempt += 1;
         self.running = Arc::clone(&self.spec);
-        if self.spec.gated {
-            "waiting for its turn to identify".clone_into(&mut self.detail);
+        if self.spec.gated || self.guarded {
+            if self.spec.gated {
+                "waiting for its turn to identify"
+            } else {
+                "waiting for the lease of this host"
+            }
+            .clone_into(&mut self.detail);
             self.phase = Phase::Waiting;
             self.effects.push(Effect::Acquire(self.attempt));
         } else {

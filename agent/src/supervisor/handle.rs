@@ -57,6 +57,19 @@ pub trait StartGate: Send + Sync {
     /// The future is dropped when the process is stopped while it waits.
     fn acquire(&self, spec: &ProcessSpec, attempt: u64) -> BoxFuture<'static, Result<(), String>>;
 
+    /// Whether this process waits for [`StartGate::acquire`] although its spec does not say so.
+    fn guards(&self, spec: &ProcessSpec) -> bool {
+        let _ = spec;
+        false
+    }
+
+    /// Whether the process may be started in this very moment; why not. Looked at right before and right
+    /// after: one that was started in between is killed.
+    fn may_start(&self, spec: &ProcessSpec) -> Result<(), String> {
+        let _ = spec;
+        Ok(())
+    }
+
     /// What the process needs in its environment to ask by itself. May hold secrets.
     fn environment(&self, spec: &ProcessSpec, attempt: u64) -> Vec<(&'static str, String)> {
         let _ = (spec, attempt);

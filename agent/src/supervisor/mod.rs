@@ -16,7 +16,7 @@
 //! - `handle`, `status`: what the rest of the agent holds and sees.
 //! - `table`, `acting`, `process`: the task that owns all processes, and what it does about one.
 //! - `spawner`, `exits`, `notify`, `probe`, `cgroup`: the operating system.
-//! - `records`, `adopt`, `procfs`, `sweep`: who runs, written down and found again.
+//! - `records`, `adopt`, `procfs`, `sweep`, `tagged`: who runs, written down and found again.
 //!
 //! One task owns the table of all processes. It selects over commands, exits, notifications, the
 //! earliest deadline and cancellation; asks the core what to do; does it; publishes the table.
@@ -44,8 +44,10 @@ mod spawner;
 mod status;
 mod sweep;
 mod table;
+mod tagged;
 
 pub use handle::{Config, StartGate, Supervisor, SupervisorError, Ungated, WorkerInput};
 pub use procfs::boot_id;
 pub use records::any_left;
 pub use status::{Desired, ProcessStatus, Severity, State, SupervisorEvent, Table, kind};
+pub use tagged::{Tagged, any_tagged, data_dir_instance, kill_tagged};

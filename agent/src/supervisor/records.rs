@@ -115,6 +115,7 @@ impl Run {
     pub fn memory(&self, now: Instant, now_ms: i64) -> Memory {
         let failures = self.failures_ms.iter();
         Memory {
+            guarded: false,
             desired: self.desired,
             attempt: self.attempt,
             restarts: self.restarts,

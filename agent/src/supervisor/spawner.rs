@@ -218,9 +218,16 @@ fn spawn(common: &Common, job: &Job) -> Result<Spawned, String> {
         command.env(name, read_secret(name, secret)?);
     }
     command.envs(common.gate.environment(spec, job.tag.attempt));
-    let child = command
+    common.gate.may_start(spec)?;
+    let mut child = command
         .spawn()
         .map_err(|error| explain(&program, &directory, &error))?;
+    // The agent may have been stopped in its tracks since it was asked.
+    if let Err(why) = common.gate.may_start(spec) {
+        let _ = child.kill();
+        let _ = child.wait();
+        return Err(why);
+    }
     let pid = child.id();
     // It is ours and nobody has waited for it: the pid cannot be anyone else's.
     let opened = i32::try_from(pid)
@@ -231,7 +238,6 @@ fn spawn(common: &Common, job: &Job) -> Result<Spawned, String> {
     let pidfd = match opened {
         Ok(pidfd) => pidfd,
         Err(error) => {
-            let mut child = child;
             let _ = child.kill();
             let _ = child.wait();
             return Err(format!(

@@ -41,6 +41,7 @@ use crate::{
     identify::Broker,
     metrics::Latency,
     supervisor::{Supervisor, Table, WorkerInput},
+    tenure::Tenure,
     vault::Vault,
 };
 
@@ -96,6 +97,8 @@ pub struct Config {
     pub report_interval: Duration,
     /// What each process does with its shards.
     pub duties: Duties,
+    /// Whether this host owns what it runs.
+    pub tenure: Tenure,
 }
 
 /// A shard, as last reported.
@@ -245,6 +248,7 @@ impl Workers {
             report_interval: config.report_interval,
             duties: config.duties,
             broadcast: Arc::clone(&workers.broadcast),
+            tenure: config.tenure,
             latency: Arc::clone(&workers.latency),
             cancel: cancel.clone(),
             tracker: tracker.clone(),

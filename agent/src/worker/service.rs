@@ -31,6 +31,7 @@ use crate::{
     identify::{AcquireError, Ask, Broker},
     metrics::Latency,
     supervisor::WorkerInput,
+    tenure::Tenure,
     vault::Vault,
 };
 
@@ -61,6 +62,7 @@ pub(super) struct Service {
     pub(super) duties: Duties,
     /// Set once everything that it needs has been started.
     pub(super) broadcast: Arc<OnceLock<Broadcast>>,
+    pub(super) tenure: Tenure,
     pub(super) latency: Arc<Latency>,
     pub(super) cancel: CancellationToken,
     pub(super) tracker: TaskTracker,
@@ -279,6 +281,7 @@ impl Service {
             superseded: false,
             duty: assignment.duty.into(),
             cut: assignment.cut,
+            valid_until_boot_ms: self.tenure.watch().borrow().until,
         };
         let mut stream = Stream {
             service: self,
@@ -297,6 +300,7 @@ impl Service {
                     "another connection of this process has taken this one's place",
                 )),
                 done = stream.run(&mut inbound) => done,
+                done = self.tell_validity(outbox) => done,
             }
         }
         .await;
@@ -307,6 +311,28 @@ impl Service {
             "worker detached"
         );
         outcome
+    }
+}
+
+impl Service {
+    /// Tells the worker each time that it may act for longer. One that does not read them in time stops by
+    /// itself, which is what they are for.
+    async fn tell_validity(&self, outbox: &Outbox) -> Result<(), Status> {
+        let mut view = self.tenure.watch();
+        let mut told = view.borrow_and_update().until;
+        loop {
+            if view.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+            let until = view.borrow_and_update().until;
+            if until != told {
+                told = until;
+                let validity = wire::Validity {
+                    until_boot_ms: until,
+                };
+                send(outbox, to_worker(ToWorker::Validity(validity))).await?;
+            }
+        }
     }
 }
 

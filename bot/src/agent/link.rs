@@ -22,6 +22,7 @@ use tracing::{debug, info, warn};
 
 use super::Identity;
 use super::report::{self, Binding, Deposited};
+use super::validity::Validity;
 use crate::backoff::Backoff;
 use crate::rest::Limits;
 use crate::shard::{ShardStatus, Stage};
@@ -30,6 +31,8 @@ use crate::shard::{ShardStatus, Stage};
 const WELCOME_WITHIN: Duration = Duration::from_secs(10);
 /// An agent that does not take messages for this long is given up and called again.
 const SEND_WITHIN: Duration = Duration::from_secs(5);
+/// Longest pause before the agent is called again by a process that may act only for a time.
+const BOUNDED_RETRY: Duration = Duration::from_millis(300);
 /// After a nudge, so that many become one message.
 const COALESCE: Duration = Duration::from_millis(50);
 /// Bounds for the interval that the agent asks for.
@@ -117,6 +120,8 @@ pub struct LinkSetup {
     pub answers: mpsc::Receiver<Answer>,
     /// Cancelled when a newer attempt has taken over.
     pub superseded: CancellationToken,
+    /// Until when the process may act, as the agent tells it.
+    pub validity: Validity,
 }
 
 struct Link {
@@ -191,7 +196,12 @@ pub async fn run(setup: LinkSetup) {
         } else {
             debug!(%error, "the agent is still away");
         }
-        tokio::time::sleep(backoff.delay()).await;
+        let mut delay = backoff.delay();
+        if link.setup.validity.is_bounded() {
+            // Its time runs out while it waits.
+            delay = delay.min(BOUNDED_RETRY);
+        }
+        tokio::time::sleep(delay).await;
     }
 }
 
@@ -229,6 +239,7 @@ impl Link {
         if welcome.superseded {
             return Err(LinkError::Superseded);
         }
+        self.setup.validity.set(welcome.valid_until_boot_ms);
         let interval = Duration::from_millis(match u64::from(welcome.report_interval_ms) {
             0 => 1000,
             asked => asked.clamp(*INTERVAL.start(), *INTERVAL.end()),
@@ -311,6 +322,9 @@ impl Link {
             }
             Some(FromAgent::Welcome(welcome)) if welcome.superseded => {
                 return Err(LinkError::Superseded);
+            }
+            Some(FromAgent::Validity(validity)) => {
+                self.setup.validity.set(validity.until_boot_ms);
             }
             Some(FromAgent::Command(command)) => {
                 let id = CommandId {

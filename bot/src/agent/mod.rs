@@ -6,6 +6,7 @@
 
 pub mod link;
 pub mod report;
+pub mod validity;
 
 use std::io;
 use std::path::PathBuf;

@@ -4,7 +4,6 @@ use std::future::poll_fn;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt as _;
 use tracing::{info, warn};
 use twilight_gateway::{CloseFrame, ConfigBuilder, Message, Session, Shard, ShardId};
 
@@ -123,6 +122,7 @@ impl ShardTask {
             deadline: Some(tokio::time::Instant::now() + HELLO_WITHIN),
             heartbeat_interval: Duration::MAX,
         };
+        let validity = self.services.validity.clone();
         let mut tick = tokio::time::interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let lost = loop {
@@ -148,7 +148,7 @@ impl ShardTask {
                 () = tokio::time::sleep_until(deadline.unwrap_or_else(tokio::time::Instant::now)), if deadline.is_some() => {
                     break self.too_late(&connection);
                 }
-                item = connection.shard.next() => {
+                item = poll_fn(|cx| validity.poll_next(&mut connection.shard, cx)) => {
                     if let Some(lost) = self.item(item, &mut connection) {
                         break lost;
                     }
@@ -309,7 +309,7 @@ impl ShardTask {
                 None
             }
             GateEvent::Granted(ticket) => {
-                if !ticket.redeem() {
+                if !self.services.validity.holds() || !ticket.redeem() {
                     warn!(
                         shard = self.status.id,
                         "an IDENTIFY permit came too late to be used"
@@ -317,7 +317,9 @@ impl ShardTask {
                     return None;
                 }
                 // This poll writes it, before it reads anything.
-                let item = poll_fn(|cx| Poll::Ready(connection.shard.poll_next_unpin(cx))).await;
+                let validity = self.services.validity.clone();
+                let item =
+                    poll_fn(|cx| Poll::Ready(validity.poll_next(&mut connection.shard, cx))).await;
                 self.status.identify_boot_ms = boot_ms();
                 self.status.identifies += 1;
                 self.status.last_error.clear();

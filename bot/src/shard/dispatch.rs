@@ -285,7 +285,13 @@ impl ShardTask {
                 sent,
                 standing,
             } = taken;
-            let handled = interactions::handle(&services, shard, &payload, sent, standing);
+            let handled = async {
+                if !services.validity.holds() {
+                    // It is another process's now, and this one ends.
+                    return std::future::pending().await;
+                }
+                interactions::handle(&services, shard, &payload, sent, standing).await
+            };
             let outcome = tokio::select! {
                 biased;
                 () = work.cancelled() => return,

@@ -231,7 +231,7 @@ proptest! {
             let until = tenure.until(now);
             let by_lease = sent.iter().max().map_or(0, |at| at + spans.ttl - spans.margin);
             let by_peers = match tenure.stay {
-                0 => now + spans.statement,
+                0 => now + spans.ttl - spans.margin,
                 n => {
                     let mut asked: Vec<u64> = asked.values().copied().collect();
                     asked.sort_unstable();

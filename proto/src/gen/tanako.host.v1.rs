@@ -370,18 +370,27 @@ pub struct StandingRequest {
 pub struct Standing {
     #[prost(string, tag = "1")]
     pub host: ::prost::alloc::string::String,
-    /// Whether the store has answered within the last two seconds.
+    /// Whether the store has answered lately.
     #[prost(bool, tag = "2")]
     pub store: bool,
-    /// Milliseconds since its own lease was last prolonged.
+    /// Milliseconds since the store last prolonged its lease.
     #[prost(uint64, tag = "3")]
     pub lease_age_ms: u64,
-    /// Whether it can prolong its lease by itself.
+    /// Whether it owns what it runs, with its lease or without.
     #[prost(bool, tag = "4")]
     pub held: bool,
     /// The greatest epoch it has seen.
     #[prost(uint64, tag = "5")]
     pub epoch: u64,
+    /// It owns what it runs and has not heard from the store for so long that others may count on it.
+    #[prost(bool, tag = "6")]
+    pub cut: bool,
+    /// How long ago it took in the store's answers about its lease, oldest first.
+    #[prost(uint64, repeated, tag = "7")]
+    pub contact_ages_ms: ::prost::alloc::vec::Vec<u64>,
+    /// Name of its tenure.
+    #[prost(string, tag = "8")]
+    pub instance: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RelayRequest {
@@ -395,6 +404,9 @@ pub struct RelayRequest {
 pub struct RelayReply {
     #[prost(bool, tag = "1")]
     pub kept: bool,
+    /// The store says that there is no such lease.
+    #[prost(bool, tag = "2")]
+    pub ended: bool,
 }
 /// Generated client implementations.
 pub mod host_client {

@@ -267,7 +267,7 @@ pub struct IdentifyPermit {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AgentMessage {
-    #[prost(oneof = "agent_message::Message", tags = "1, 2, 3")]
+    #[prost(oneof = "agent_message::Message", tags = "1, 2, 3, 4")]
     pub message: ::core::option::Option<agent_message::Message>,
 }
 /// Nested message and enum types in `AgentMessage`.
@@ -280,7 +280,17 @@ pub mod agent_message {
         DepositAck(super::DepositAck),
         #[prost(message, tag = "3")]
         Command(super::Command),
+        #[prost(message, tag = "4")]
+        Validity(super::Validity),
     }
+}
+/// Until when the host owns what it runs; sent whenever that moves on.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Validity {
+    /// CLOCK_BOOTTIME in milliseconds; 0 = for ever. Past it a process handles no event, sends neither IDENTIFY
+    /// nor RESUME, and ends: its shards may be another host's.
+    #[prost(int64, tag = "1")]
+    pub until_boot_ms: i64,
 }
 /// Answer to Hello. A process that is told to exit must do so without touching the gateway.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -300,6 +310,9 @@ pub struct Welcome {
     pub duty: i32,
     #[prost(message, optional, tag = "7")]
     pub cut: ::core::option::Option<Cut>,
+    /// See Validity.
+    #[prost(int64, tag = "8")]
+    pub valid_until_boot_ms: i64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DepositAck {
