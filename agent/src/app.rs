@@ -195,8 +195,9 @@ impl App {
             &keeping.tracker,
         )
         .await?;
+        let tenure = tenure(&config);
         vault.copy_to(
-            shared.clone(),
+            tenure.fence(shared.clone()),
             match &config.store {
                 StoreConfig::Embedded => vault::Pace::lone(),
                 StoreConfig::Etcd { .. } => vault::Pace::fleet(),
@@ -239,7 +240,6 @@ impl App {
         let places = spec::Places {
             data_dir: config.data_dir.to_string_lossy().into_owned(),
         };
-        let tenure = tenure(&config);
         let supervisor = Supervisor::start(
             supervisor_config(&config),
             Arc::new(tenure::Gate::new(Arc::new(broker.clone()), tenure.clone())),
@@ -276,11 +276,15 @@ impl App {
         )
         .await?;
 
+        let dial: Arc<dyn Dial> = match config.network {
+            Some(_) => Arc::new(peers.clone()),
+            None => Arc::new(hosts::Nobody),
+        };
         tenure.start(
             tenure::Parts {
                 store: shared.clone(),
                 registry: registry.clone(),
-                reach: Arc::new(tenure::Nobody),
+                dial: dial.clone(),
                 supervisor: supervisor.clone(),
                 vault: vault.clone(),
                 history: history.clone(),
@@ -306,10 +310,6 @@ impl App {
             sample: metrics.latest(),
             gate: Gate::open(&config.data_dir),
         };
-        let dial: Arc<dyn Dial> = match config.network {
-            Some(_) => Arc::new(peers.clone()),
-            None => Arc::new(hosts::Nobody),
-        };
         let through = matches!(store, Opened::Etcd(_)).then(|| {
             let dial = dial.clone();
             let through = Through::new(
@@ -333,6 +333,7 @@ impl App {
                 local: local.clone(),
                 registry: registry.clone(),
                 dial,
+                tenure: tenure.clone(),
                 broker: broker.clone(),
                 history: history.clone(),
             },

@@ -17,6 +17,7 @@ use tanako_agent::{
     history::{self, History},
     identify::{self, BotConfig, Broker},
     supervisor::{Desired, ProcessStatus, State, Table, WorkerInput},
+    tenure::Tenure,
     vault::Vault,
     worker::{CommandError, Config, Processes, States, WorkerState, Workers, duties::Duties},
 };
@@ -158,6 +159,7 @@ impl Fixture {
                 group,
                 report_interval: Duration::from_secs(1),
                 duties: Duties::default(),
+                tenure: Tenure::unbounded(),
             },
             Arc::new(FakeSupervisor {
                 table: table_rx,

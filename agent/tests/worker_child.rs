@@ -10,6 +10,7 @@ use tanako_agent::{
     history::{self, History},
     identify::{self, BotConfig, Broker},
     supervisor::{self, Desired, ProcessStatus, State, Supervisor},
+    tenure::Tenure,
     vault::Vault,
     worker::{Config, Workers, duties::Duties},
 };
@@ -193,6 +194,7 @@ async fn a_restarted_worker_resumes_and_spends_no_identify() {
             group: false,
             report_interval: Duration::from_secs(1),
             duties: Duties::default(),
+            tenure: Tenure::unbounded(),
         },
         Arc::new(supervisor.clone()),
         broker.clone(),

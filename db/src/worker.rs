@@ -227,7 +227,8 @@ impl Worker {
                     worker.keep_result(result, false);
                 });
             }
-            Some(FromAgent::Welcome(_) | FromAgent::DepositAck(_)) | None => {}
+            Some(FromAgent::Welcome(_) | FromAgent::DepositAck(_) | FromAgent::Validity(_))
+            | None => {}
         }
     }
 

@@ -121,6 +121,7 @@ impl Task {
             Kind::Rollout => return self.draft_rollout(request).await,
             Kind::Reshard => return self.draft_reshard(request),
             Kind::Move => return self.draft_move(request),
+            Kind::Failover => return self.draft_failover(request).await,
             _ if kind.is_backup() => return self.draft_backup(kind, request),
             _ => {}
         }

@@ -9,11 +9,13 @@
 //! - `draft`, `rollouts`, `reshards`: what a request must satisfy before it becomes an operation.
 //! - `submit`: how it becomes one.
 //! - `places`: which host has which process; makes hosts agree with what is wanted of them.
+//! - `failover`: what lost hosts had goes to others.
 //! - `carry`, `orders`, `books`: carries operations forward, gives orders, keeps receipts.
 //! - [`schedule`]: when the daily backup is due; pure.
 
 mod carry;
 mod draft;
+mod failover;
 mod jobs;
 mod orders;
 mod places;
@@ -42,6 +44,7 @@ use crate::{
     operations::{Kind, duties, ledger},
     problem,
     registry::Registry,
+    tenure::Tenure,
     worker::duties::Duties,
 };
 
@@ -113,6 +116,8 @@ pub struct Parts {
     pub registry: Registry,
     /// The way to the others.
     pub dial: Arc<dyn Dial>,
+    /// Whether this host owns what it runs.
+    pub tenure: Tenure,
     /// The budget of IDENTIFYs.
     pub broker: Broker,
     /// What happened.
@@ -154,11 +159,23 @@ impl Coordinator {
             cancel.clone(),
             tracker,
         );
+        let watchman = parts.tenure.is_bounded().then(|| {
+            let parts = crate::tenure::failover::Parts {
+                store: parts.store.clone(),
+                registry: parts.registry.clone(),
+                dial: parts.dial.clone(),
+                tenure: parts.tenure.clone(),
+                history: parts.history.clone(),
+                share: tanako_fleet::failover::SHARE,
+            };
+            crate::tenure::failover::Watchman::start(parts, cancel.clone(), tracker)
+        });
         let mut task = task::Task::new(
             task::Office {
                 parts,
                 hosts,
                 epoch,
+                watchman,
             },
             (desired, stored),
             audit,

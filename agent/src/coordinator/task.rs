@@ -1,11 +1,12 @@
 //! The task that owns operations, desired state and audit log.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     sync::Arc,
     time::Duration,
 };
 
+use tanako_fleet::ProcessName;
 use tanako_store::{Outcome, StoreError, Txn};
 use tokio::sync::{mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -27,6 +28,7 @@ use crate::{
     },
     registry,
     supervisor::Table,
+    tenure::failover::Watchman,
 };
 
 /// Reports of backup jobs that wait.
@@ -68,6 +70,8 @@ pub(super) struct Office {
     pub(super) hosts: Hosts,
     /// Fencing revision of the office.
     pub(super) epoch: u64,
+    /// Who says which hosts are lost; `None` on one machine.
+    pub(super) watchman: Option<Watchman>,
 }
 
 /// State of the coordinator.
@@ -77,6 +81,12 @@ pub(super) struct Task {
     pub(super) hosts: Hosts,
     /// Fencing revision of the office.
     pub(super) epoch: u64,
+    /// Who says which hosts are lost; `None` on one machine.
+    pub(super) watchman: Option<Watchman>,
+    /// Nothing is begun about lost hosts before this time, in milliseconds since 1970.
+    pub(super) fail_over_at: i64,
+    /// Database nodes of lost hosts that have been told of.
+    pub(super) nodes_told: BTreeSet<ProcessName>,
     pub(super) desired: Desired,
     /// Which host has which process.
     pub(super) stored: Stored,
@@ -119,6 +129,7 @@ impl Task {
             parts,
             hosts,
             epoch,
+            watchman,
         } = office;
         Self {
             parts,
@@ -142,6 +153,9 @@ impl Task {
             answers,
             answers_rx: Some(answers_rx),
             lingering: Vec::new(),
+            watchman,
+            fail_over_at: 0,
+            nodes_told: BTreeSet::new(),
             proposed: HashMap::new(),
             tracker,
             retry_at: None,
@@ -177,10 +191,12 @@ impl Task {
         }
         let mut picture = self.hosts.watch();
         let mut identify = self.parts.broker.status();
+        let mut losses = self.watchman.as_ref().map(Watchman::losses);
         let mut due = self.next_backup();
         self.catch_up_backup().await;
         loop {
             self.welcome();
+            self.fail_over().await;
             self.advance().await;
             let wake = self.wake();
             let works = !self.active.is_empty() && self.retry_at.is_none();
@@ -201,6 +217,7 @@ impl Task {
                     }
                     picture.mark_unchanged();
                 }
+                () = changed(&mut losses) => {}
                 Ok(()) = identify.changed() => {
                     identify.mark_unchanged();
                     self.propose_reshards();
@@ -326,6 +343,7 @@ impl Task {
             txn = next.commit(&self.desired, txn);
         }
         let places = self.places_after(next.as_ref().unwrap_or(&self.desired), &op, &moves);
+        txn = self.only_from_lost(txn, &op, &moves);
         if let Some(places) = &places {
             txn = self.stored.commit(places, self.epoch, txn);
         }
@@ -434,6 +452,14 @@ fn until_from(now: i64, at_ms: Option<i64>) -> Option<tokio::time::Instant> {
     // A wall clock that jumps is looked at again within the minute.
     let wait = (at_ms? - now).clamp(WAKE_MS_MIN, 60_000);
     Some(tokio::time::Instant::now() + Duration::from_millis(wait.unsigned_abs()))
+}
+
+/// Resolves when the value has changed; never, when there is none.
+async fn changed<T>(watched: &mut Option<watch::Receiver<T>>) {
+    match watched {
+        Some(watched) if watched.changed().await.is_ok() => watched.mark_unchanged(),
+        _ => std::future::pending().await,
+    }
 }
 
 async fn sleep_until(at: Option<tokio::time::Instant>) {

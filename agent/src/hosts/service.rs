@@ -18,6 +18,7 @@ use super::{Local, feed::Feed, wire as convert};
 use crate::{
     broadcast::{Broadcast, Question},
     identify::Counter,
+    tenure::Answering,
 };
 
 /// Longest that a command may take; a backup of a large node takes hours.
@@ -32,6 +33,7 @@ const SESSIONS_MAX: usize = 4096;
 pub struct HostService {
     local: Local,
     feed: Feed,
+    tenures: Answering,
     cancel: CancellationToken,
     tracker: TaskTracker,
     counter: Option<Counter>,
@@ -40,10 +42,17 @@ pub struct HostService {
 
 impl HostService {
     /// Of this host. Streams end when `cancel` is cancelled.
-    pub fn new(local: Local, feed: Feed, cancel: CancellationToken, tracker: TaskTracker) -> Self {
+    pub fn new(
+        local: Local,
+        feed: Feed,
+        tenures: Answering,
+        cancel: CancellationToken,
+        tracker: TaskTracker,
+    ) -> Self {
         Self {
             local,
             feed,
+            tenures,
             cancel,
             tracker,
             counter: None,
@@ -227,14 +236,15 @@ impl Host for HostService {
         &self,
         _: Request<wire::StandingRequest>,
     ) -> Result<Response<wire::Standing>, Status> {
-        Err(not_yet("its standing"))
+        Ok(Response::new(self.tenures.tenure.standing()))
     }
 
     async fn relay_keep_alive(
         &self,
-        _: Request<wire::RelayRequest>,
+        request: Request<wire::RelayRequest>,
     ) -> Result<Response<wire::RelayReply>, Status> {
-        Err(not_yet("keep-alives for others"))
+        let request = request.into_inner();
+        Ok(Response::new(self.tenures.relay(&request).await))
     }
 }
 

@@ -28,6 +28,8 @@ pub enum Kind {
     Reshard,
     /// Moves processes to another host.
     Move,
+    /// Starts what a lost host had on others.
+    Failover,
     /// Makes a backup set.
     Backup,
     /// Reads a backup set back.
@@ -49,6 +51,7 @@ impl Kind {
             Self::Rollout => "rollout",
             Self::Reshard => "reshard",
             Self::Move => "move",
+            Self::Failover => "failover",
             Self::Backup => "backup",
             Self::BackupVerify => "backup-verify",
             Self::BackupPrune => "backup-prune",
@@ -57,13 +60,14 @@ impl Kind {
     }
 
     /// The kinds that a request may name.
-    pub const REQUESTABLE: [Self; 10] = [
+    pub const REQUESTABLE: [Self; 11] = [
         Self::Start,
         Self::Stop,
         Self::Restart,
         Self::Rollout,
         Self::Reshard,
         Self::Move,
+        Self::Failover,
         Self::Backup,
         Self::BackupVerify,
         Self::BackupPrune,

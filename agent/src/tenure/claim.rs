@@ -21,6 +21,8 @@ pub(super) enum Claim {
         sent_at: u64,
         /// As stored.
         stay: u32,
+        /// Revision at which the key came into being.
+        taken_at: u64,
     },
     /// Not now: the key of another tenure is there, or something has changed in between.
     Wait,
@@ -64,6 +66,7 @@ pub(super) async fn take(store: &dyn Store, wanted: &Wanted<'_>) -> Result<Claim
                 lease,
                 sent_at,
                 stay,
+                taken_at: known.create_revision,
             });
         }
         if !wanted.over.contains(&presence.instance) {
@@ -92,16 +95,34 @@ pub(super) async fn take(store: &dyn Store, wanted: &Wanted<'_>) -> Result<Claim
         .put(&host, encode(&record)?)
         .put_leased(&present, encode(&presence)?, lease);
     let stay = record.tenure.stay;
-    if store.commit(txn).await?.committed().is_some() {
+    if let Some(taken_at) = store.commit(txn).await?.committed() {
         return Ok(Claim::Taken {
             lease,
             sent_at,
             stay,
+            taken_at,
         });
     }
     // Otherwise it ends by itself.
     let _ = store.revoke(lease).await;
     Ok(Claim::Wait)
+}
+
+/// The revision at which the key of a tenure came into being; 0 = it is not there.
+pub(super) async fn found(
+    store: &dyn Store,
+    host: &str,
+    instance: &str,
+) -> Result<u64, StoreError> {
+    let item = store.get(&present_key(host)).await?;
+    Ok(item.map_or(0, |item| {
+        let presence: Presence = serde_json::from_slice(&item.value).unwrap_or_default();
+        if presence.instance == instance {
+            item.create_revision
+        } else {
+            0
+        }
+    }))
 }
 
 /// Writes [`Terms::stay`]; whether it is stored.

@@ -18,9 +18,10 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Reach, Tenure, claim, now, peers};
+use super::{Tenure, claim, now, peers};
 use crate::{
     history::{History, Severity},
+    hosts::Dial,
     registry::{HOSTS, HostRecord, Hosts, PRESENT, Registry},
 };
 
@@ -40,7 +41,7 @@ pub struct Parts {
     /// The hosts.
     pub registry: Registry,
     /// The way to them.
-    pub reach: Arc<dyn Reach>,
+    pub dial: Arc<dyn Dial>,
     /// This host's own tenure.
     pub tenure: Tenure,
     /// What happened.
@@ -273,7 +274,7 @@ impl Task {
                 host.clone(),
                 format!(
                     "it cannot be proven that {host} has stopped its processes, for {} could not be asked \
-                     or do not reach the store: nothing is moved. If {host} is really off: tanakoctl \
+                     or do not dial the store: nothing is moved. If {host} is really off: tanakoctl \
                      rebalance --lost {host}",
                     silent.join(", ")
                 ),
@@ -338,7 +339,7 @@ async fn look(parts: &Parts, began_at: u64) -> Note {
         let answer = if *host == own {
             Some(parts.tenure.standing())
         } else {
-            peers::standing(&*parts.reach, own, host, ASK_WITHIN).await
+            peers::standing(&*parts.dial, own, host, ASK_WITHIN).await
         };
         let standing = Standing {
             contact_ages: answer?.contact_ages_ms,

@@ -40,8 +40,10 @@ enum Note {
         peer: String,
         cut: Option<u64>,
     },
-    /// A tenure was begun or taken again under that name.
-    Named(String, Input),
+    /// A tenure was begun or taken again under that name, its key at that revision.
+    Named(String, u64, Input),
+    /// The key that the last agent left came into being at that revision.
+    Found(u64),
     /// What is another host's has been forgotten.
     Settled(Vec<ProcessName>),
 }
@@ -95,6 +97,7 @@ impl Keeper {
         let limit = self.limit(&hosts.borrow_and_update().clone());
         self.written.instance = self.shared.view.borrow().instance.clone();
         self.step(Input::Stay(limit)).await;
+        self.look_up();
         let mut guard = tokio::time::interval(FENCE_EVERY);
         loop {
             let (at, due) = (now(), self.shared.core().deadline(now()));
@@ -117,6 +120,26 @@ impl Keeper {
                 () = sleep(nap.min(NAP_MAX)) => self.step(Input::Tick).await,
             }
         }
+    }
+
+    /// The tenure of the last agent goes on: since when its key is there.
+    fn look_up(&self) {
+        let view = self.shared.view.borrow().clone();
+        if view.instance.is_empty() || !view.settled {
+            return;
+        }
+        let (store, host) = (self.parts.store.clone(), self.shared.settings.host.clone());
+        self.spawn(async move {
+            loop {
+                match claim::found(&*store, &host, &view.instance).await {
+                    Ok(taken_at) => return Note::Found(taken_at),
+                    Err(error) => {
+                        tracing::debug!(%error, "the key of this host cannot be read yet");
+                        sleep(RETRY).await;
+                    }
+                }
+            }
+        });
     }
 
     /// Sees to it that the fence runs, also when somebody has killed it.
@@ -155,12 +178,18 @@ impl Keeper {
                     self.step(Input::Cut { peer, asked_at }).await;
                 }
             }
-            Note::Named(instance, input) => {
-                let before = self.shared.view.borrow().instance.clone();
-                let begun = instance != before;
+            Note::Found(taken_at) => {
                 self.shared
                     .view
-                    .send_modify(|view| view.instance.clone_from(&instance));
+                    .send_modify(|view| view.taken_at = taken_at);
+            }
+            Note::Named(instance, taken_at, input) => {
+                let before = self.shared.view.borrow().instance.clone();
+                let begun = instance != before;
+                self.shared.view.send_modify(|view| {
+                    view.instance.clone_from(&instance);
+                    view.taken_at = taken_at;
+                });
                 self.written.instance = instance;
                 if begun {
                     self.shared.view.send_modify(|view| view.settled = false);
@@ -184,6 +213,7 @@ impl Keeper {
                 self.shared.view.send_modify(|view| {
                     view.until = 1;
                     view.settled = false;
+                    view.taken_at = 0;
                 });
             }
         }
@@ -298,13 +328,14 @@ impl Keeper {
                     lease,
                     sent_at,
                     stay,
+                    taken_at,
                 }) => {
                     let began = Input::Began {
                         lease,
                         sent_at,
                         stay,
                     };
-                    Note::Named(instance, began)
+                    Note::Named(instance, taken_at, began)
                 }
                 Ok(Claim::Wait) => Note::Input(Input::NotBegan),
                 Ok(Claim::Released) => Note::Input(Input::Released),
@@ -320,10 +351,10 @@ impl Keeper {
         let patience = Duration::from_millis(self.spans.patience);
         let relayed = way == Way::Relayed;
         if relayed {
-            let (reach, host) = (self.parts.reach.clone(), self.shared.settings.host.clone());
+            let (dial, host) = (self.parts.dial.clone(), self.shared.settings.host.clone());
             let peers = self.peers();
             self.spawn(async move {
-                Note::Input(peers::relay(reach, &host, peers, lease, patience).await)
+                Note::Input(peers::relay(dial, &host, peers, lease, patience).await)
             });
         } else {
             let store = self.parts.store.clone();
@@ -357,10 +388,10 @@ impl Keeper {
         let stay = self.shared.core().stay();
         for peer in peers::sample(self.peers(), stay, &self.asking) {
             self.asking.insert(peer.clone());
-            let (reach, own) = (self.parts.reach.clone(), self.shared.settings.host.clone());
+            let (dial, own) = (self.parts.dial.clone(), self.shared.settings.host.clone());
             let asked_at = now();
             self.spawn(async move {
-                let answer = peers::standing(&*reach, &own, &peer, within).await;
+                let answer = peers::standing(&*dial, &own, &peer, within).await;
                 let cut = answer.is_some_and(|standing| standing.cut && standing.held);
                 Note::Asked {
                     peer,

@@ -22,6 +22,7 @@ pub mod failover;
 pub mod fence;
 pub mod file;
 mod keeper;
+mod leased;
 mod peers;
 mod reap;
 
@@ -38,7 +39,6 @@ use tanako_proto::host::v1 as wire;
 use tanako_store::{Store, StoreError};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::transport::Channel;
 
 use crate::{
     clock::boot_ms,
@@ -47,22 +47,6 @@ use crate::{
     supervisor::{StartGate, Supervisor},
     vault::Vault,
 };
-
-/// How to reach the agent of another host.
-pub trait Reach: Send + Sync + 'static {
-    /// A channel to it, with the identity of this agent; or why there is none.
-    fn channel<'a>(&'a self, host: &'a str) -> BoxFuture<'a, Result<Channel, String>>;
-}
-
-/// Reaches nobody.
-#[derive(Debug, Clone, Copy)]
-pub struct Nobody;
-
-impl Reach for Nobody {
-    fn channel<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Channel, String>> {
-        Box::pin(async { Err("this agent has no way to other hosts".to_owned()) })
-    }
-}
 
 /// Lets bots start while this host owns them; then asks the gate behind it.
 pub struct Gate {
@@ -133,7 +117,7 @@ pub struct Parts {
     /// The hosts.
     pub registry: Registry,
     /// The way to them.
-    pub reach: Arc<dyn Reach>,
+    pub dial: Arc<dyn Dial>,
     /// The processes.
     pub supervisor: Supervisor,
     /// Their sessions.
@@ -156,6 +140,8 @@ pub struct View {
     pub relayed: bool,
     /// What has no business here any more has been stopped: processes may be started.
     pub settled: bool,
+    /// Revision at which the host's key came into being for this tenure; 0 = not known.
+    pub taken_at: u64,
 }
 
 /// A handle on the tenure of this host; clones are cheap and equal.
@@ -264,6 +250,19 @@ impl Tenure {
         self.view.clone()
     }
 
+    /// `store` for what this host writes of its own: each commit holds only within the tenure in which it is
+    /// made, and is [`tanako_store::StoreError::Fenced`] outside of one.
+    pub fn fence(&self, store: Arc<dyn Store>) -> Arc<dyn Store> {
+        match &self.shared {
+            None => store,
+            Some(shared) => Arc::new(leased::Leased {
+                store,
+                tenure: self.clone(),
+                host: shared.settings.host.clone(),
+            }),
+        }
+    }
+
     /// Whether there is a bound at all.
     pub fn is_bounded(&self) -> bool {
         self.shared.is_some()
@@ -306,15 +305,24 @@ impl Tenure {
             ..wire::Standing::default()
         }
     }
+}
 
+/// What this host's agent answers others about tenures; clones are cheap.
+#[derive(Clone)]
+pub struct Answering {
+    /// This host's own.
+    pub tenure: Tenure,
+    /// The hosts.
+    pub registry: Registry,
+    /// The store, without a fence.
+    pub store: Arc<dyn Store>,
+}
+
+impl Answering {
     /// Prolongs the lease of a peer that cannot reach the store. Only the one that it is known to hold.
-    pub async fn relay(
-        &self,
-        store: &dyn Store,
-        registry: &Registry,
-        request: &wire::RelayRequest,
-    ) -> wire::RelayReply {
-        let held = registry
+    pub async fn relay(&self, request: &wire::RelayRequest) -> wire::RelayReply {
+        let held = self
+            .registry
             .hosts()
             .get(&request.host)
             .and_then(|known| known.present.as_ref().map(|present| present.lease));
@@ -323,7 +331,7 @@ impl Tenure {
         if held != Some(lease) {
             return wire::RelayReply::default();
         }
-        match store.keep_alive(lease).await {
+        match self.store.keep_alive(lease).await {
             Ok(()) => wire::RelayReply {
                 kept: true,
                 ended: false,

@@ -7,20 +7,21 @@ use tanako_fleet::tenure::Way;
 use tanako_proto::host::v1::{self as wire, host_client::HostClient};
 use tokio::time::timeout;
 
-use super::{Reach, core::Input, now};
+use super::{core::Input, now};
+use crate::hosts::Dial;
 
 /// Peers asked to relay at once.
 const RELAYS: usize = 3;
 
 /// Asks one host how it stands; `None` = no answer in time.
 pub(super) async fn standing(
-    reach: &dyn Reach,
+    dial: &dyn Dial,
     own: &str,
     host: &str,
     within: Duration,
 ) -> Option<wire::Standing> {
     let ask = async {
-        let channel = reach.channel(host).await.ok()?;
+        let channel = dial.channel(host).await.ok()?;
         let request = wire::StandingRequest {
             host: own.to_owned(),
         };
@@ -32,7 +33,7 @@ pub(super) async fn standing(
 
 /// Asks some peers to prolong the lease; what came of it.
 pub(super) async fn relay(
-    reach: Arc<dyn Reach>,
+    dial: Arc<dyn Dial>,
     own: &str,
     mut peers: Vec<String>,
     lease: u64,
@@ -45,9 +46,9 @@ pub(super) async fn relay(
         .into_iter()
         .take(RELAYS)
         .map(|peer| {
-            let reach = reach.clone();
+            let dial = dial.clone();
             async move {
-                let channel = reach.channel(&peer).await.ok()?;
+                let channel = dial.channel(&peer).await.ok()?;
                 let request = wire::RelayRequest {
                     host: own.to_owned(),
                     lease: i64::try_from(lease).unwrap_or(0),

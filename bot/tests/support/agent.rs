@@ -243,6 +243,7 @@ impl Agent {
                     sessions: state.sessions.values().cloned().collect(),
                     report_interval_ms: 200,
                     superseded: state.superseded,
+                    valid_until_boot_ms: 0,
                 }));
             }
             ToAgent::Report(report) => state.reports.push(report),

@@ -1,0 +1,201 @@
+//! What lost hosts had goes to others, once it is certain that nothing of it runs any more.
+//!
+//! [`crate::tenure::failover`] says when that is; from then on it is an operation like any other: written down,
+//! shown, resumed by the next coordinator, with a receipt. Each commit that takes a process from a lost host
+//! compares that the host has not come back.
+
+use std::collections::BTreeSet;
+
+use tanako_fleet::{
+    ProcessKind, ProcessName,
+    assignment::{self, Assignment},
+};
+use tanako_proto::fleet::v1::{self as wire, Problem};
+use tanako_store::Txn;
+
+use super::{
+    Caller,
+    draft::{Draft, Refused},
+    places::Moves,
+    planning::{Plan, Relocation},
+    task::Task,
+};
+use crate::{
+    clock::now_ms,
+    history::Severity,
+    operations::{Kind, Operation, StepAction, StepState},
+    registry::present_key,
+    tenure::failover::Losses,
+};
+
+/// After an operation that could not be begun, or failed.
+const AGAIN_MS: i64 = 5_000;
+
+impl Task {
+    /// Who is lost, as far as this term knows.
+    fn losses(&self) -> Losses {
+        self.watchman
+            .as_ref()
+            .map_or_else(Losses::default, |watchman| watchman.losses().borrow().clone())
+    }
+
+    /// Begins what is to be done about lost hosts, and ends what came too late.
+    pub(super) async fn fail_over(&mut self) {
+        let losses = self.losses();
+        self.leave_to_who_came_back(&losses);
+        let now = now_ms();
+        if losses.released.is_empty() || now < self.fail_over_at {
+            return;
+        }
+        let stranded: Vec<(String, Vec<ProcessName>)> = losses
+            .released
+            .iter()
+            .map(|host| (host.clone(), self.stranded(host)))
+            .filter(|(_, names)| !names.is_empty())
+            .collect();
+        for (host, names) in stranded {
+            let relocations = self.relocations(&host, &names);
+            if relocations.is_empty() {
+                // Nowhere to put them, for now.
+                self.fail_over_at = now + AGAIN_MS;
+                continue;
+            }
+            let id = format!("failover-{host}-{now}");
+            let caller = Caller::agent("failover");
+            match self.relocate(Kind::Failover, id, relocations, &caller).await {
+                Ok(op) => self.parts.history.event(
+                    Severity::Warning,
+                    "failover-begun",
+                    &host,
+                    format!("{} processes are started on other hosts: {}", names.len(), op.id),
+                ),
+                Err(problem) => {
+                    self.fail_over_at = now + AGAIN_MS;
+                    tracing::error!(host, problem = problem.message, "a failover cannot begin");
+                }
+            }
+        }
+    }
+
+    /// The processes of a lost host that have to go elsewhere, unless that is under way. Database nodes stay
+    /// with their data: that is told.
+    fn stranded(&mut self, host: &str) -> Vec<ProcessName> {
+        let under_way: BTreeSet<String> = self
+            .active
+            .iter()
+            .filter(|active| !active.op.state.is_ended())
+            .flat_map(|active| &active.op.steps)
+            .filter(|step| step.action == StepAction::Move && step.lost && !step.state.is_ended())
+            .map(|step| step.object.clone())
+            .collect();
+        let names: Vec<ProcessName> = self.stored.assignment.of(host).cloned().collect();
+        let (mut bots, mut nodes) = (Vec::new(), Vec::new());
+        for name in names {
+            match self.desired.process(&name).map(|spec| spec.kind) {
+                Some(ProcessKind::Shard) if !under_way.contains(name.as_str()) => bots.push(name),
+                Some(ProcessKind::Db) => nodes.push(name),
+                _ => {}
+            }
+        }
+        for node in nodes {
+            if self.nodes_told.insert(node.clone()) {
+                self.parts.history.event(
+                    Severity::Error,
+                    "database-node-lost",
+                    node.as_str(),
+                    format!(
+                        "its data is on host {host}, which is lost: bring that host back, or restore the \
+                         latest backup on another one (tanakoctl backup list, tanakoctl restore)"
+                    ),
+                );
+            }
+        }
+        bots
+    }
+
+    /// Where they go: evenly over the hosts that take processes.
+    fn relocations(&self, host: &str, names: &[ProcessName]) -> Vec<Relocation> {
+        let homeless = names.iter().map(|name| (name.clone(), None));
+        let without: Assignment = self.stored.assignment.with(homeless);
+        let seats = self.hosts.seats();
+        let seats: Vec<_> = seats.into_iter().filter(|seat| seat.host != host).collect();
+        let all = self.desired.processes.iter().map(AsRef::as_ref);
+        assignment::spread(&without, &seats, all, |_| None)
+            .into_iter()
+            .filter(|(process, _)| names.contains(process))
+            .map(|(process, to)| Relocation {
+                process,
+                from: host.to_owned(),
+                to,
+                lost: true,
+            })
+            .collect()
+    }
+
+    /// A host that came back has what is still assigned to it: its own steps are not needed any more.
+    fn leave_to_who_came_back(&mut self, losses: &Losses) {
+        let assignment = self.hosts.assignment();
+        let now = now_ms();
+        for active in &mut self.active {
+            if active.op.kind != Kind::Failover || active.op.state.is_ended() {
+                continue;
+            }
+            let steps = active.op.steps.iter_mut();
+            for step in steps.filter(|step| step.lost && !step.state.is_ended()) {
+                let process = step.object.parse::<ProcessName>().ok();
+                let still = process
+                    .as_ref()
+                    .and_then(|process| assignment.host_of(process))
+                    .is_some_and(|at| at == step.from);
+                if still && !losses.released.contains(&step.from) {
+                    let why = format!("host {} is back and starts it", step.from);
+                    step.finish(now, StepState::Skipped, why);
+                    active.dirty = true;
+                }
+            }
+        }
+    }
+
+    /// Adds to a transaction that the hosts from which these moves take something have not come back.
+    pub(super) fn only_from_lost(&self, mut txn: Txn, op: &Operation, moves: &Moves) -> Txn {
+        let hosts: BTreeSet<&str> = op
+            .steps
+            .iter()
+            .filter(|step| step.lost && moves.iter().any(|(name, _)| name.as_str() == step.object))
+            .map(|step| step.from.as_str())
+            .collect();
+        for host in hosts {
+            txn = txn.if_absent(present_key(host));
+        }
+        txn
+    }
+
+    /// The operator says that a lost host is off: what it had is moved although nobody could prove that it
+    /// has stopped, or although too many are lost.
+    pub(super) async fn draft_failover(
+        &self,
+        request: &wire::OperationRequest,
+    ) -> Result<Draft, Refused> {
+        let invalid = |object: &str, message: String, hint: &str| {
+            Box::new(Problem::new("invalid-target", object, message).hint(hint))
+        };
+        let [target] = request.targets.as_slice() else {
+            let message = "name one lost host".to_owned();
+            return Err(invalid("targets", message, "one after the other, as in `host:b`"));
+        };
+        let host = target.strip_prefix("host:").unwrap_or(target);
+        let losses = self.losses();
+        if !losses.waiting.contains_key(host) && !losses.released.contains(host) {
+            let message = format!("host {host} is not lost");
+            return Err(invalid(
+                host,
+                message,
+                "see `tanakoctl status`; to empty a host that lives use `tanakoctl drain`",
+            ));
+        }
+        if let Some(watchman) = &self.watchman {
+            watchman.allow(host).await;
+        }
+        Ok(Draft::new(Kind::Failover, &request.targets, Plan::default()))
+    }
+}
