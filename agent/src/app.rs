@@ -397,6 +397,8 @@ impl App {
                 health: living(coordinator.clone()),
                 shards: health.view(),
                 vault: vault_status(vault.clone()),
+                registry: registry.clone(),
+                tenure: tenure.clone(),
                 version: env!("CARGO_PKG_VERSION"),
             },
             Some(queue),

@@ -191,6 +191,8 @@ fn sources(broker: &Broker, table: watch::Receiver<Arc<Table>>) -> Sources {
         health: Arc::new(|| Ok(())),
         shards: watch::channel(Arc::default()).1,
         vault: Arc::new(VaultStatus::default),
+        registry: tanako_agent::registry::Registry::alone(tanako_agent::registry::Own::default()),
+        tenure: tanako_agent::tenure::Tenure::unbounded(),
         version: "0.0.1",
     }
 }

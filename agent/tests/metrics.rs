@@ -324,6 +324,8 @@ async fn pages() -> Pages {
             unwritable: true,
             ..VaultStatus::default()
         }),
+        registry: tanako_agent::registry::Registry::alone(tanako_agent::registry::Own::default()),
+        tenure: tanako_agent::tenure::Tenure::unbounded(),
         version: "0.0.1",
     };
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
@@ -567,6 +569,8 @@ fn sources_of_nothing() -> Sources {
         health: Arc::new(|| Ok(())),
         shards: watch::channel(Arc::default()).1,
         vault: Arc::new(VaultStatus::default),
+        registry: tanako_agent::registry::Registry::alone(tanako_agent::registry::Own::default()),
+        tenure: tanako_agent::tenure::Tenure::unbounded(),
         version: "0",
     }
 }

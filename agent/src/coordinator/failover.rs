@@ -36,7 +36,9 @@ impl Task {
     fn losses(&self) -> Losses {
         self.watchman
             .as_ref()
-            .map_or_else(Losses::default, |watchman| watchman.losses().borrow().clone())
+            .map_or_else(Losses::default, |watchman| {
+                watchman.losses().borrow().clone()
+            })
     }
 
     /// Begins what is to be done about lost hosts, and ends what came too late.
@@ -62,12 +64,19 @@ impl Task {
             }
             let id = format!("failover-{host}-{now}");
             let caller = Caller::agent("failover");
-            match self.relocate(Kind::Failover, id, relocations, &caller).await {
+            match self
+                .relocate(Kind::Failover, id, relocations, &caller)
+                .await
+            {
                 Ok(op) => self.parts.history.event(
                     Severity::Warning,
                     "failover-begun",
                     &host,
-                    format!("{} processes are started on other hosts: {}", names.len(), op.id),
+                    format!(
+                        "{} processes are started on other hosts: {}",
+                        names.len(),
+                        op.id
+                    ),
                 ),
                 Err(problem) => {
                     self.fail_over_at = now + AGAIN_MS;
@@ -156,20 +165,6 @@ impl Task {
         }
     }
 
-    /// Adds to a transaction that the hosts from which these moves take something have not come back.
-    pub(super) fn only_from_lost(&self, mut txn: Txn, op: &Operation, moves: &Moves) -> Txn {
-        let hosts: BTreeSet<&str> = op
-            .steps
-            .iter()
-            .filter(|step| step.lost && moves.iter().any(|(name, _)| name.as_str() == step.object))
-            .map(|step| step.from.as_str())
-            .collect();
-        for host in hosts {
-            txn = txn.if_absent(present_key(host));
-        }
-        txn
-    }
-
     /// The operator says that a lost host is off: what it had is moved although nobody could prove that it
     /// has stopped, or although too many are lost.
     pub(super) async fn draft_failover(
@@ -181,7 +176,11 @@ impl Task {
         };
         let [target] = request.targets.as_slice() else {
             let message = "name one lost host".to_owned();
-            return Err(invalid("targets", message, "one after the other, as in `host:b`"));
+            return Err(invalid(
+                "targets",
+                message,
+                "one after the other, as in `host:b`",
+            ));
         };
         let host = target.strip_prefix("host:").unwrap_or(target);
         let losses = self.losses();
@@ -196,6 +195,24 @@ impl Task {
         if let Some(watchman) = &self.watchman {
             watchman.allow(host).await;
         }
-        Ok(Draft::new(Kind::Failover, &request.targets, Plan::default()))
+        Ok(Draft::new(
+            Kind::Failover,
+            &request.targets,
+            Plan::default(),
+        ))
     }
+}
+
+/// Adds to a transaction that the hosts from which these moves take something have not come back.
+pub(super) fn only_from_lost(mut txn: Txn, op: &Operation, moves: &Moves) -> Txn {
+    let hosts: BTreeSet<&str> = op
+        .steps
+        .iter()
+        .filter(|step| step.lost && moves.iter().any(|(name, _)| name.as_str() == step.object))
+        .map(|step| step.from.as_str())
+        .collect();
+    for host in hosts {
+        txn = txn.if_absent(present_key(host));
+    }
+    txn
 }

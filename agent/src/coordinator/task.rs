@@ -343,7 +343,7 @@ impl Task {
             txn = next.commit(&self.desired, txn);
         }
         let places = self.places_after(next.as_ref().unwrap_or(&self.desired), &op, &moves);
-        txn = self.only_from_lost(txn, &op, &moves);
+        txn = super::failover::only_from_lost(txn, &op, &moves);
         if let Some(places) = &places {
             txn = self.stored.commit(places, self.epoch, txn);
         }
@@ -456,9 +456,12 @@ fn until_from(now: i64, at_ms: Option<i64>) -> Option<tokio::time::Instant> {
 
 /// Resolves when the value has changed; never, when there is none.
 async fn changed<T>(watched: &mut Option<watch::Receiver<T>>) {
-    match watched {
-        Some(watched) if watched.changed().await.is_ok() => watched.mark_unchanged(),
-        _ => std::future::pending().await,
+    let alive = match watched {
+        Some(watched) => watched.changed().await.is_ok(),
+        None => false,
+    };
+    if !alive {
+        std::future::pending::<()>().await;
     }
 }
 

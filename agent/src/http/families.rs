@@ -36,6 +36,7 @@ pub(super) fn render(sources: &Sources) -> String {
     databases(&mut page, &workers);
     extras(&mut page, &workers);
     identify(&mut page, sources);
+    super::hosts::render(&mut page, &sources.registry, &sources.tenure);
     page.finish()
 }
 

@@ -10,6 +10,7 @@
 
 mod exposition;
 mod families;
+mod hosts;
 mod queue;
 
 use std::{
@@ -42,7 +43,9 @@ pub use queue::{Addresses, Queue};
 use crate::{
     health,
     metrics::{Latency, Sample},
+    registry::Registry,
     supervisor::{Desired, Table},
+    tenure::Tenure,
     vault::VaultStatus,
     worker::States,
 };
@@ -94,6 +97,10 @@ pub struct Sources {
     pub shards: watch::Receiver<Arc<health::View>>,
     /// How the session vault is.
     pub vault: VaultCheck,
+    /// The hosts of the fleet.
+    pub registry: Registry,
+    /// Whether this one owns what it runs.
+    pub tenure: Tenure,
     /// Version of the agent.
     pub version: &'static str,
 }

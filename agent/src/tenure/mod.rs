@@ -43,6 +43,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     clock::boot_ms,
     history::History,
+    hosts::Dial,
     registry::Registry,
     supervisor::{StartGate, Supervisor},
     vault::Vault,
@@ -209,7 +210,8 @@ impl Tenure {
             }
             // Whatever is left over of it is stopped at the first step.
             Some(known) => (
-                core::Tenure::adopted(ttl, now(), known.lease, 0, known.stay),
+                // One that goes on whatever its peers say would go on for ever.
+                core::Tenure::adopted(ttl, now(), known.lease, 0, known.stay.max(1)),
                 View {
                     until: 1,
                     instance: known.instance,
