@@ -520,3 +520,28 @@ async fn a_watcher_sees_a_crash_at_once() {
         .await
         .expect("at once");
 }
+
+#[tokio::test]
+async fn one_machine_has_no_other_host() {
+    let agent = Agent::new(&spec(&bot("a", 1, "")));
+    let mut client = agent.client().await;
+    until(&mut client, "ready", |status| ready(status, 1)).await;
+    let status = status(&mut client).await;
+    let host = format!("host:{}", status.hosts[0].name);
+    for kind in ["cordon", "uncordon", "drain"] {
+        let problem = submit(&mut client, request(kind, &[&host]))
+            .await
+            .expect_err("refused");
+        assert_eq!(&*problem.code, "unsupported", "{problem:?}");
+        let problem = submit(&mut client, request(kind, &["a/0"]))
+            .await
+            .expect_err("refused");
+        assert_eq!(&*problem.code, "invalid-target", "{problem:?}");
+    }
+    let op = submit(&mut client, request("rebalance", &[]))
+        .await
+        .expect("accepted");
+    assert!(op.unchanged, "{op:#?}");
+    let advice = client.advise(wire::AdviseRequest {}).await;
+    assert!(advice.is_ok(), "{advice:?}");
+}

@@ -489,3 +489,55 @@ async fn a_fleet_of_one_machine_moves_to_etcd_and_no_process_stops() {
     let last = until_within(SOON, &mut client, "all", |status| ready(status, 3)).await;
     assert_eq!(pids_of(&last), pids_of(&before));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_is_cordoned_and_drained_and_what_stays_is_named() {
+    let etcd = Etcd::single();
+    let mut agent = Agent::new(&etcd, "a", &spec(2, "100ms"));
+    let mut client = agent.client().await;
+    let before = until(&mut client, "ready", |status| ready(status, 2)).await;
+    let problem = submit(&mut client, "cordon", "host:b")
+        .await
+        .expect_err("there is no such host");
+    assert_eq!(
+        (&*problem.code, &*problem.hint),
+        ("unknown-target", "hosts are a")
+    );
+    let op = insist(&mut client, "cordon", "host:a").await;
+    assert_eq!((&*op.state, op.unchanged), ("succeeded", false), "{op:#?}");
+    let again = insist(&mut client, "cordon", "host:a").await;
+    assert_eq!((&*again.state, again.unchanged), ("succeeded", true));
+    // It is the fleet's, not the agent's to remember.
+    agent.kill();
+    agent.start();
+    let mut client = agent.client().await;
+    until(&mut client, "ready", |status| {
+        status.version > 0 && ready(status, 2)
+    })
+    .await;
+    let again = insist(&mut client, "cordon", "host:a").await;
+    assert!(again.unchanged, "{again:#?}");
+    // There is nowhere to go: everything stays, runs on, and is named.
+    let op = insist(&mut client, "drain", "host:a").await;
+    let problem = op.problem.expect("a reason");
+    assert_eq!((&*op.state, &*problem.code), ("failed", "not-drained"));
+    assert!(
+        problem.message.starts_with(
+            "2 processes stay on host:a: a/0 (no host can take it: 1 host (a) draining)"
+        ),
+        "{}",
+        problem.message
+    );
+    let after = until(&mut client, "ready", |status| ready(status, 2)).await;
+    assert_eq!(pids(&after), pids(&before));
+    let op = insist(&mut client, "uncordon", "host:a").await;
+    assert_eq!((&*op.state, op.unchanged), ("succeeded", false), "{op:#?}");
+    let op = insist(&mut client, "rebalance", "all").await;
+    assert_eq!((&*op.state, op.unchanged), ("succeeded", true), "{op:#?}");
+    let advice = client.advise(wire::AdviseRequest {}).await;
+    let advice = advice.expect("answers").into_inner();
+    assert!(
+        advice.proposals.is_empty() && !advice.unknown.is_empty(),
+        "{advice:#?}"
+    );
+}

@@ -15,13 +15,13 @@ use std::{
 
 use hyper_util::rt::TokioIo;
 use tanako_proto::fleet::v1::{
-    ApplyRequest, AuditList, AuditRequest, BackupList, BroadcastRequest, ControlRequest,
-    DoctorReport, DoctorRequest, Event, EventsRequest, FleetStatus, FleetUpdate, GuildLocation,
-    GuildRequest, HistoryReply, HistoryRequest, IdentifyStatus, IdentifyStatusRequest,
-    ListBackupsRequest, ListOperationsRequest, LogLine, LogsRequest, MigrateStoreReply,
-    MigrateStoreRequest, Operation, OperationId, OperationList, OperationRequest, PlanReply,
-    PlanRequest, Problem, SpecDocument, SpecRequest, StatusRequest, UpgradeReply, UpgradeRequest,
-    WatchRequest, fleet_client::FleetClient,
+    Advice, AdviseRequest, ApplyRequest, AuditList, AuditRequest, BackupList, BroadcastRequest,
+    ControlRequest, DoctorReport, DoctorRequest, Event, EventsRequest, FleetStatus, FleetUpdate,
+    GuildLocation, GuildRequest, HistoryReply, HistoryRequest, IdentifyStatus,
+    IdentifyStatusRequest, ListBackupsRequest, ListOperationsRequest, LogLine, LogsRequest,
+    MigrateStoreReply, MigrateStoreRequest, Operation, OperationId, OperationList,
+    OperationRequest, PlanReply, PlanRequest, Problem, SpecDocument, SpecRequest, StatusRequest,
+    UpgradeReply, UpgradeRequest, WatchRequest, fleet_client::FleetClient,
 };
 use tanako_proto::identity::v1::{
     GrantRequest, Identities, Issued, ListRequest, Members, MembersRequest, RevokeRequest, Revoked,
@@ -306,6 +306,8 @@ reads! {
     audit("audit", AuditRequest) -> AuditList;
     /// What the agent finds wrong.
     doctor("doctor", DoctorRequest) -> DoctorReport;
+    /// What the fleet should have.
+    advise("advise", AdviseRequest) -> Advice;
 }
 
 impl Fleet {

@@ -82,7 +82,11 @@ pub async fn run(session: &Session, running: &Running, wish: Wish) -> Outcome {
     }
     let mut fleet = session.fleet().await?;
     let now = status(&mut fleet).await?;
-    target::check(&wish.request.targets, &now)?;
+    if matches!(&*wish.request.kind, "cordon" | "uncordon" | "drain") {
+        target::check_hosts(&wish.request.targets, &now)?;
+    } else {
+        target::check(&wish.request.targets, &now)?;
+    }
     let plan = fleet
         .plan(PlanRequest {
             of: Some(plan_request::Of::Operation(wish.request.clone())),

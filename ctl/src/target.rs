@@ -67,6 +67,34 @@ pub fn check(targets: &[String], status: &FleetStatus) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Hosts as targets: `a` and `host:a` mean the same.
+pub fn hosts(names: &[String]) -> Vec<String> {
+    names
+        .iter()
+        .map(|name| format!("host:{}", name.strip_prefix("host:").unwrap_or(name)))
+        .collect()
+}
+
+/// Checks hosts against those that the fleet has, whatever runs on them.
+pub fn check_hosts(targets: &[String], status: &FleetStatus) -> Result<(), Failure> {
+    for (target, text) in parse(targets)?.iter().zip(targets) {
+        let Target::Host(name) = target else {
+            return Err(Failure::usage(text, "this is not a host").hint("name it like a or host:a"));
+        };
+        if status.hosts.iter().any(|host| host.name == *name) {
+            continue;
+        }
+        let known = || status.hosts.iter().map(|host| host.name.as_str());
+        let hint = match nearest(name, known()) {
+            Some(meant) => format!("did you mean host:{meant}?"),
+            None => format!("hosts are {}", known().collect::<Vec<_>>().join(", ")),
+        };
+        let message = format!("the fleet has no host {name:?}");
+        return Err(Failure::new("unknown-target", text, message).hint(hint));
+    }
+    Ok(())
+}
+
 /// Reads a guild's id, with or without `guild:` in front.
 pub fn guild_id(text: &str) -> Result<u64, Failure> {
     match text.strip_prefix("guild:").unwrap_or(text).parse() {
@@ -141,6 +169,29 @@ mod tests {
         for bad in ["shard:9", "shard:x", "guild:x", "a b", ""] {
             assert!(check(&[bad.into()], &status()).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn hosts_are_known_with_nothing_on_them() {
+        let mut status = status();
+        status.hosts = ["alpha", "beta"]
+            .map(|name| tanako_proto::fleet::v1::Host {
+                name: name.into(),
+                ..Default::default()
+            })
+            .into();
+        let check = |name: &str| check_hosts(&hosts(&[name.into()]), &status);
+        assert_eq!(check("beta"), Ok(()));
+        assert_eq!(check("host:beta"), Ok(()));
+        for (typed, hint) in [
+            ("bete", "did you mean host:beta?"),
+            ("z", "hosts are alpha, beta"),
+        ] {
+            let problem = check(typed).expect_err(typed).problem.expect("a problem");
+            assert_eq!((&*problem.code, &*problem.hint), ("unknown-target", hint));
+        }
+        assert!(check("tanako/1").is_err());
+        assert!(check_hosts(&["tanako".into()], &status).is_err());
     }
 
     #[test]

@@ -95,6 +95,7 @@ const TABLE: &[(&str, Right)] = &[
     ("/tanako.fleet.v1.Fleet/Broadcast", Right::Change),
     // It says where everything is kept from now on.
     ("/tanako.fleet.v1.Fleet/MigrateStore", Right::Govern),
+    ("/tanako.fleet.v1.Fleet/Advise", Right::Read),
     // It runs another binary.
     ("/tanako.fleet.v1.Fleet/Upgrade", Right::Govern),
     ("/tanako.host.v1.Host/Follow", Right::Between),

@@ -12,6 +12,7 @@ use tanako_proto::fleet::v1::{self as wire, Problem};
 
 use super::{
     ARCHIVES,
+    marks::Mark,
     planning::{self, Plan},
     task::Task,
 };
@@ -67,6 +68,10 @@ pub(super) struct Draft {
     pub(super) starting_max: u32,
     /// Seconds that are known better than the cost of the moves tells.
     pub(super) seconds: Option<u64>,
+    /// What changes about hosts.
+    pub(super) marks: Vec<Mark>,
+    /// Drain: after so many seconds no move begins; 0 = no limit.
+    pub(super) deadline_s: u32,
 }
 
 impl Draft {
@@ -87,6 +92,8 @@ impl Draft {
             watch: None,
             starting_max: 0,
             seconds: None,
+            marks: Vec::new(),
+            deadline_s: 0,
         }
     }
 }
@@ -122,6 +129,9 @@ impl Task {
             Kind::Reshard => return self.draft_reshard(request),
             Kind::Move => return self.draft_move(request),
             Kind::Failover => return self.draft_failover(request).await,
+            Kind::Cordon | Kind::Uncordon => return self.draft_cordon(kind, request),
+            Kind::Drain => return self.draft_drain(request),
+            Kind::Rebalance => return self.draft_rebalance(request),
             _ if kind.is_backup() => return self.draft_backup(kind, request),
             _ => {}
         }

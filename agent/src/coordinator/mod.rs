@@ -7,16 +7,21 @@
 //!
 //! - [`planning`]: from a request and what is to the steps; pure.
 //! - `draft`, `rollouts`, `reshards`: what a request must satisfy before it becomes an operation.
+//! - `leveling`, `marks`: cordons, drains and rebalances; what the operator decides about hosts.
 //! - `submit`: how it becomes one.
 //! - `places`: which host has which process; makes hosts agree with what is wanted of them.
 //! - `failover`: what lost hosts had goes to others.
 //! - `carry`, `orders`, `books`: carries operations forward, gives orders, keeps receipts.
+//! - `advice`: what the fleet should have, and does by itself within bounds.
 //! - [`schedule`]: when the daily backup is due; pure.
 
+mod advice;
 mod carry;
 mod draft;
 mod failover;
 mod jobs;
+mod leveling;
+mod marks;
 mod orders;
 mod places;
 pub mod planning;
@@ -91,6 +96,7 @@ enum Command {
         Caller,
         Answer<wire::Operation>,
     ),
+    Advise(Answer<wire::Advice>),
     Audit(Record, Answer<()>),
 }
 
@@ -240,6 +246,11 @@ impl Coordinator {
     ) -> Result<wire::Operation, Problem> {
         self.ask(|answer| Command::Relocate(kind, request_id, relocations, caller, answer))
             .await
+    }
+
+    /// What the fleet should have.
+    pub async fn advise(&self) -> Result<wire::Advice, Problem> {
+        self.ask(Command::Advise).await
     }
 
     /// Writes a record for a change that is made elsewhere.

@@ -12,7 +12,8 @@ use std::{
 use futures_util::{StreamExt, future::join_all, stream};
 use tanako_fleet::{
     ProcessKind, ProcessName, ProcessSpec,
-    assignment::{self, Assignment},
+    assignment::Assignment,
+    placement::{self, Aim, Host, HostState, Input, Unplaced, demand},
 };
 use tanako_proto::fleet::v1::{self as wire, Problem};
 use tanako_store::{Outcome, Revision, StoreError, Txn};
@@ -70,21 +71,20 @@ impl Task {
             .iter()
             .any(|spec| now.host_of(&spec.name).is_none());
         if homeless {
-            let placed = self.place(next);
+            let (placed, _) = self.place(next);
             changes.extend(placed.into_iter().map(|(name, host)| (name, Some(host))));
         }
         (!changes.is_empty()).then(|| now.with(changes))
     }
 
     /// Where processes go that have no host yet.
-    fn place(&self, next: &Desired) -> Vec<(ProcessName, String)> {
+    fn place(&self, next: &Desired) -> (Vec<(ProcessName, String)>, Vec<Unplaced>) {
         let now = &self.stored.assignment;
         if let Some(holder) = &self.stored.holder {
             // The one host that had everything by an earlier version.
             let all = next.processes.iter();
-            return all
-                .map(|spec| (spec.name.clone(), holder.clone()))
-                .collect();
+            let placed = all.map(|spec| (spec.name.clone(), holder.clone()));
+            return (placed.collect(), Vec::new());
         }
         // Sessions change hands within a host: the process that takes them over is put beside the one
         // that has them.
@@ -97,19 +97,35 @@ impl Task {
                 Some((key, now.host_of(&spec.name)?))
             })
             .collect();
-        let database = next.spec.as_ref().and_then(|spec| spec.database.as_ref());
-        let pinned = |spec: &ProcessSpec| {
-            if spec.kind == ProcessKind::Db {
-                // It lives where its data is.
-                let nodes = database.map_or(&[][..], |database| &database.nodes);
-                let node = nodes.iter().find(|node| node.name == spec.name.instance());
-                return node.and_then(|node| node.host.clone());
-            }
-            let key = (spec.name.group(), &*spec.shard_ids, spec.shard_count);
-            twins.get(&key).map(|host| (*host).to_owned())
-        };
+        let hosts = self.offers(next, |_, state| state);
+        // Data is where it was made: a node without a place of its own stays with the first host.
+        let open = |host: &&Host| host.state == HostState::Present;
+        let first = hosts.iter().find(open).map(|host| host.name.clone());
         let specs = next.processes.iter().map(Arc::as_ref);
-        assignment::spread(now, &self.hosts.seats(), specs, pinned)
+        let mut processes = demand::processes(next.spec.as_deref(), specs.clone(), |spec| {
+            now.host_of(&spec.name).map(str::to_owned).or(first.clone())
+        });
+        for (process, spec) in processes.iter_mut().zip(specs) {
+            let key = (spec.name.group(), &*spec.shard_ids, spec.shard_count);
+            if let Some(host) = twins.get(&key) {
+                process.pinned = Some((*host).to_owned());
+            }
+        }
+        let assignment = now
+            .iter()
+            .map(|(host, name)| (name.clone(), host.to_owned()))
+            .collect();
+        let plan = placement::plan(&Input {
+            hosts,
+            processes,
+            assignment,
+            aim: Aim::New,
+        });
+        let placed = plan.moves.into_iter();
+        (
+            placed.map(|step| (step.process, step.to)).collect(),
+            plan.unplaced,
+        )
     }
 
     /// Refuses what could not be put anywhere.
@@ -139,10 +155,22 @@ impl Task {
                     op.kind.as_str()
                 ),
             )
-            .cause("no host is present that takes new processes")
+            .cause(self.reason(next, first))
             .hint("start the agent of a host, or uncordon one: `tanakoctl status` lists them")
             .retryable(),
         ))
+    }
+
+    /// Why a process finds no host.
+    fn reason(&self, next: &Desired, process: &str) -> String {
+        let (_, unplaced) = self.place(next);
+        let found = unplaced
+            .into_iter()
+            .find(|one| one.process.as_str() == process);
+        found.map_or_else(
+            || "no host takes new processes".to_owned(),
+            |one| one.reason,
+        )
     }
 
     /// Processes that are to go to the host that is named last: `tanako/3 host:b`.

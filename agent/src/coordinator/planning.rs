@@ -208,7 +208,7 @@ pub fn relocate(relocations: &[Relocation], desired: &Desired) -> Plan {
         });
         plan.line("move", spec, &format!("from {} to {}", one.from, one.to));
         if !was_stopped {
-            plan.moves.push((Arc::clone(spec), Move::Restart));
+            plan.moves.push((Arc::clone(spec), Move::Transfer));
         }
     }
     plan

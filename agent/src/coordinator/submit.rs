@@ -18,6 +18,7 @@ use crate::{
     operations::{
         Kind, OpState, Operation,
         core::{self, Input},
+        draining,
         ledger::{self, Index},
         model::cost_to_wire,
     },
@@ -82,14 +83,21 @@ impl Task {
         Ok(wire::PlanReply {
             version: self.desired.document.version,
             changes: draft
-                .plan
-                .lines
+                .marks
                 .iter()
-                .map(|line| wire::PlanChange {
+                .map(|mark| {
+                    let (action, why) = mark.line();
+                    wire::PlanChange {
+                        action: action.to_owned(),
+                        object: format!("host:{}", mark.host),
+                        why,
+                    }
+                })
+                .chain(draft.plan.lines.iter().map(|line| wire::PlanChange {
                     action: line.action.to_owned(),
                     object: line.object.to_string(),
                     why: line.why.clone(),
-                })
+                }))
                 .collect(),
             cost: Some(cost_to_wire(&cost, left)),
             warnings: draft.plan.warnings.clone(),
@@ -273,6 +281,10 @@ impl Task {
             brings: draft.next.as_ref().map_or(0, |next| next.written().mark()),
             watch: draft.watch.clone(),
             starting_max: draft.starting_max,
+            deadline_at: match draft.deadline_s {
+                0 => 0,
+                seconds => now + i64::from(seconds) * 1000,
+            },
             ..Operation::new(number, draft.kind, now)
         };
         if !draft.kind.is_backup() {
@@ -280,12 +292,18 @@ impl Task {
             if draft.plan.is_empty() {
                 op.state = OpState::Succeeded;
                 op.ended_at = now;
-                op.unchanged = draft.next.is_none();
+                op.unchanged = draft.next.is_none() && draft.marks.is_empty();
                 let kept = op.steps.len() + draft.plan.lines.len();
                 op.message = match (op.unchanged, kept) {
                     (false, _) => "changed; no process is affected".to_owned(),
                     (true, _) => "nothing to do: everything is as asked".to_owned(),
                 };
+                if let Some(failure) = draining::failure(&op) {
+                    op.state = OpState::Failed;
+                    op.unchanged = false;
+                    op.message.clone_from(&failure.message);
+                    op.failure = Some(failure);
+                }
             }
         }
         op
@@ -336,6 +354,7 @@ impl Task {
         if let Some(places) = &places {
             txn = self.stored.commit(places, self.epoch, txn);
         }
+        txn = self.mark(&draft.marks, txn);
         if let Some(replaced) = &draft.replaced {
             txn = Index::keep(txn, &op, replaced);
         }

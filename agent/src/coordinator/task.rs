@@ -12,7 +12,8 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Command, Operations, Parts, RECENT_MAX, orders::Told, places::Moves, planning, schedule,
+    Command, Operations, Parts, RECENT_MAX, advice::Advisor, orders::Told, places::Moves, planning,
+    schedule,
 };
 use crate::{
     audit::{Audit, Record},
@@ -107,6 +108,7 @@ pub(super) struct Task {
     pub(super) lingering: Vec<Lingering>,
     /// Shard counts that have been proposed, by bot.
     pub(super) proposed: HashMap<String, u32>,
+    pub(super) advisor: Advisor,
     pub(super) tracker: TaskTracker,
     /// After the store has refused: nothing is carried forward before this time.
     pub(super) retry_at: Option<tokio::time::Instant>,
@@ -157,6 +159,7 @@ impl Task {
             fail_over_at: 0,
             nodes_told: BTreeSet::new(),
             proposed: HashMap::new(),
+            advisor: Advisor::new(),
             tracker,
             retry_at: None,
             cancel: CancellationToken::new(),
@@ -223,6 +226,7 @@ impl Task {
                     self.propose_reshards();
                 }
                 () = sleep_until(wake) => self.retry_at = None,
+                () = sleep_until(Some(self.advisor.look_at)) => self.look().await,
                 () = sleep_until(until(due)), if due.is_some() => {
                     self.scheduled_backup().await;
                 }
@@ -255,6 +259,9 @@ impl Task {
             Command::Relocate(kind, request_id, relocations, caller, answer) => {
                 let done = self.relocate(kind, request_id, relocations, &caller).await;
                 let _ = answer.send(done);
+            }
+            Command::Advise(answer) => {
+                let _ = answer.send(Ok(self.advice().await));
             }
             Command::Audit(record, answer) => {
                 let txn = self.audit.append(Txn::new(), &record);
@@ -347,14 +354,7 @@ impl Task {
         if let Some(places) = &places {
             txn = self.stored.commit(places, self.epoch, txn);
         }
-        for (process, _) in &moves {
-            let mut steps = op.steps.iter();
-            let lost = steps.find(|step| step.lost && step.object == process.as_str());
-            if let Some(step) = lost {
-                // Only while the host is surely gone: one that is back has what it had.
-                txn = txn.if_absent(registry::present_key(&step.from));
-            }
-        }
+        txn = self.mark(&self.marks_after(&op), txn);
         let mut audited = false;
         if op.state.is_ended() {
             txn = self.audit.append(txn, &ended_record(&op));

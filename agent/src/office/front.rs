@@ -75,6 +75,12 @@ impl Front {
         self.ask(request).await
     }
 
+    /// What the fleet should have.
+    pub async fn advise(&self) -> Result<wire::Advice, Problem> {
+        self.ask(async |coordinator| coordinator.advise().await)
+            .await
+    }
+
     /// Writes a record for a change that is made elsewhere.
     pub async fn audit(&self, record: Record) -> Result<(), Problem> {
         self.ask(async |coordinator| coordinator.audit(record).await)

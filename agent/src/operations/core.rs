@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use tanako_fleet::rollout::Sample;
 
 use super::{
-    back, cut,
+    back, cut, draining,
     model::{Course, Failure, OpState, Operation},
     moving, plain,
     step::{StepAction, StepState},
@@ -270,6 +270,7 @@ pub fn step(op: &mut Operation, now: i64, input: Input<'_>) -> Vec<Effect> {
             _ => plain::watch(op, index, now, observed, &mut effects),
         }
     }
+    draining::expire(op, now);
     back::turn(op, now, &mut effects);
     let forward = op.course;
     begin(op, now, observed, &mut effects);
@@ -305,7 +306,11 @@ pub fn deadline(op: &Operation) -> Option<i64> {
         });
     let blocked = (op.blocked_since > 0).then(|| op.blocked_since + blocked_max(op));
     let settled = (!op.is_working()).then(|| settled_at(op)).flatten();
-    steps.chain(blocked).chain(settled).min()
+    steps
+        .chain(blocked)
+        .chain(settled)
+        .chain(draining::deadline(op))
+        .min()
 }
 
 /// How long the operation waits for a process that is down without its doing.
@@ -533,6 +538,10 @@ fn end(op: &mut Operation, now: i64, observed: &Observed, effects: &mut Vec<Effe
     } else if op.aborting {
         op.state = OpState::Aborted;
         op.message = format!("aborted; {untouched} not touched");
+    } else if let Some(failure) = draining::failure(op) {
+        op.state = OpState::Failed;
+        op.message.clone_from(&failure.message);
+        op.failure = Some(failure);
     } else {
         op.state = OpState::Succeeded;
         "done".clone_into(&mut op.message);

@@ -16,6 +16,7 @@
 //!   (sessions from one process to another), [`cut`] (the events of two sets), [`watching`] (those that
 //!   have changed), [`moving`] (a process from one host to another) and [`back`] (the way back) for its
 //!   steps; all pure.
+//! - [`draining`]: the deadline of a drain, and how it ends; pure.
 //! - [`duties`]: what each process of two overlapping sets does meanwhile; pure.
 //! - [`observing`]: what an operation sees of the fleet; pure.
 //! - [`receipt`], [`books`]: what it cost each shard; pure.
@@ -25,6 +26,7 @@ pub mod back;
 pub mod books;
 pub mod core;
 pub mod cut;
+pub mod draining;
 pub mod duties;
 pub mod ledger;
 pub mod model;

@@ -30,6 +30,14 @@ pub enum Kind {
     Move,
     /// Starts what a lost host had on others.
     Failover,
+    /// Places nothing new on hosts.
+    Cordon,
+    /// Lets hosts take processes again.
+    Uncordon,
+    /// Moves everything off hosts.
+    Drain,
+    /// Levels the load of the hosts.
+    Rebalance,
     /// Makes a backup set.
     Backup,
     /// Reads a backup set back.
@@ -52,6 +60,10 @@ impl Kind {
             Self::Reshard => "reshard",
             Self::Move => "move",
             Self::Failover => "failover",
+            Self::Cordon => "cordon",
+            Self::Uncordon => "uncordon",
+            Self::Drain => "drain",
+            Self::Rebalance => "rebalance",
             Self::Backup => "backup",
             Self::BackupVerify => "backup-verify",
             Self::BackupPrune => "backup-prune",
@@ -60,7 +72,7 @@ impl Kind {
     }
 
     /// The kinds that a request may name.
-    pub const REQUESTABLE: [Self; 11] = [
+    pub const REQUESTABLE: [Self; 15] = [
         Self::Start,
         Self::Stop,
         Self::Restart,
@@ -68,6 +80,10 @@ impl Kind {
         Self::Reshard,
         Self::Move,
         Self::Failover,
+        Self::Cordon,
+        Self::Uncordon,
+        Self::Drain,
+        Self::Rebalance,
         Self::Backup,
         Self::BackupVerify,
         Self::BackupPrune,
@@ -278,6 +294,9 @@ pub struct Operation {
     /// wait for permits beyond the time in which they must become ready.
     #[serde(default)]
     pub starting_max: u32,
+    /// Drain: when it gives up what has not begun to move, in milliseconds since 1970; 0 = never.
+    #[serde(default)]
+    pub deadline_at: i64,
 }
 
 impl Operation {
@@ -317,6 +336,7 @@ impl Operation {
             course: Course::Forward,
             watch: None,
             starting_max: 0,
+            deadline_at: 0,
         }
     }
 
@@ -416,5 +436,6 @@ pub fn cost_to_wire(cost: &Cost, identifies_left: u32) -> wire::Cost {
         identifies_left,
         seconds: cost.seconds,
         guilds_moved: 0,
+        processes_moved: cost.moved,
     }
 }

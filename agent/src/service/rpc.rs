@@ -573,6 +573,11 @@ impl Fleet for Service {
         moved.map(Response::new).map_err(refused)
     }
 
+    async fn advise(&self, _: Request<wire::AdviseRequest>) -> Reply<wire::Advice> {
+        let advice = self.sources.coordinator.advise().await;
+        advice.map(Response::new).map_err(refused)
+    }
+
     async fn upgrade(&self, request: Request<wire::UpgradeRequest>) -> Reply<wire::UpgradeReply> {
         let caller = caller(&request);
         let (answer, checked) = oneshot::channel();

@@ -1,6 +1,7 @@
 //! The verbs, one file each. The doc comment of each `Args` is the verb's help.
 
 mod access;
+mod advise;
 mod agent;
 mod apply;
 mod audit;
@@ -8,9 +9,11 @@ mod backup;
 mod broadcast;
 mod completions;
 mod context;
+mod cordon;
 mod demo;
 mod detach;
 mod doctor;
+mod drain;
 mod events;
 mod guild;
 mod identify;
@@ -21,6 +24,7 @@ mod man;
 mod monitor;
 mod operation;
 mod plan;
+mod rebalance;
 mod reshard;
 mod restart;
 mod restore;
@@ -30,6 +34,7 @@ mod start;
 mod status;
 mod stop;
 mod store;
+mod uncordon;
 
 use clap::Subcommand;
 
@@ -47,6 +52,11 @@ pub enum Command {
     Restart(restart::Args),
     Rollout(rollout::Args),
     Reshard(reshard::Args),
+    Rebalance(rebalance::Args),
+    Drain(drain::Args),
+    Cordon(cordon::Args),
+    Uncordon(uncordon::Args),
+    Advise(advise::Args),
     Status(status::Args),
     Monitor(monitor::Args),
     Logs(logs::Args),
@@ -85,6 +95,11 @@ impl Command {
             Self::Restart(args) => args.run(session).await,
             Self::Rollout(args) => args.run(session).await,
             Self::Reshard(args) => args.run(session).await,
+            Self::Rebalance(args) => args.run(session).await,
+            Self::Drain(args) => args.run(session).await,
+            Self::Cordon(args) => args.run(session).await,
+            Self::Uncordon(args) => args.run(session).await,
+            Self::Advise(args) => args.run(session).await,
             Self::Status(args) => args.run(session).await,
             Self::Monitor(args) => args.run(session).await,
             Self::Logs(args) => args.run(session).await,

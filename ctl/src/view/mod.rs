@@ -1,6 +1,7 @@
 //! What verbs print: the documented JSON on one side, the table for people on the other, both made from
 //! the agent's answers. Fields are only ever added. Times are RFC 3339 in UTC, `null` when unknown.
 
+pub mod advice;
 pub mod backup;
 pub mod broadcast;
 pub mod doctor;
@@ -13,6 +14,7 @@ pub mod stream;
 
 use jiff::Timestamp;
 
+pub use advice::AdviceView;
 pub use operation::OperationView;
 pub use plan::PlanView;
 pub use status::StatusView;

@@ -84,6 +84,7 @@ pub struct CostView {
     identifies_left: u32,
     seconds: u32,
     guilds_moved: u32,
+    processes_moved: u32,
 }
 
 impl From<&Cost> for CostView {
@@ -96,6 +97,7 @@ impl From<&Cost> for CostView {
             identifies_left: cost.identifies_left,
             seconds: cost.seconds,
             guilds_moved: cost.guilds_moved,
+            processes_moved: cost.processes_moved,
         }
     }
 }
@@ -103,8 +105,12 @@ impl From<&Cost> for CostView {
 impl CostView {
     /// One line for people.
     pub fn line(&self) -> String {
+        let moved = match self.processes_moved {
+            0 => String::new(),
+            moved => format!("{moved} moved, "),
+        };
         format!(
-            "{} started, {} restarted, {} stopped; {} spent, {} left; {} guilds moved; about {}",
+            "{moved}{} started, {} restarted, {} stopped; {} spent, {} left; {} guilds moved; about {}",
             self.processes_started,
             self.processes_restarted,
             self.processes_stopped,

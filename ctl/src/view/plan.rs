@@ -76,11 +76,16 @@ impl PlanView {
         self.changed
     }
 
-    /// How many things are stopped, restarted or removed.
+    /// The things that are stopped, restarted, moved or removed.
     pub fn disrupted(&self) -> Vec<&str> {
         self.changes
             .iter()
-            .filter(|change| matches!(change.action.as_str(), "restart" | "stop" | "remove"))
+            .filter(|change| {
+                matches!(
+                    change.action.as_str(),
+                    "restart" | "stop" | "remove" | "move"
+                )
+            })
             .map(|change| change.object.as_str())
             .collect()
     }

@@ -40,6 +40,7 @@ pub struct State {
     pub guild: GuildLocation,
     pub audit: Vec<AuditRecord>,
     pub findings: Vec<Finding>,
+    pub advice: Advice,
     /// Methods that fail, and how.
     pub fails: HashMap<&'static str, (Code, Option<Problem>)>,
     /// Methods that never answer.
@@ -340,6 +341,11 @@ impl Fleet for Fake {
         self.gate("doctor").await?;
         let findings = self.state().findings.clone();
         Ok(Response::new(DoctorReport { findings }))
+    }
+
+    async fn advise(&self, _: Request<AdviseRequest>) -> Result<Response<Advice>, Status> {
+        self.gate("advise").await?;
+        Ok(Response::new(self.state().advice.clone()))
     }
 
     async fn upgrade(&self, _: Request<UpgradeRequest>) -> Result<Response<UpgradeReply>, Status> {

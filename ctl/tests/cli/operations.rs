@@ -1,7 +1,8 @@
 //! Verbs that change something: plan, cost, confirmation, following, results.
 
 use tanako_proto::fleet::v1::{
-    Backup, Cost, Operation, OperationStep, PlanChange, PlanReply, Problem, plan_request::Of,
+    Advice, Backup, Cost, Operation, OperationStep, PlanChange, PlanReply, Problem, Proposal,
+    plan_request::Of,
 };
 use tonic::Code;
 
@@ -579,4 +580,180 @@ async fn readonly_refuses_every_change() {
             .code,
         Some(4)
     );
+}
+
+/// A plan and the operation for moving what runs on a host.
+fn draining(world: &World, state: &str, problem: Option<Problem>) {
+    let mut fake = world.fake.state();
+    let change = |action: &str, object: &str, why: &str| PlanChange {
+        action: action.into(),
+        object: object.into(),
+        why: why.into(),
+    };
+    fake.plan = PlanReply {
+        version: 3,
+        changes: vec![
+            change(
+                "cordon",
+                "host:alpha",
+                "it gets nothing new, and what it runs moves",
+            ),
+            change(
+                "move",
+                "tanako/0",
+                "from alpha to beta: its host is drained",
+            ),
+            change(
+                "move",
+                "tanako/1",
+                "from alpha to gamma: its host is drained",
+            ),
+            change("keep", "db/node1", "its data lies there"),
+        ],
+        cost: Some(Cost {
+            processes_moved: 2,
+            identifies_left: 996,
+            seconds: 6,
+            ..Cost::default()
+        }),
+        warnings: vec!["db/node1 stays: its data lies there".into()],
+        ..PlanReply::default()
+    };
+    let operation = |state: &str| Operation {
+        id: "drain-9".into(),
+        kind: "drain".into(),
+        targets: vec!["host:alpha".into()],
+        state: state.into(),
+        ..restarted()
+    };
+    fake.operation = operation("running");
+    fake.updates = vec![Operation {
+        problem,
+        ..operation(state)
+    }];
+}
+
+#[tokio::test]
+async fn a_drain_shows_where_everything_goes_before_it_asks() {
+    let world = World::new();
+    draining(&world, "succeeded", None);
+    let dry = world.run(&["drain", "alpha", "--dry-run"]).await;
+    assert_eq!(dry.code, Some(4), "{}", dry.all());
+    insta::assert_snapshot!("drain_dry", dry.all());
+    let refused = world.run(&["drain", "alpha"]).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.all());
+    assert!(world.fake.state().untouched());
+    let json = world
+        .run(&["drain", "alpha", "--dry-run", "-o", "json"])
+        .await
+        .json();
+    assert_eq!(json["cost"]["processes_moved"].as_u64(), Some(2));
+    let ran = world
+        .run(&[
+            "drain",
+            "host:alpha",
+            "--deadline",
+            "10m",
+            "--max-unavailable",
+            "3",
+            "--yes",
+        ])
+        .await;
+    assert_eq!(ran.code, Some(0), "{}", ran.all());
+    let sent = world.fake.state().submitted.clone();
+    assert_eq!(
+        (
+            &*sent[0].kind,
+            &*sent[0].targets,
+            sent[0].deadline_s,
+            sent[0].max_unavailable
+        ),
+        ("drain", &["host:alpha".to_owned()][..], 600, 3)
+    );
+}
+
+#[tokio::test]
+async fn a_drain_that_leaves_something_behind_is_1_and_names_it() {
+    let world = World::new();
+    let problem = Problem {
+        code: "not-drained".into(),
+        object: "host:alpha".into(),
+        message: "1 process stays on host:alpha: db/node1 (its data lies there)".into(),
+        hint: "the host stays cordoned".into(),
+        ..Problem::default()
+    };
+    draining(&world, "failed", Some(problem));
+    let ran = world.run(&["drain", "alpha", "--yes"]).await;
+    assert_eq!(ran.code, Some(1), "{}", ran.all());
+    assert!(
+        ran.stderr.contains("db/node1 (its data lies there)"),
+        "{}",
+        ran.stderr
+    );
+}
+
+#[tokio::test]
+async fn hosts_are_checked_before_anything_is_asked() {
+    let world = World::new();
+    for verb in ["cordon", "uncordon", "drain"] {
+        let ran = world.run(&[verb, "alfa"]).await;
+        assert_eq!(ran.code, Some(1), "{}", ran.all());
+        assert!(
+            ran.stderr.contains("did you mean host:alpha?"),
+            "{}",
+            ran.stderr
+        );
+        assert_eq!(world.run(&[verb]).await.code, Some(2));
+    }
+    assert!(world.fake.state().untouched());
+}
+
+#[tokio::test]
+async fn a_cordon_asks_nothing_and_a_rebalance_does() {
+    let world = World::new();
+    draining(&world, "succeeded", None);
+    world.fake.state().plan.changes.truncate(1);
+    let ran = world.run(&["cordon", "alpha"]).await;
+    assert_eq!(ran.code, Some(0), "{}", ran.all());
+    draining(&world, "succeeded", None);
+    assert_eq!(world.run(&["rebalance"]).await.code, Some(1));
+    assert_eq!(world.run(&["rebalance", "--yes"]).await.code, Some(0));
+    let kinds: Vec<String> = world
+        .fake
+        .state()
+        .submitted
+        .iter()
+        .map(|request| request.kind.clone())
+        .collect();
+    assert_eq!(kinds, ["cordon", "rebalance"]);
+}
+
+#[tokio::test]
+async fn advice_is_4_when_there_is_some() {
+    let world = World::new();
+    let ran = world.run(&["advise"]).await;
+    assert_eq!((ran.code, &*ran.stdout), (Some(0), "nothing to change\n"));
+    world.fake.state().advice = Advice {
+        proposals: vec![Proposal {
+            kind: "reshard".into(),
+            object: "tanako".into(),
+            from: 8,
+            to: 18,
+            urgency: "soon".into(),
+            summary: "reshard tanako from 8 to 18 shards".into(),
+            reasons: vec!["17000 guilds on 8 shards: 2125 each, Discord allows 2500".into()],
+            command: "tanakoctl reshard tanako --shards 18".into(),
+        }],
+        notes: vec!["one host: when it is lost, everything is".into()],
+        unknown: vec!["how fast tanako grows: nothing is recorded yet".into()],
+        may_act: vec!["rebalance".into()],
+        acted_at: 1_763_691_605_000,
+        at: 1_763_691_605_000,
+    };
+    let ran = world.run(&["advise"]).await;
+    assert_eq!(ran.code, Some(4));
+    insta::assert_snapshot!("advise", ran.all());
+    let json = world.run(&["advise", "-o", "json"]).await.json();
+    assert_eq!(json["proposals"][0]["to"].as_u64(), Some(18));
+    assert!(world.fake.state().untouched());
 }

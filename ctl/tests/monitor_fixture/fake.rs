@@ -8,9 +8,9 @@ use std::{
 };
 
 use tanako_proto::fleet::v1::{
-    ApplyRequest, AuditList, AuditRequest, BackupList, BroadcastRequest, ControlRequest,
-    DoctorReport, DoctorRequest, Event, EventsRequest, FleetDelta, FleetStatus, FleetUpdate,
-    GuildLocation, GuildRequest, HistoryReply, HistoryRequest, IdentifyStatus,
+    Advice, AdviseRequest, ApplyRequest, AuditList, AuditRequest, BackupList, BroadcastRequest,
+    ControlRequest, DoctorReport, DoctorRequest, Event, EventsRequest, FleetDelta, FleetStatus,
+    FleetUpdate, GuildLocation, GuildRequest, HistoryReply, HistoryRequest, IdentifyStatus,
     IdentifyStatusRequest, ListBackupsRequest, ListOperationsRequest, LogLine, LogsRequest,
     MigrateStoreReply, MigrateStoreRequest, Operation, OperationId, OperationList,
     OperationRequest, PlanReply, PlanRequest, Problem, Series, SpecDocument, SpecRequest,
@@ -373,6 +373,9 @@ impl Fleet for Service {
         unused()
     }
     async fn doctor(&self, _: Request<DoctorRequest>) -> Answer<DoctorReport> {
+        unused()
+    }
+    async fn advise(&self, _: Request<AdviseRequest>) -> Answer<Advice> {
         unused()
     }
     async fn upgrade(&self, _: Request<UpgradeRequest>) -> Answer<UpgradeReply> {

@@ -398,6 +398,7 @@ pub fn plan(objects: &[String], kind: &str) -> PlanReply {
             identifies_left: 812,
             seconds: 2 * n,
             guilds_moved: 0,
+            processes_moved: 0,
         }),
         warnings: Vec::new(),
         checks: Vec::new(),

@@ -21,8 +21,8 @@ impl Acted {
         self.0.insert(change.key(), now);
     }
 
-    /// The last time; 0 = never.
-    fn last(&self) -> i64 {
+    /// The last time within a day; 0 = there was none.
+    pub fn last(&self) -> i64 {
         self.0.values().copied().max().unwrap_or(0)
     }
 }

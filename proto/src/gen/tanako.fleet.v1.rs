@@ -456,7 +456,7 @@ pub struct PlanCheck {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PlanChange {
-    /// create, update, remove, start, stop, restart, keep.
+    /// create, update, remove, start, stop, restart, move, cordon, uncordon, keep.
     #[prost(string, tag = "1")]
     pub action: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]
@@ -480,6 +480,9 @@ pub struct Cost {
     pub seconds: u32,
     #[prost(uint32, tag = "7")]
     pub guilds_moved: u32,
+    /// To another host.
+    #[prost(uint32, tag = "8")]
+    pub processes_moved: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ApplyRequest {
@@ -500,7 +503,8 @@ pub struct ApplyRequest {
 pub struct OperationRequest {
     #[prost(string, tag = "1")]
     pub request_id: ::prost::alloc::string::String,
-    /// start, stop, restart, rollout, reshard, backup, backup-verify, backup-prune, restore.
+    /// start, stop, restart, rollout, reshard, move, cordon, uncordon, drain, rebalance, backup,
+    /// backup-verify, backup-prune, restore.
     #[prost(string, tag = "2")]
     pub kind: ::prost::alloc::string::String,
     /// all, a bot, db, host:a, tanako/3, db/node1, shard:17, guild:81384788765712384.
@@ -529,6 +533,9 @@ pub struct OperationRequest {
     pub rollout: ::core::option::Option<RolloutRequest>,
     #[prost(message, optional, tag = "12")]
     pub reshard: ::core::option::Option<ReshardRequest>,
+    /// Drain: after so many seconds no further process is moved; 0 = no limit.
+    #[prost(uint32, tag = "14")]
+    pub deadline_s: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RolloutRequest {
@@ -794,6 +801,53 @@ pub struct Series {
     /// NaN = no sample.
     #[prost(double, repeated, tag = "4")]
     pub values: ::prost::alloc::vec::Vec<f64>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AdviseRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Advice {
+    /// Most pressing first.
+    #[prost(message, repeated, tag = "1")]
+    pub proposals: ::prost::alloc::vec::Vec<Proposal>,
+    /// Odd, and nothing that more of anything would cure.
+    #[prost(string, repeated, tag = "2")]
+    pub notes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// What could not be judged, and why.
+    #[prost(string, repeated, tag = "3")]
+    pub unknown: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// What the fleet may do by itself: rebalance, reshard.
+    #[prost(string, repeated, tag = "4")]
+    pub may_act: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// When it last did; 0 = never within the last day.
+    #[prost(int64, tag = "5")]
+    pub acted_at: i64,
+    #[prost(int64, tag = "6")]
+    pub at: i64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Proposal {
+    /// reshard, rebalance, hosts, nodes.
+    #[prost(string, tag = "1")]
+    pub kind: ::prost::alloc::string::String,
+    /// Reshard: the bot.
+    #[prost(string, tag = "2")]
+    pub object: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "3")]
+    pub from: u32,
+    /// Rebalance: how many processes would move.
+    #[prost(uint32, tag = "4")]
+    pub to: u32,
+    /// now, soon, later.
+    #[prost(string, tag = "5")]
+    pub urgency: ::prost::alloc::string::String,
+    /// One line.
+    #[prost(string, tag = "6")]
+    pub summary: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "7")]
+    pub reasons: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// How it is done.
+    #[prost(string, tag = "8")]
+    pub command: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GuildRequest {

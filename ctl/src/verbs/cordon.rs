@@ -1,0 +1,42 @@
+//! `tanakoctl cordon`.
+
+use tanako_proto::fleet::v1::OperationRequest;
+
+use crate::{
+    confirm::Severity,
+    failure::Outcome,
+    operate::{self, Running, Wish},
+    session::Session,
+    target,
+};
+
+/// Place nothing new on hosts; what runs there goes on
+///
+/// The processes stay, and are restarted there if they fail. New ones, and those that leave other hosts, go
+/// elsewhere, and `rebalance` leaves the host alone. Undo it with `uncordon`. HOST is a or host:a. Exit 3 when
+/// it is so already.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The hosts
+    #[arg(required = true, value_name = "HOST")]
+    hosts: Vec<String>,
+    #[command(flatten)]
+    running: Running,
+}
+
+impl Args {
+    pub(super) async fn run(self, session: &Session) -> Outcome {
+        let request = OperationRequest {
+            kind: "cordon".into(),
+            targets: target::hosts(&self.hosts),
+            ..OperationRequest::default()
+        };
+        let wish = Wish {
+            request,
+            severity: Severity::Harmless,
+            loses: None,
+            patience: operate::PATIENCE,
+        };
+        operate::run(session, &self.running, wish).await
+    }
+}
