@@ -97,12 +97,15 @@ pub struct FleetStatus {
     pub revision: u64,
     #[prost(bool, tag = "12")]
     pub production: bool,
+    /// Not all of it: the rest follows at once, in deltas.
+    #[prost(bool, tag = "13")]
+    pub more: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Host {
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
-    /// ready, unreachable, cordoned.
+    /// ready, connecting (not heard of yet), unreachable, cordoned, draining.
     #[prost(string, tag = "2")]
     pub state: ::prost::alloc::string::String,
     #[prost(string, tag = "3")]
@@ -137,6 +140,10 @@ pub struct Host {
     pub last_seen: i64,
     #[prost(string, tag = "18")]
     pub os: ::prost::alloc::string::String,
+    /// Of its lease in the store, without which it owns no shard: held, lost; empty = not known, or a
+    /// fleet of one machine.
+    #[prost(string, tag = "19")]
+    pub lease: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Process {
@@ -400,6 +407,11 @@ pub struct FleetDelta {
     pub events: ::prost::alloc::vec::Vec<Event>,
     #[prost(uint64, tag = "11")]
     pub version: u64,
+    #[prost(string, repeated, tag = "12")]
+    pub removed_hosts: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// As in FleetStatus.
+    #[prost(bool, tag = "13")]
+    pub more: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SpecRequest {}
@@ -740,6 +752,9 @@ pub struct LogLine {
     /// The line was longer than the limit and is cut here.
     #[prost(bool, tag = "5")]
     pub truncated: bool,
+    /// The host that it was written on.
+    #[prost(string, tag = "6")]
+    pub host: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EventsRequest {
@@ -917,6 +932,9 @@ pub struct Backup {
     pub detail: ::prost::alloc::string::String,
     #[prost(int64, tag = "8")]
     pub verified_at: i64,
+    /// The host whose directory it lies in.
+    #[prost(string, tag = "9")]
+    pub host: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AuditRequest {
@@ -965,6 +983,9 @@ pub struct Finding {
     pub message: ::prost::alloc::string::String,
     #[prost(string, tag = "4")]
     pub hint: ::prost::alloc::string::String,
+    /// The host it is about; empty = the fleet, or the only host.
+    #[prost(string, tag = "5")]
+    pub host: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UpgradeRequest {}

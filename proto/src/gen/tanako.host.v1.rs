@@ -41,6 +41,46 @@ pub struct HostUpdate {
     /// With a snapshot: names this life of the agent.
     #[prost(string, tag = "10")]
     pub instance: ::prost::alloc::string::String,
+    /// Set when it changed: what is wrong on this host.
+    #[prost(message, optional, tag = "8")]
+    pub reasons: ::core::option::Option<Reasons>,
+    /// Set by the agent that holds the office, when it changed.
+    #[prost(message, optional, tag = "9")]
+    pub fleet: ::core::option::Option<FleetPart>,
+}
+/// Replaces what was said before.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Reasons {
+    /// One line each.
+    #[prost(string, repeated, tag = "1")]
+    pub lines: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// What is true of the whole fleet, as only the coordinator knows it.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FleetPart {
+    /// The office under which this is said: the greatest one is true.
+    #[prost(uint64, tag = "1")]
+    pub epoch: u64,
+    #[prost(string, tag = "2")]
+    pub fleet: ::prost::alloc::string::String,
+    /// Version of the desired state.
+    #[prost(uint64, tag = "3")]
+    pub version: u64,
+    #[prost(bool, tag = "4")]
+    pub production: bool,
+    /// Besides what is wrong on hosts.
+    #[prost(string, repeated, tag = "5")]
+    pub reasons: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Worth a look, and no illness.
+    #[prost(string, repeated, tag = "6")]
+    pub notes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(message, optional, tag = "7")]
+    pub identify: ::core::option::Option<super::super::fleet::v1::IdentifyStatus>,
+    /// Those that changed; those that are not among the ids are forgotten.
+    #[prost(message, repeated, tag = "8")]
+    pub operations: ::prost::alloc::vec::Vec<super::super::fleet::v1::Operation>,
+    #[prost(string, repeated, tag = "9")]
+    pub operation_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ProcessState {
