@@ -67,6 +67,10 @@ use crate::{
         self, Guards,
         network::{Bound, Trust},
     },
+    hub::{
+        self, Hub,
+        board::{self, Board},
+    },
     metrics::Metrics,
     migrate::valve::Valve,
     office::{self, Front, Seat, Standing},
@@ -78,7 +82,7 @@ use crate::{
         listen, socket,
     },
     supervisor::{self, Supervisor},
-    tenure::{self, Tenure},
+    tenure::{self, Answering, Tenure},
     upgrade::Origin,
     vault::{self, Vault},
     worker::{self, Workers, duties::Duties},
@@ -332,7 +336,7 @@ impl App {
                 store: shared.clone(),
                 local: local.clone(),
                 registry: registry.clone(),
-                dial,
+                dial: dial.clone(),
                 tenure: tenure.clone(),
                 broker: broker.clone(),
                 history: history.clone(),
@@ -383,6 +387,25 @@ impl App {
             &coordinating.tracker,
         );
 
+        let board = Arc::new(Board::new(board::Parts {
+            host: config.host.clone(),
+            shared: config.network.is_some(),
+            started_at,
+            front: coordinator.clone(),
+            table: supervisor.status(),
+            workers: workers.states(),
+            sample: metrics.latest(),
+            identify: broker.status(),
+            health: health.view(),
+            history: history.clone(),
+        }));
+        let hub = Hub::start(
+            board.clone(),
+            config.network.as_ref().map(|_| dial),
+            hub::known::of_registry(&registry, &accepting.cancel, &accepting.tracker),
+            accepting.cancel.clone(),
+            &accepting.tracker,
+        );
         let queue = http::Queue::new(queue_addresses, broker.clone(), supervisor.status());
         let http = http::serve(
             bound,
@@ -399,6 +422,7 @@ impl App {
                 vault: vault_status(vault.clone()),
                 registry: registry.clone(),
                 tenure: tenure.clone(),
+                hub: hub.figures(),
                 version: env!("CARGO_PKG_VERSION"),
             },
             Some(queue),
@@ -420,6 +444,7 @@ impl App {
             history: history.clone(),
             broadcast: broadcast.clone(),
             valve,
+            hub,
         };
         let socket = socket::bind(&config.agent_socket(), config.group_access)?;
         let service = Service::new(
@@ -433,12 +458,19 @@ impl App {
         if config.network.is_some() {
             let (cancel, tracker) = (&accepting.cancel, &accepting.tracker);
             let feed = Feed::start(local.clone(), cancel.clone(), tracker);
-            let mut host = HostService::new(local, feed, cancel.clone(), tracker.clone());
+            let tenures = Answering {
+                tenure: tenure.clone(),
+                registry: registry.clone(),
+                store: store.store(),
+            };
+            let mut host =
+                HostService::new(local, feed, tenures, cancel.clone(), tracker.clone());
             if let Some(through) = &through {
                 let way = through.clone();
                 let counter = Counter::open(broker.clone(), way, cancel.clone(), tracker);
                 host = host.answering(counter, broadcast.clone());
             }
+            let host = host.showing(board);
             routes = routes.add_service(
                 HostServer::new(host)
                     .max_decoding_message_size(hosts::MESSAGE_BYTES_MAX)

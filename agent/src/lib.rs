@@ -27,6 +27,7 @@ pub mod health;
 pub mod history;
 pub mod hosts;
 pub mod http;
+pub mod hub;
 pub mod identify;
 pub mod identity;
 pub mod lock;

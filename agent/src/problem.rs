@@ -73,7 +73,9 @@ pub fn status(problem: Problem) -> Status {
         "conflict" | "stale-plan" => Code::Aborted,
         "denied" => Code::PermissionDenied,
         "no-space" | "too-large" => Code::ResourceExhausted,
-        "store-unavailable" | "not-coordinator" | "stopping" => Code::Unavailable,
+        "store-unavailable" | "not-coordinator" | "stopping" | "host-unreachable" => {
+            Code::Unavailable
+        }
         "timeout" => Code::DeadlineExceeded,
         "not-ready" | "store-damaged" | "store-denied" | "already-ended" | "upgrade-failed"
         | "no-database" | "not-issuer" => Code::FailedPrecondition,

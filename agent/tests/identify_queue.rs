@@ -18,6 +18,7 @@ use serde_json::Value;
 use tanako_agent::{
     history::{self, History},
     http::{self, Addresses, Queue, Sources},
+    hub::Figures,
     identify::{self, BotConfig, Broker},
     metrics::Latency,
     supervisor::{self, Desired, ProcessStatus, Supervisor, Table},
@@ -193,6 +194,7 @@ fn sources(broker: &Broker, table: watch::Receiver<Arc<Table>>) -> Sources {
         vault: Arc::new(VaultStatus::default),
         registry: tanako_agent::registry::Registry::alone(tanako_agent::registry::Own::default()),
         tenure: tanako_agent::tenure::Tenure::unbounded(),
+        hub: watch::channel(Figures::default()).1,
         version: "0.0.1",
     }
 }

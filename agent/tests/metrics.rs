@@ -16,6 +16,7 @@ use tanako_agent::{
     health,
     history::{self, Feeds, History, Severity},
     http::{self, Sources},
+    hub::Figures,
     metrics::{Latency, Metrics},
     supervisor::{Desired, ProcessStatus, State, Table},
     vault::VaultStatus,
@@ -326,6 +327,14 @@ async fn pages() -> Pages {
         }),
         registry: tanako_agent::registry::Registry::alone(tanako_agent::registry::Own::default()),
         tenure: tanako_agent::tenure::Tenure::unbounded(),
+        hub: watch::channel(Figures {
+            live: 2,
+            silent: 1,
+            updates: 7,
+            lag: Duration::from_millis(250),
+            ..Figures::default()
+        })
+        .1,
         version: "0.0.1",
     };
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
@@ -443,6 +452,40 @@ async fn the_pages_tell_what_is() {
         "{waits}"
     );
     pages.tasks.stop().await;
+}
+
+#[test]
+fn the_dashboard_shows_figures_that_exist() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let path = root.join("dashboards/grafana/tanako.json");
+    let dashboard = std::fs::read_to_string(path).expect("the dashboard");
+    let dashboard: serde_json::Value = serde_json::from_str(&dashboard).expect("JSON");
+    let families = include_str!("../src/http/families.rs");
+    let served = |name: &str| families.contains(&format!("\"{name}\""));
+    let panels = dashboard["panels"].as_array().expect("panels");
+    let mut used = std::collections::BTreeSet::new();
+    for panel in panels {
+        let title = panel["title"].as_str().expect("a title");
+        let targets = panel["targets"].as_array().map_or(&[][..], Vec::as_slice);
+        assert!(
+            panel["type"] == "row" || !targets.is_empty(),
+            "{title} shows nothing"
+        );
+        for target in targets {
+            let expr = target["expr"].as_str().expect("an expression");
+            let words = expr.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+            for word in words.filter(|word| word.starts_with("tanako_")) {
+                assert!(served(word), "{title}: {word} is not served");
+                used.insert(word);
+            }
+        }
+    }
+    assert!(used.len() > 35, "{used:?}");
+    let variables = dashboard["templating"]["list"].as_array().expect("a list");
+    for variable in variables.iter().filter_map(|v| v["definition"].as_str()) {
+        let name = variable.split(['(', ',']).nth(1).expect("a metric");
+        assert!(served(name), "{name} is not served");
+    }
 }
 
 /// An alert over a figure that nobody serves never fires.
@@ -571,6 +614,7 @@ fn sources_of_nothing() -> Sources {
         vault: Arc::new(VaultStatus::default),
         registry: tanako_agent::registry::Registry::alone(tanako_agent::registry::Own::default()),
         tenure: tanako_agent::tenure::Tenure::unbounded(),
+        hub: watch::channel(Figures::default()).1,
         version: "0",
     }
 }

@@ -228,6 +228,7 @@ impl Found {
             state: self.condition.as_str().to_owned(),
             detail: self.detail.clone(),
             verified_at: manifest.map_or(0, |manifest| manifest.verified_at),
+            host: String::new(),
         }
     }
 }

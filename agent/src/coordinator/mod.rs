@@ -263,25 +263,7 @@ impl Coordinator {
         if let Some(found) = self.operations.borrow().iter().find(|op| op.id == id) {
             return Ok((**found).clone());
         }
-        let unknown = || {
-            Problem::new(
-                "unknown-operation",
-                id,
-                format!("there is no operation {id:?}"),
-            )
-            .hint("`tanakoctl operation list` lists them; the oldest are dropped")
-        };
-        let number = id
-            .rsplit_once('-')
-            .and_then(|(_, number)| number.parse().ok())
-            .ok_or_else(unknown)?;
-        let found = ledger::by_number(&*self.store, number)
-            .await
-            .map_err(|error| problem::from_store(&error))?;
-        found
-            .filter(|op| op.id == id)
-            .map(|op| op.to_wire())
-            .ok_or_else(unknown)
+        ledger::by_id(&*self.store, id).await
     }
 
     /// The latest operations, newest first.

@@ -1,7 +1,7 @@
 //! The Host service of this agent: what the agents of a fleet ask of each other. That the caller is an
 //! agent of this fleet has been seen by its certificate before anything comes here.
 
-use std::{pin::Pin, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::Stream;
 use tanako_proto::{
@@ -17,6 +17,7 @@ use tonic::{Request, Response, Status};
 use super::{Local, feed::Feed, wire as convert};
 use crate::{
     broadcast::{Broadcast, Question},
+    hub::{board::Board, feed as views},
     identify::Counter,
     tenure::Answering,
 };
@@ -34,6 +35,7 @@ pub struct HostService {
     local: Local,
     feed: Feed,
     tenures: Answering,
+    board: Option<Arc<Board>>,
     cancel: CancellationToken,
     tracker: TaskTracker,
     counter: Option<Counter>,
@@ -53,6 +55,7 @@ impl HostService {
             local,
             feed,
             tenures,
+            board: None,
             cancel,
             tracker,
             counter: None,
@@ -65,6 +68,13 @@ impl HostService {
     pub fn answering(mut self, counter: Counter, broadcast: Broadcast) -> Self {
         self.counter = Some(counter);
         self.broadcast = Some(broadcast);
+        self
+    }
+
+    /// Tells those that show this host, and do not decide about it, what is on this board.
+    #[must_use]
+    pub fn showing(mut self, board: Arc<Board>) -> Self {
+        self.board = Some(board);
         self
     }
 }
@@ -81,6 +91,12 @@ impl Host for HostService {
         request: Request<wire::FollowRequest>,
     ) -> Result<Response<Self::FollowStream>, Status> {
         let asked = request.into_inner();
+        if let Some(board) = self.board.clone().filter(|_| !asked.detail) {
+            let (updates, stream) = mpsc::channel(views::UPDATES_MAX);
+            let feeding = views::feed(board, asked, updates, self.cancel.child_token());
+            self.tracker.spawn(feeding);
+            return Ok(Response::new(Box::pin(ReceiverStream::new(stream))));
+        }
         let (updates, stream) = mpsc::channel(1);
         let feeding =
             self.feed

@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     health::View,
+    hub::Figures,
     metrics::{LatencySummary, ProcessSample, Sample},
     supervisor::{Desired, ProcessStatus, Table},
     vault::VaultStatus,
@@ -37,6 +38,7 @@ pub(super) fn render(sources: &Sources) -> String {
     extras(&mut page, &workers);
     identify(&mut page, sources);
     super::hosts::render(&mut page, &sources.registry, &sources.tenure);
+    hub(&mut page, &sources.hub.borrow().clone());
     page.finish()
 }
 
@@ -644,4 +646,38 @@ fn identify(page: &mut Page, sources: &Sources) {
         "Time that permits were waited for.",
         sources.identify_wait.summary(),
     );
+}
+
+fn hub(page: &mut Page, figures: &Figures) {
+    page.family(
+        "tanako_hub_hosts",
+        Gauge,
+        "Other hosts that this agent follows to show the whole fleet.",
+    )
+    .add(&[("state", "live")], figures.live as f64)
+    .add(&[("state", "silent")], figures.silent as f64);
+    page.family(
+        "tanako_hub_processes",
+        Gauge,
+        "Processes in this agent's view of the fleet.",
+    )
+    .add(&[], figures.processes as f64);
+    page.family(
+        "tanako_hub_lag_seconds",
+        Gauge,
+        "Since the live host was heard of that was heard of the longest ago.",
+    )
+    .add(&[], figures.lag.as_secs_f64());
+    page.family(
+        "tanako_hub_updates_total",
+        Counter,
+        "Updates of other hosts taken in.",
+    )
+    .add(&[], figures.updates as f64);
+    page.family(
+        "tanako_hub_stale_updates_total",
+        Counter,
+        "Updates of other hosts that came too late or twice.",
+    )
+    .add(&[], figures.stale as f64);
 }

@@ -42,6 +42,7 @@ pub use queue::{Addresses, Queue};
 
 use crate::{
     health,
+    hub::Figures,
     metrics::{Latency, Sample},
     registry::Registry,
     supervisor::{Desired, Table},
@@ -101,6 +102,8 @@ pub struct Sources {
     pub registry: Registry,
     /// Whether this one owns what it runs.
     pub tenure: Tenure,
+    /// What the view of the whole fleet counts.
+    pub hub: watch::Receiver<Figures>,
     /// Version of the agent.
     pub version: &'static str,
 }

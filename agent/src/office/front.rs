@@ -19,6 +19,7 @@ use crate::{
 pub struct Front {
     pub(super) current: watch::Receiver<Option<Coordinator>>,
     pub(super) standing: watch::Receiver<Standing>,
+    pub(super) epoch: watch::Receiver<u64>,
     pub(super) operations: watch::Receiver<Arc<Operations>>,
     pub(super) desired: watch::Receiver<Arc<Desired>>,
 }
@@ -113,6 +114,11 @@ impl Front {
     /// Where this agent stands, as a value that changes.
     pub fn standing(&self) -> watch::Receiver<Standing> {
         self.standing.clone()
+    }
+
+    /// The fencing revision of the latest office that this agent held; 0 = none yet.
+    pub fn epoch(&self) -> u64 {
+        *self.epoch.borrow()
     }
 
     /// Whether its task lives, whoever decides.

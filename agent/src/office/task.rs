@@ -43,6 +43,7 @@ pub(super) struct Task {
     terms: watch::Sender<Option<Term>>,
     current: watch::Sender<Option<Coordinator>>,
     standing: watch::Sender<Standing>,
+    epoch: watch::Sender<u64>,
     operations: watch::Sender<Arc<Operations>>,
     desired: watch::Sender<Arc<Desired>>,
     places: spec::Places,
@@ -59,11 +60,13 @@ impl Task {
     ) -> (Self, Front) {
         let (current, current_rx) = watch::channel(None);
         let (standing, standing_rx) = watch::channel(Standing::Starting);
+        let (epoch, epoch_rx) = watch::channel(0);
         let (operations, operations_rx) = watch::channel(Arc::default());
         let (desired, desired_rx) = watch::channel(Arc::new(Desired::empty(places.clone())));
         let front = Front {
             current: current_rx,
             standing: standing_rx,
+            epoch: epoch_rx,
             operations: operations_rx,
             desired: desired_rx,
         };
@@ -74,6 +77,7 @@ impl Task {
             terms,
             current,
             standing,
+            epoch,
             operations,
             desired,
             places,
@@ -306,6 +310,7 @@ impl Task {
             self.desired.clone(),
             cancel.clone(),
         ));
+        self.epoch.send_replace(leadership.fencing);
         self.current.send_replace(Some(coordinator));
         self.stand(Standing::Holding { trouble: None });
         tracing::info!(fencing = leadership.fencing, "this agent decides");

@@ -3,10 +3,11 @@
 //! Ended operations beyond [`ENDED_MAX`] are dropped oldest first, their request ids with them.
 
 use serde::{Serialize, de::DeserializeOwned};
+use tanako_proto::fleet::v1::{self as wire, Problem};
 use tanako_store::{Store, StoreError, Txn};
 
 use super::model::Operation;
-use crate::desired::Written;
+use crate::{desired::Written, problem};
 
 /// Ended operations kept.
 pub const ENDED_MAX: usize = 200;
@@ -156,6 +157,29 @@ pub async fn replaced(store: &dyn Store, number: u64) -> Result<Option<Written>,
         .get(&key)
         .await?
         .and_then(|item| decode(&key, &item.value)))
+}
+
+/// The operation of that id, however old, or why there is none.
+pub async fn by_id(store: &dyn Store, id: &str) -> Result<wire::Operation, Problem> {
+    let unknown = || {
+        Problem::new(
+            "unknown-operation",
+            id,
+            format!("there is no operation {id:?}"),
+        )
+        .hint("`tanakoctl operation list` lists them; the oldest are dropped")
+    };
+    let number = id
+        .rsplit_once('-')
+        .and_then(|(_, number)| number.parse().ok())
+        .ok_or_else(unknown)?;
+    let found = by_number(store, number)
+        .await
+        .map_err(|error| problem::from_store(&error))?;
+    found
+        .filter(|op| op.id == id)
+        .map(|op| op.to_wire())
+        .ok_or_else(unknown)
 }
 
 /// The operation of that number.

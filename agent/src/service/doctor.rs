@@ -35,6 +35,7 @@ impl Findings {
             check: check.to_owned(),
             message: message.into(),
             hint: hint.to_owned(),
+            host: String::new(),
         });
     }
 

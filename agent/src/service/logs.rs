@@ -112,7 +112,12 @@ pub async fn send(
     }
 }
 
-async fn run(logs: &Logs, query: &Query, lines: &mpsc::Sender<Result<wire::LogLine, Status>>) {
+/// Sends what is asked for; when it is followed, for ever.
+pub(super) async fn run(
+    logs: &Logs,
+    query: &Query,
+    lines: &mpsc::Sender<Result<wire::LogLine, Status>>,
+) {
     let mut live = SelectAll::new();
     let mut first: Vec<(ProcessName, Line)> = Vec::new();
     for name in &query.names {
@@ -205,5 +210,6 @@ fn to_wire(name: &ProcessName, line: Line) -> wire::LogLine {
         line: line.text,
         stream: "output".to_owned(),
         truncated: line.truncated,
+        host: String::new(),
     }
 }

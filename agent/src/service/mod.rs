@@ -7,18 +7,23 @@
 //! - `moving`: the store's move to etcd.
 //! - [`view`]: the status of the fleet, composed from what the parts publish; pure.
 //! - [`watch`]: that status as a stream of changes.
-//! - [`logs`]: many logs as one stream.
-//! - [`locate`]: where a guild lives; pure.
+//! - [`logs`]: many logs as one stream; `gather`: those of many hosts. `happened`: events of many hosts.
+//! - `everywhere`: one question to all hosts.
+//! - [`locate`]: where a guild lives. `targets`: what targets stand for.
 //! - [`doctor`]: what is wrong with this machine and this fleet, and what to do.
 
 pub mod admission;
 pub mod doctor;
 pub mod listen;
+mod everywhere;
+mod gather;
+mod happened;
 pub mod locate;
 pub mod logs;
 mod moving;
 mod rpc;
 pub mod socket;
+mod targets;
 pub mod view;
 pub mod watch;
 

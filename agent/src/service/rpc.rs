@@ -2,18 +2,15 @@
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
-use futures_util::{Stream, StreamExt};
-use tanako_fleet::{
-    ProcessName,
-    target::{self, Row, Target},
-};
+use futures_util::{FutureExt, Stream, StreamExt, future::BoxFuture};
+use tanako_fleet::{spec::Places, target::Target};
 use tanako_proto::fleet::v1::{self as wire, Problem, fleet_server::Fleet};
-use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status};
 
-use super::{doctor, locate, logs, view, watch as watching};
+use super::{doctor, everywhere, gather::Gather, happened, locate, logs, watch as watching};
 use crate::{
     audit::{self, Record},
     backup::set,
@@ -22,17 +19,24 @@ use crate::{
     config::Config,
     coordinator::Caller,
     desired::Desired,
-    health::{self, Health},
+    health::Health,
     history::History,
+    hub::{
+        Hub, Stopping,
+        core::Core,
+        forward::{self, Call, Make, Place},
+        peer,
+    },
     identify::Broker,
-    metrics::{Metrics, Sample},
+    metrics::Metrics,
     migrate::valve::Valve,
-    office::Front,
+    office::{Front, Standing},
+    operations::ledger,
     problem,
-    supervisor::{Supervisor, Table},
+    supervisor::Supervisor,
     upgrade,
     vault::Vault,
-    worker::{States, Workers},
+    worker::Workers,
 };
 
 /// Operations listed when no number is given, and at most.
@@ -53,6 +57,12 @@ const HISTORY_POINTS_MAX: u32 = 10_000;
 const HISTORY_METRICS_MAX: usize = 64;
 /// Updates under way to one watcher: with one, what waits is never old.
 const UPDATES_MAX: usize = 1;
+/// How long the store may take to tell what is wanted.
+const STORE_WITHIN: Duration = Duration::from_secs(2);
+/// An operation is looked at at least this often.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// A status waits so long for hosts that have not been asked before.
+const SETTLE_MAX: Duration = Duration::from_millis(1_500);
 /// Log streams at once.
 const LOG_STREAMS_MAX: usize = 32;
 
@@ -90,73 +100,34 @@ pub struct Sources {
     pub broadcast: Broadcast,
     /// The store of one machine, where it is one.
     pub valve: Option<Valve>,
+    /// All of that, of all hosts.
+    pub hub: Hub,
 }
 
 impl Sources {
-    /// The status now.
-    pub fn status(&self) -> wire::FleetStatus {
-        let parts = self.parts();
-        let mut status = view::compose(&parts.inputs(&self.config.host, self.started_at));
-        if let Some(reason) = self.undecided() {
-            status.healthy = false;
-            status.reasons.insert(0, reason);
-        }
-        status
-    }
-
-    /// Why the fleet is not healthy.
-    pub fn reasons(&self) -> Vec<String> {
-        let parts = self.parts();
-        let reasons = view::reasons(&parts.inputs(&self.config.host, self.started_at));
-        self.undecided().into_iter().chain(reasons).collect()
-    }
-
-    /// Why nothing is decided here.
-    fn undecided(&self) -> Option<String> {
-        self.coordinator.standing().borrow().reason()
-    }
-
-    fn parts(&self) -> Parts {
-        Parts {
-            desired: self.coordinator.watch_desired().borrow().clone(),
-            table: self.supervisor.status().borrow().clone(),
-            workers: self.workers.states().borrow().clone(),
-            sample: self.metrics.latest().borrow().clone(),
-            identify: self.broker.status().borrow().clone(),
-            operations: self.coordinator.watch_operations().borrow().clone(),
-            health: self.health.view().borrow().clone(),
-        }
-    }
-
-    fn desired(&self) -> Arc<Desired> {
+    /// The desired state as this agent knows it.
+    pub(super) fn desired(&self) -> Arc<Desired> {
         self.coordinator.watch_desired().borrow().clone()
     }
-}
 
-/// One moment of everything that is published.
-struct Parts {
-    desired: Arc<Desired>,
-    table: Arc<Table>,
-    workers: Arc<States>,
-    sample: Arc<Sample>,
-    identify: Arc<wire::IdentifyStatus>,
-    operations: Arc<crate::coordinator::Operations>,
-    health: Arc<health::View>,
-}
-
-impl Parts {
-    fn inputs<'a>(&'a self, host: &'a str, started_at: i64) -> view::Inputs<'a> {
-        view::Inputs {
-            host,
-            now: now_ms(),
-            started_at,
-            desired: &self.desired,
-            table: &self.table,
-            workers: &self.workers,
-            sample: &self.sample,
-            identify: &self.identify,
-            operations: &self.operations,
-            health: &self.health,
+    /// The desired state; as stored, where another agent decides. While the store is away the latest
+    /// known.
+    async fn known_desired(&self) -> Arc<Desired> {
+        let known = self.desired();
+        let decides = matches!(
+            *self.coordinator.standing().borrow(),
+            Standing::Holding { .. }
+        );
+        if decides && known.spec.is_some() {
+            return known;
+        }
+        let places = Places {
+            data_dir: self.config.data_dir.to_string_lossy().into_owned(),
+        };
+        let loading = Desired::load(&*self.store, places);
+        match tokio::time::timeout(STORE_WITHIN, loading).await {
+            Ok(Ok(stored)) => Arc::new(stored),
+            Ok(Err(_)) | Err(_) => known,
         }
     }
 }
@@ -192,27 +163,45 @@ impl Service {
         }
     }
 
-    /// The processes that targets stand for; none = all.
-    fn resolve(&self, texts: &[String]) -> Result<Vec<ProcessName>, Status> {
-        let desired = self.sources.desired();
-        let rows: Vec<Row<'_>> = desired
-            .processes
-            .iter()
-            .map(|spec| Row {
-                name: &spec.name,
-                kind: spec.kind,
-                host: &self.sources.config.host,
-                shard_ids: &spec.shard_ids,
-                shard_count: spec.shard_count,
-            })
-            .collect();
-        let targets: Result<Vec<Target>, _> = match texts {
-            [] => Ok(vec![Target::All]),
-            texts => texts.iter().map(|text| text.parse()).collect(),
+    /// Carries out what changes the fleet, here or where the office is.
+    async fn decide<T: Clone, R>(
+        &self,
+        request: Request<T>,
+        make: Make<T, R>,
+        here: impl FnOnce(T, Caller) -> BoxFuture<'static, Result<R, Problem>> + Send,
+    ) -> Reply<R> {
+        let front = &self.sources.coordinator;
+        let caller = caller(&request);
+        let standing = front.standing().borrow().clone();
+        let place = forward::place(&standing, &self.sources.config.host, request.metadata());
+        let (metadata, _, message) = request.into_parts();
+        let reply = match place {
+            Place::Here => here(message, caller).await.map_err(refused),
+            Place::There(leader) => {
+                let call = Call {
+                    message,
+                    caller,
+                    metadata,
+                };
+                forward::forward(&self.sources.hub, front, leader, call, make, here).await
+            }
         };
-        targets
-            .and_then(|targets| target::resolve(&targets, &rows))
-            .map_err(|error| problem::status(problem::from_target(&error)))
+        reply.map(Response::new)
+    }
+
+    /// An operation, from what the coordinator tells, else from the store.
+    async fn operation(&self, id: &str) -> Result<wire::Operation, Status> {
+        let asked = id.to_owned();
+        let hub = &self.sources.hub;
+        let told = hub
+            .look(move |core, _| core.operation(&asked).cloned())
+            .await;
+        match told.map_err(stopped)? {
+            Some(operation) => Ok(operation),
+            None => ledger::by_id(&*self.sources.store, id)
+                .await
+                .map_err(refused),
+        }
     }
 }
 
@@ -224,7 +213,11 @@ fn caller<T>(request: &Request<T>) -> Caller {
         .unwrap_or_else(|| Caller::agent("unknown"))
 }
 
-fn refused(refusal: Problem) -> Status {
+pub(super) fn stopped(_: Stopping) -> Status {
+    refused(problem::stopping())
+}
+
+pub(super) fn refused(refusal: Problem) -> Status {
     problem::status(refusal)
 }
 
@@ -244,14 +237,17 @@ impl Fleet for Service {
     type EventsStream = Streamed<wire::Event>;
 
     async fn get_status(&self, _: Request<wire::StatusRequest>) -> Reply<wire::FleetStatus> {
-        Ok(Response::new(self.sources.status()))
+        let hub = &self.sources.hub;
+        hub.settled(SETTLE_MAX).await.map_err(stopped)?;
+        let status = hub.look(Core::status).await;
+        status.map(Response::new).map_err(stopped)
     }
 
     async fn watch(&self, request: Request<wire::WatchRequest>) -> Reply<Self::WatchStream> {
         let every = watching::interval_of(request.get_ref().interval_ms);
         let (updates, receiver) = mpsc::channel(UPDATES_MAX);
         self.tracker.spawn(watching::feed(
-            self.sources.clone(),
+            self.sources.hub.clone(),
             every,
             updates,
             self.cancel.clone(),
@@ -260,7 +256,7 @@ impl Fleet for Service {
     }
 
     async fn get_spec(&self, _: Request<wire::SpecRequest>) -> Reply<wire::SpecDocument> {
-        let desired = self.sources.desired();
+        let desired = self.sources.known_desired().await;
         if desired.spec.is_none() {
             return Err(refused(
                 Problem::new("no-spec", "fleet", "the fleet has no spec yet")
@@ -274,37 +270,54 @@ impl Fleet for Service {
     }
 
     async fn plan(&self, request: Request<wire::PlanRequest>) -> Reply<wire::PlanReply> {
-        let reply = self.sources.coordinator.plan(request.into_inner()).await;
-        reply.map(Response::new).map_err(refused)
+        let front = self.sources.coordinator.clone();
+        self.decide(
+            request,
+            |mut client, request| async move { client.plan(request).await }.boxed(),
+            |message, _| async move { front.plan(message).await }.boxed(),
+        )
+        .await
     }
 
-    async fn apply(&self, request: Request<wire::ApplyRequest>) -> Reply<wire::Operation> {
-        let caller = caller(&request);
-        let reply = self
-            .sources
-            .coordinator
-            .apply(request.into_inner(), caller)
-            .await;
-        reply.map(Response::new).map_err(refused)
+    async fn apply(&self, mut request: Request<wire::ApplyRequest>) -> Reply<wire::Operation> {
+        let front = self.sources.coordinator.clone();
+        name_request(&mut request.get_mut().request_id);
+        self.decide(
+            request,
+            |mut client, request| async move { client.apply(request).await }.boxed(),
+            |message, caller| async move { front.apply(message, caller).await }.boxed(),
+        )
+        .await
     }
 
-    async fn submit(&self, request: Request<wire::OperationRequest>) -> Reply<wire::Operation> {
-        let caller = caller(&request);
-        let reply = self
-            .sources
-            .coordinator
-            .submit(request.into_inner(), caller)
-            .await;
-        reply.map(Response::new).map_err(refused)
+    async fn submit(&self, mut request: Request<wire::OperationRequest>) -> Reply<wire::Operation> {
+        let front = self.sources.coordinator.clone();
+        name_request(&mut request.get_mut().request_id);
+        self.decide(
+            request,
+            |mut client, request| async move { client.submit(request).await }.boxed(),
+            |message, caller| async move { front.submit(message, caller).await }.boxed(),
+        )
+        .await
+    }
+
+    async fn control_operation(
+        &self,
+        request: Request<wire::ControlRequest>,
+    ) -> Reply<wire::Operation> {
+        let front = self.sources.coordinator.clone();
+        self.decide(
+            request,
+            |mut client, request| async move { client.control_operation(request).await }.boxed(),
+            |message, caller| async move { front.control(message, caller).await }.boxed(),
+        )
+        .await
     }
 
     async fn get_operation(&self, request: Request<wire::OperationId>) -> Reply<wire::Operation> {
-        let found = self
-            .sources
-            .coordinator
-            .operation(&request.get_ref().id)
-            .await;
-        found.map(Response::new).map_err(refused)
+        self.operation(&request.get_ref().id)
+            .await
+            .map(Response::new)
     }
 
     async fn list_operations(
@@ -312,12 +325,21 @@ impl Fleet for Service {
         request: Request<wire::ListOperationsRequest>,
     ) -> Reply<wire::OperationList> {
         let limit = bounded(request.get_ref().limit, OPERATIONS_DEFAULT, OPERATIONS_MAX);
-        let operations = self
-            .sources
-            .coordinator
-            .operations(limit)
-            .await
-            .map_err(refused)?;
+        let told = self.sources.hub.look(|core, _| core.operations(0)).await;
+        let told = told.map_err(stopped)?;
+        let stored = ledger::list(&*self.sources.store, limit).await;
+        let operations = match stored {
+            // What runs is fresher with the coordinator than on disk.
+            Ok(stored) => stored
+                .iter()
+                .map(|op| {
+                    let known = told.iter().find(|known| known.id == op.id);
+                    known.map_or_else(|| op.to_wire(), Clone::clone)
+                })
+                .collect(),
+            Err(_) if !told.is_empty() => told.into_iter().rev().take(limit).collect(),
+            Err(error) => return Err(refused(problem::from_store(&error))),
+        };
         Ok(Response::new(wire::OperationList { operations }))
     }
 
@@ -325,44 +347,32 @@ impl Fleet for Service {
         &self,
         request: Request<wire::OperationId>,
     ) -> Reply<Self::WatchOperationStream> {
-        let id = request.into_inner().id;
-        let changes = self.sources.coordinator.watch_operations();
-        let first = self
-            .sources
-            .coordinator
-            .operation(&id)
-            .await
-            .map_err(refused)?;
+        let first = self.operation(&request.into_inner().id).await?;
         let (updates, receiver) = mpsc::channel(UPDATES_MAX);
-        let coordinator = self.sources.coordinator.clone();
+        let service = self.clone();
         let cancel = self.cancel.clone();
         self.tracker.spawn(async move {
             tokio::select! {
                 () = cancel.cancelled() => {}
                 () = updates.closed() => {}
-                () = follow_operation(coordinator, changes, first, &updates) => {}
+                () = follow_operation(service, first, &updates) => {}
             }
         });
         Ok(Response::new(stream(receiver)))
     }
 
-    async fn control_operation(
-        &self,
-        request: Request<wire::ControlRequest>,
-    ) -> Reply<wire::Operation> {
-        let caller = caller(&request);
-        let reply = self
-            .sources
-            .coordinator
-            .control(request.into_inner(), caller)
-            .await;
-        reply.map(Response::new).map_err(refused)
-    }
-
     async fn logs(&self, request: Request<wire::LogsRequest>) -> Reply<Self::LogsStream> {
+        let passed_on = peer::is_hop(request.metadata());
         let request = request.into_inner();
-        let names = self.resolve(&request.targets)?;
+        let placed = if passed_on {
+            self.named(&request.targets)
+        } else {
+            self.resolve(&request.targets).await?
+        };
+        let own = &self.sources.config.host;
+        let names = placed.get(own).cloned().unwrap_or_default();
         let query = logs::Query::new(names, &request).map_err(|problem| refused(*problem))?;
+        let elsewhere = !passed_on && self.sources.hub.dial().is_some();
         let Ok(permit) = self.log_streams.clone().try_acquire_owned() else {
             return Err(refused(
                 Problem::new(
@@ -377,36 +387,62 @@ impl Fleet for Service {
         let (lines, receiver) = mpsc::channel(logs::QUEUE_MAX);
         let all = self.sources.supervisor.logs().clone();
         let cancel = self.cancel.clone();
+        let gather = elsewhere.then(|| Gather {
+            hub: self.sources.hub.clone(),
+            logs: all.clone(),
+            request,
+            placed,
+        });
         self.tracker.spawn(async move {
-            logs::send(all, query, lines, cancel).await;
+            match gather {
+                None => logs::send(all, query, lines, cancel).await,
+                Some(gather) => tokio::select! {
+                    () = cancel.cancelled() => {}
+                    () = lines.closed() => {}
+                    () = gather.send(&lines) => {}
+                },
+            }
             drop(permit);
         });
         Ok(Response::new(stream(receiver)))
     }
 
     async fn events(&self, request: Request<wire::EventsRequest>) -> Reply<Self::EventsStream> {
+        let passed_on = peer::is_hop(request.metadata());
         let request = request.into_inner();
-        // Subscribed before reading: between the two nothing is lost, and ids tell what came twice.
-        let live = self.sources.history.subscribe();
+        let (hub, history) = (self.sources.hub.clone(), self.sources.history.clone());
         let tail = bounded(request.tail, EVENTS_DEFAULT, EVENTS_MAX);
-        let past = self
-            .sources
-            .history
-            .events(tail, request.since, &request.targets)
-            .await;
+        // Before reading: between the two nothing is lost, and ids tell what came twice.
+        let now = happened::from_now(&hub).await;
+        let past = if passed_on {
+            history.events(tail, request.since, &request.targets).await
+        } else {
+            happened::past(&hub, &history, &request, tail).await
+        };
         let (sender, receiver) = mpsc::channel(logs::QUEUE_MAX);
         let cancel = self.cancel.clone();
         self.tracker.spawn(async move {
+            let send = async {
+                for event in &past {
+                    if sender.send(Ok(event.clone())).await.is_err() {
+                        return;
+                    }
+                }
+                if request.follow {
+                    happened::live(&hub, now, &past, &request.targets, &sender).await;
+                }
+            };
             tokio::select! {
                 () = cancel.cancelled() => {}
                 () = sender.closed() => {}
-                () = send_events(past, live, request, &sender) => {}
+                () = send => {}
             }
         });
         Ok(Response::new(stream(receiver)))
     }
 
     async fn history(&self, request: Request<wire::HistoryRequest>) -> Reply<wire::HistoryReply> {
+        let passed_on = peer::is_hop(request.metadata());
         let request = request.into_inner();
         if request.metrics.is_empty() || request.metrics.len() > HISTORY_METRICS_MAX {
             return Err(refused(
@@ -418,10 +454,21 @@ impl Fleet for Service {
                 .hint("for example cpu_percent and rss_bytes"),
             ));
         }
-        match request.target.parse::<Target>() {
-            Ok(Target::Host(host)) if host == self.sources.config.host => {}
-            Ok(Target::Process(_) | Target::Host(_)) => {
-                self.resolve(std::slice::from_ref(&request.target))?;
+        let own = self.sources.config.host.clone();
+        let host = match request.target.parse::<Target>() {
+            _ if passed_on => own.clone(),
+            Ok(Target::Host(host)) if host == own => host,
+            Ok(Target::Host(host)) => {
+                let hub = &self.sources.hub;
+                let others = hub.look(|core, _| core.others()).await.map_err(stopped)?;
+                if !others.contains_key(&host) {
+                    self.resolve(std::slice::from_ref(&request.target)).await?;
+                }
+                host
+            }
+            Ok(Target::Process(_)) => {
+                let placed = self.resolve(std::slice::from_ref(&request.target)).await?;
+                placed.into_keys().next().unwrap_or_else(|| own.clone())
             }
             Ok(_) => {
                 return Err(refused(
@@ -434,6 +481,12 @@ impl Fleet for Service {
                 ));
             }
             Err(error) => return Err(refused(problem::from_target(&error))),
+        };
+        if host != own {
+            let asked = peer::ask(&self.sources.hub, &host, |mut client| async move {
+                client.history(peer::hop(request)).await
+            });
+            return asked.await.map(Response::new).map_err(refused);
         }
         let seconds = bounded(
             request.seconds,
@@ -458,64 +511,27 @@ impl Fleet for Service {
         &self,
         request: Request<wire::GuildRequest>,
     ) -> Reply<wire::GuildLocation> {
+        let passed_on = peer::is_hop(request.metadata());
         let guild_id = request.get_ref().guild_id;
-        let parts = self.sources.parts();
-        let Some(spec) = parts.desired.spec.clone() else {
+        let desired = self.sources.known_desired().await;
+        let Some(spec) = &desired.spec else {
             return Err(refused(Problem::new(
                 "no-spec",
                 "fleet",
                 "the fleet has no spec yet",
             )));
         };
-        let shards = locate::shards(&parts.desired, guild_id)
-            .into_iter()
-            .map(|shard| {
-                let process = parts.table.get(&shard.process);
-                let worker = parts.workers.get(&shard.process).filter(|worker| {
-                    process.is_some_and(|process| process.attempt == worker.attempt)
-                });
-                let stage = worker
-                    .and_then(|worker| worker.shards.get(&shard.id))
-                    .map_or("unknown", |shard| view::stage(shard.report.stage()));
-                let sessions = process.map_or_else(Vec::new, |process| {
-                    self.sources.vault.sessions_for(&process.spec, None)
-                });
-                let guilds = sessions
-                    .iter()
-                    .find(|session| session.shard_id == shard.id)
-                    .and_then(|session| session.guilds.as_ref());
-                wire::GuildShard {
-                    bot: shard.bot,
-                    shard_id: shard.id,
-                    shard_count: shard.count,
-                    process: shard.process.to_string(),
-                    host: self.sources.config.host.clone(),
-                    state: process
-                        .map_or("unknown", |process| process.state.as_str())
-                        .to_owned(),
-                    stage: stage.to_owned(),
-                    present: guilds.map(|guilds| guilds.ids.contains(&guild_id)),
-                }
+        let node = locate::node(spec, guild_id);
+        let shards = locate::shards(&desired, guild_id);
+        let location = self.sources.hub.look(move |core, _| {
+            locate::compose(guild_id, &shards, node, |name| {
+                let process = core.process(name)?;
+                Some((core.host_of(name)?.to_owned(), process))
             })
-            .collect();
-        let node = locate::node(&spec, guild_id);
-        let (db_node, db_url) = node.unwrap_or_default();
-        let db_host = if db_node.is_empty() {
-            String::new()
-        } else {
-            self.sources.config.host.clone()
-        };
-        Ok(Response::new(wire::GuildLocation {
-            guild_id,
-            shards,
-            db_node: if db_node.is_empty() {
-                db_node
-            } else {
-                format!("db/{db_node}")
-            },
-            db_url,
-            db_host,
-        }))
+        });
+        let mut location = location.await.map_err(stopped)?;
+        self.find_guild(&mut location, passed_on).await;
+        Ok(Response::new(location))
     }
 
     async fn broadcast(
@@ -533,12 +549,15 @@ impl Fleet for Service {
         &self,
         _: Request<wire::IdentifyStatusRequest>,
     ) -> Reply<wire::IdentifyStatus> {
-        let status = self.sources.broker.status().borrow().clone();
-        Ok(Response::new((*status).clone()))
+        let identify = self.sources.hub.look(|core, _| core.identify()).await;
+        identify.map(Response::new).map_err(stopped)
     }
 
-    async fn list_backups(&self, _: Request<wire::ListBackupsRequest>) -> Reply<wire::BackupList> {
-        let Some(directory) = self.sources.desired().backup_dir() else {
+    async fn list_backups(
+        &self,
+        request: Request<wire::ListBackupsRequest>,
+    ) -> Reply<wire::BackupList> {
+        let Some(directory) = self.sources.known_desired().await.backup_dir() else {
             return Ok(Response::new(wire::BackupList::default()));
         };
         let root = std::path::PathBuf::from(&directory);
@@ -548,7 +567,15 @@ impl Fleet for Service {
         };
         let listed = listed.unwrap_or_else(|_| Err(std::io::Error::other("interrupted")));
         let sets = listed.map_err(|error| refused(set::unreadable(&root, &error)))?;
-        let backups = sets.iter().map(set::Found::to_wire).collect();
+        let mut backups: Vec<wire::Backup> = sets.iter().map(set::Found::to_wire).collect();
+        if !peer::is_hop(request.metadata()) {
+            let answers = everywhere::ask(&self.sources.hub, |mut client| async move {
+                client
+                    .list_backups(peer::hop(wire::ListBackupsRequest {}))
+                    .await
+            });
+            everywhere::add_backups(&mut backups, self.sources.hub.host(), answers.await);
+        }
         Ok(Response::new(wire::BackupList { backups, directory }))
     }
 
@@ -560,8 +587,17 @@ impl Fleet for Service {
         Ok(Response::new(wire::AuditList { records }))
     }
 
-    async fn doctor(&self, _: Request<wire::DoctorRequest>) -> Reply<wire::DoctorReport> {
-        Ok(Response::new(doctor::examine(&self.sources).await))
+    async fn doctor(&self, request: Request<wire::DoctorRequest>) -> Reply<wire::DoctorReport> {
+        let own = doctor::examine(&self.sources);
+        if peer::is_hop(request.metadata()) {
+            return Ok(Response::new(own.await));
+        }
+        let others = everywhere::ask(&self.sources.hub, |mut client| async move {
+            client.doctor(peer::hop(wire::DoctorRequest {})).await
+        });
+        let (mut report, others) = tokio::join!(own, others);
+        everywhere::add_findings(&mut report, self.sources.hub.host(), others);
+        Ok(Response::new(report))
     }
 
     async fn migrate_store(
@@ -573,9 +609,14 @@ impl Fleet for Service {
         moved.map(Response::new).map_err(refused)
     }
 
-    async fn advise(&self, _: Request<wire::AdviseRequest>) -> Reply<wire::Advice> {
-        let advice = self.sources.coordinator.advise().await;
-        advice.map(Response::new).map_err(refused)
+    async fn advise(&self, request: Request<wire::AdviseRequest>) -> Reply<wire::Advice> {
+        let front = self.sources.coordinator.clone();
+        self.decide(
+            request,
+            |mut client, request| async move { client.advise(request).await }.boxed(),
+            |_, _| async move { front.advise().await }.boxed(),
+        )
+        .await
     }
 
     async fn upgrade(&self, request: Request<wire::UpgradeRequest>) -> Reply<wire::UpgradeReply> {
@@ -620,12 +661,19 @@ impl Fleet for Service {
     }
 }
 
+/// A request that is made twice, since its agent was lost on the way, is one.
+fn name_request(id: &mut String) {
+    if id.is_empty() {
+        *id = format!("{:016x}", fastrand::u64(..));
+    }
+}
+
 async fn follow_operation(
-    coordinator: Front,
-    mut changes: watch::Receiver<Arc<crate::coordinator::Operations>>,
+    service: Service,
     first: wire::Operation,
     updates: &mpsc::Sender<Result<wire::Operation, Status>>,
 ) {
+    let mut pulse = service.sources.hub.pulse();
     let mut shown = first;
     loop {
         let ended = shown.ended_at > 0;
@@ -633,62 +681,20 @@ async fn follow_operation(
             return;
         }
         loop {
-            if changes.changed().await.is_err() {
+            if let Ok(Err(_)) = tokio::time::timeout(LOOK_EVERY, pulse.changed()).await {
                 return;
             }
             // One that has ended long ago is found in the store.
-            match coordinator.operation(&shown.id).await {
+            match service.operation(&shown.id).await {
                 Ok(op) if op != shown => {
                     shown = op;
                     break;
                 }
                 Ok(_) => {}
+                // Between two offices, or while the store is away, it is as it was.
+                Err(status) if status.code() == tonic::Code::Unavailable => {}
                 Err(_) => return,
             }
-        }
-    }
-}
-
-async fn send_events(
-    past: Vec<wire::Event>,
-    mut live: broadcast::Receiver<wire::Event>,
-    request: wire::EventsRequest,
-    sender: &mpsc::Sender<Result<wire::Event, Status>>,
-) {
-    let mut last = 0;
-    for event in past {
-        last = last.max(event.id);
-        if sender.send(Ok(event)).await.is_err() {
-            return;
-        }
-    }
-    if !request.follow {
-        return;
-    }
-    loop {
-        match live.recv().await {
-            Ok(event) => {
-                let wanted = History::is_about(&event, &request.targets);
-                if event.id > last && wanted && sender.send(Ok(event)).await.is_err() {
-                    return;
-                }
-            }
-            Err(broadcast::error::RecvError::Lagged(missed)) => {
-                let event = wire::Event {
-                    at: now_ms(),
-                    severity: "warning".to_owned(),
-                    kind: "events-missed".to_owned(),
-                    object: "events".to_owned(),
-                    message: format!("{missed} events came faster than they were read"),
-                    ..wire::Event::default()
-                };
-                if sender.send(Ok(event)).await.is_err() {
-                    return;
-                }
-                // A reader that slow is given time to catch up.
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-            Err(broadcast::error::RecvError::Closed) => return,
         }
     }
 }

@@ -1,15 +1,9 @@
-//! The status of the fleet, composed from what the parts of the agent publish; pure.
+//! What this host and its processes look like, composed from what the parts of the agent publish; pure.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use tanako_fleet::{ProcessName, health::Verdict, identify::Mode};
-use tanako_proto::{fleet::v1 as wire, worker::v1::ShardStage};
+use tanako_proto::{fleet::v1 as wire, host::v1::FleetPart, worker::v1::ShardStage};
 
 use crate::{
     coordinator::Operations,
@@ -24,9 +18,6 @@ use crate::{
 const REASONS_MAX: usize = 20;
 /// Below this much free space the host is not well.
 const DISK_FREE_MIN: u64 = 64 * 1024 * 1024;
-
-/// Numbers the views of this agent.
-static REVISION: AtomicU64 = AtomicU64::new(1);
 
 /// What a view is made of.
 pub struct Inputs<'a> {
@@ -50,69 +41,21 @@ pub struct Inputs<'a> {
     pub operations: &'a Operations,
     /// What is thought of their shards.
     pub health: &'a health::View,
+    /// Why nothing is decided here, when that is wrong.
+    pub standing: Option<String>,
 }
 
-/// The whole view.
-pub fn compose(inputs: &Inputs<'_>) -> wire::FleetStatus {
-    let processes: Vec<wire::Process> = inputs
-        .table
-        .values()
-        .map(|process| compose_process(inputs, process))
-        .collect();
-    let mut reasons = reasons(inputs);
-    let healthy = reasons.is_empty();
-    // Worth a look, and no illness.
-    for (bot, now, to) in crate::coordinator::proposals(inputs.desired, inputs.identify) {
-        reasons.push(format!(
-            "Discord recommends {to} shards for {bot}, which has {now}: `tanakoctl reshard {bot} --shards {to}`"
-        ));
-    }
-    reasons.extend(mixed(inputs));
-    wire::FleetStatus {
-        fleet: inputs.desired.fleet().to_owned(),
-        version: inputs.desired.document.version,
-        healthy,
-        reasons,
-        hosts: vec![compose_host(inputs)],
-        processes,
-        identify: Some(inputs.identify.clone()),
-        operations: inputs.operations.iter().map(|op| (**op).clone()).collect(),
-        at: inputs.now,
-        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-        revision: REVISION.fetch_add(1, Ordering::Relaxed),
-        production: inputs
-            .desired
-            .spec
-            .as_ref()
-            .is_some_and(|spec| spec.production),
-    }
-}
-
-/// Why the fleet is not healthy; empty = it is: every process that shall run is ready, its shards are
+/// What is wrong on this host; empty = nothing: every process that shall run is ready, its shards are
 /// well, and so is the host.
-pub fn reasons(inputs: &Inputs<'_>) -> Vec<String> {
-    let mut reasons: Vec<String> = Vec::new();
+pub fn host_reasons(inputs: &Inputs<'_>) -> Vec<String> {
+    let mut reasons: Vec<String> = inputs.standing.iter().cloned().collect();
     let host = &inputs.sample.host;
     let free = host.disk_total_bytes.saturating_sub(host.disk_used_bytes);
     if host.disk_total_bytes > 0 && free < DISK_FREE_MIN {
         reasons.push(format!(
-            "host {}: only {} MiB free on the disk of the data directory",
-            inputs.host,
+            "only {} MiB free on the disk of the data directory",
             free / (1024 * 1024)
         ));
-    }
-    for bot in &inputs.identify.bots {
-        if bot.mode == Mode::Probing.as_str() {
-            reasons.push(format!(
-                "{}: its latest IDENTIFYs came to nothing; one at a time until one holds",
-                bot.bot
-            ));
-        } else if bot.mode == Mode::Exhausted.as_str() {
-            reasons.push(format!(
-                "{}: the day's IDENTIFYs are spent down to the reserve of {}",
-                bot.bot, bot.reserve
-            ));
-        }
     }
     let mut more = 0usize;
     for process in inputs.table.values() {
@@ -133,8 +76,60 @@ pub fn reasons(inputs: &Inputs<'_>) -> Vec<String> {
         };
         reasons.push(format!("{} is {}{detail}", process.name, process.state));
     }
+    if more > 0 {
+        reasons.push(format!("{more} more processes are not ready"));
+    }
+    unwell(inputs, &mut reasons);
+    reasons
+}
+
+/// What the agent that decides knows of the whole fleet. `exists`: whether any host has the process.
+pub fn compose_fleet(
+    inputs: &Inputs<'_>,
+    epoch: u64,
+    exists: impl Fn(&ProcessName) -> bool,
+) -> FleetPart {
+    let desired = inputs.desired;
+    let proposals = crate::coordinator::proposals(desired, inputs.identify).into_iter();
+    FleetPart {
+        epoch,
+        fleet: desired.fleet().to_owned(),
+        version: desired.document.version,
+        production: desired.spec.as_ref().is_some_and(|spec| spec.production),
+        reasons: fleet_reasons(inputs, exists),
+        notes: proposals
+            .map(|(bot, now, to)| {
+                format!(
+                    "Discord recommends {to} shards for {bot}, which has {now}: `tanakoctl reshard {bot} --shards {to}`"
+                )
+            })
+            .chain(mixed(inputs))
+            .collect(),
+        identify: Some(inputs.identify.clone()),
+        operations: Vec::new(),
+        operation_ids: Vec::new(),
+    }
+}
+
+/// What is wrong with the fleet besides what is wrong on its hosts.
+fn fleet_reasons(inputs: &Inputs<'_>, exists: impl Fn(&ProcessName) -> bool) -> Vec<String> {
+    let mut reasons: Vec<String> = Vec::new();
+    for bot in &inputs.identify.bots {
+        if bot.mode == Mode::Probing.as_str() {
+            reasons.push(format!(
+                "{}: its latest IDENTIFYs came to nothing; one at a time until one holds",
+                bot.bot
+            ));
+        } else if bot.mode == Mode::Exhausted.as_str() {
+            reasons.push(format!(
+                "{}: the day's IDENTIFYs are spent down to the reserve of {}",
+                bot.bot, bot.reserve
+            ));
+        }
+    }
+    let mut more = 0usize;
     for spec in inputs.desired.processes.iter() {
-        if !inputs.table.contains_key(&spec.name) && inputs.desired.is_wanted(&spec.name) {
+        if !exists(&spec.name) && inputs.desired.is_wanted(&spec.name) {
             if reasons.len() >= REASONS_MAX {
                 more += 1;
             } else {
@@ -143,9 +138,8 @@ pub fn reasons(inputs: &Inputs<'_>) -> Vec<String> {
         }
     }
     if more > 0 {
-        reasons.push(format!("{more} more processes are not ready"));
+        reasons.push(format!("{more} more processes have not been started yet"));
     }
-    unwell(inputs, &mut reasons);
     // What was asked for and has not been started yet is not stopped on purpose.
     for operation in inputs.operations {
         if matches!(operation.kind.as_str(), "apply" | "start")
@@ -238,7 +232,8 @@ fn unwell(inputs: &Inputs<'_>, reasons: &mut Vec<String>) {
     }
 }
 
-fn compose_host(inputs: &Inputs<'_>) -> wire::Host {
+/// This host, as it shows itself.
+pub fn compose_host(inputs: &Inputs<'_>) -> wire::Host {
     let host = &inputs.sample.host;
     let address = inputs
         .desired
@@ -265,10 +260,12 @@ fn compose_host(inputs: &Inputs<'_>) -> wire::Host {
         agent_rss_bytes: inputs.sample.agent.rss_bytes,
         last_seen: inputs.now,
         os: host.os.to_string(),
+        lease: String::new(),
     }
 }
 
-fn compose_process(inputs: &Inputs<'_>, process: &Arc<ProcessStatus>) -> wire::Process {
+/// One of its processes.
+pub fn compose_process(inputs: &Inputs<'_>, process: &Arc<ProcessStatus>) -> wire::Process {
     let name = &process.name;
     let live = process.state.is_live();
     // What an earlier attempt said, or used, is not true of this one.
@@ -420,95 +417,4 @@ fn compose_db(db: &DbState) -> wire::Database {
 
 fn seconds(ms: i64) -> u64 {
     u64::try_from(ms / 1000).unwrap_or(0)
-}
-
-/// What of `new` a watcher that has `old` needs to hear; `None` = nothing.
-pub fn delta(old: &wire::FleetStatus, new: &wire::FleetStatus) -> Option<wire::FleetDelta> {
-    let changed = |known: &HashMap<&str, &wire::Process>, process: &wire::Process| {
-        known
-            .get(process.name.as_str())
-            .is_none_or(|known| !same(known, process))
-    };
-    let known: HashMap<&str, &wire::Process> = old
-        .processes
-        .iter()
-        .map(|process| (process.name.as_str(), process))
-        .collect();
-    let processes: Vec<wire::Process> = new
-        .processes
-        .iter()
-        .filter(|process| changed(&known, process))
-        .cloned()
-        .collect();
-    let present: std::collections::HashSet<&str> = new
-        .processes
-        .iter()
-        .map(|process| process.name.as_str())
-        .collect();
-    let removed_processes: Vec<String> = old
-        .processes
-        .iter()
-        .filter(|process| !present.contains(process.name.as_str()))
-        .map(|process| process.name.clone())
-        .collect();
-    let hosts: Vec<wire::Host> = new
-        .hosts
-        .iter()
-        .filter(|host| {
-            let known = old.hosts.iter().find(|known| known.name == host.name);
-            known.is_none_or(|known| !same_host(known, host))
-        })
-        .cloned()
-        .collect();
-    let operations: Vec<wire::Operation> = new
-        .operations
-        .iter()
-        .filter(|op| !old.operations.contains(op))
-        .cloned()
-        .collect();
-    let identify = (new.identify != old.identify)
-        .then(|| new.identify.clone())
-        .flatten();
-    let nothing = processes.is_empty()
-        && removed_processes.is_empty()
-        && hosts.is_empty()
-        && operations.is_empty()
-        && identify.is_none()
-        && new.reasons == old.reasons
-        && new.version == old.version;
-    if nothing {
-        return None;
-    }
-    Some(wire::FleetDelta {
-        revision: new.revision,
-        at: new.at,
-        healthy: new.healthy,
-        reasons: new.reasons.clone(),
-        hosts,
-        processes,
-        removed_processes,
-        identify,
-        operations,
-        events: Vec::new(),
-        version: new.version,
-    })
-}
-
-/// Whether nothing but the clock has moved.
-fn same(old: &wire::Process, new: &wire::Process) -> bool {
-    // A watcher counts the seconds itself; everything else is compared field by field.
-    if old.uptime_s == new.uptime_s {
-        return old == new;
-    }
-    let mut old = old.clone();
-    old.uptime_s = new.uptime_s;
-    &old == new
-}
-
-fn same_host(old: &wire::Host, new: &wire::Host) -> bool {
-    let mut old = old.clone();
-    old.last_seen = new.last_seen;
-    old.uptime_s = new.uptime_s;
-    old.agent_uptime_s = new.agent_uptime_s;
-    &old == new
 }

@@ -1,25 +1,29 @@
-//! The status as a stream: a snapshot, then what changed. One task a watcher; it holds the latest
-//! view that it has sent and nothing else, so a slow watcher misses steps, never the outcome.
+//! The status of the fleet as a stream: a snapshot, then what changed. One task a watcher; it holds a
+//! place in the changes and nothing else, so a slow watcher misses steps, never the outcome.
 
 use std::time::Duration;
 
-use tanako_proto::fleet::v1::{self as wire, fleet_update::Update};
+use tanako_proto::fleet::v1 as wire;
 use tokio::{
-    sync::{broadcast, mpsc},
+    sync::mpsc,
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use super::{rpc::Sources, view};
+use crate::hub::{Hub, show::Cursor};
 
 const INTERVAL_DEFAULT: Duration = Duration::from_secs(1);
 const INTERVAL_MIN: Duration = Duration::from_millis(100);
 const INTERVAL_MAX: Duration = Duration::from_secs(60);
-/// Changes of state go out at once, but not more often than this.
+/// Changes of state go out at once, but not more often than this; in large fleets, where there is
+/// always one, less often.
 const SPACING: Duration = Duration::from_millis(50);
-/// Events in one update; in a flood, older ones are left to `Events`.
-const EVENTS_MAX: usize = 256;
+const SPACING_LARGE: Duration = Duration::from_millis(250);
+/// Processes that make a fleet large.
+const LARGE: usize = 2_000;
+/// The first paint waits so long for hosts that have not been asked before.
+const SETTLE_MAX: Duration = Duration::from_millis(500);
 
 /// How often the numbers go out.
 pub fn interval_of(asked_ms: u32) -> Duration {
@@ -31,91 +35,63 @@ pub fn interval_of(asked_ms: u32) -> Duration {
 
 /// Feeds one watcher until it or the agent leaves.
 pub async fn feed(
-    sources: Sources,
+    hub: Hub,
     every: Duration,
     updates: mpsc::Sender<Result<wire::FleetUpdate, Status>>,
     cancel: CancellationToken,
 ) {
-    let mut table = sources.supervisor.status();
-    let mut operations = sources.coordinator.watch_operations();
-    let mut desired = sources.coordinator.watch_desired();
-    let mut events = sources.history.subscribe();
-    let mut pending: Vec<wire::Event> = Vec::new();
-    let mut tick = interval(every);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut shown: Option<wire::FleetStatus> = None;
-    let mut not_before = Instant::now();
-    loop {
-        // Room first, then the view: what waits is never old.
-        let permit = tokio::select! {
-            () = cancel.cancelled() => return,
-            permit = updates.reserve() => match permit {
-                Ok(permit) => permit,
-                Err(_) => return,
-            },
-        };
-        drain(&mut events, &mut pending);
-        let view = sources.status();
-        let update = match &shown {
-            None => Some(Update::Snapshot(view.clone())),
-            Some(old) => {
-                let delta = view::delta(old, &view);
-                if delta.is_none() && pending.is_empty() {
-                    None
-                } else {
-                    let mut delta = delta.unwrap_or_else(|| wire::FleetDelta {
-                        revision: view.revision,
-                        at: view.at,
-                        healthy: view.healthy,
-                        reasons: view.reasons.clone(),
-                        version: view.version,
-                        ..wire::FleetDelta::default()
-                    });
-                    delta.events = std::mem::take(&mut pending);
-                    Some(Update::Delta(delta))
-                }
-            }
-        };
-        if let Some(update) = update {
-            permit.send(Ok(wire::FleetUpdate {
-                update: Some(update),
-            }));
-            shown = Some(view);
-            not_before = Instant::now() + SPACING;
-        } else {
-            drop(permit);
-        }
-        tokio::select! {
-            () = cancel.cancelled() => return,
-            () = updates.closed() => return,
-            changed = table.changed() => if changed.is_err() { return },
-            changed = operations.changed() => if changed.is_err() { return },
-            changed = desired.changed() => if changed.is_err() { return },
-            event = events.recv() => match event {
-                Ok(event) => pending.push(event),
-                Err(broadcast::error::RecvError::Lagged(_)) => {}
-                Err(broadcast::error::RecvError::Closed) => return,
-            },
-            _ = tick.tick() => {}
-        }
-        sleep_until(not_before).await;
-        table.mark_unchanged();
-        operations.mark_unchanged();
-        desired.mark_unchanged();
+    tokio::select! {
+        () = cancel.cancelled() => {}
+        () = updates.closed() => {}
+        // The hub ends with the agent.
+        _ = run(&hub, every, &updates) => {}
     }
 }
 
-fn drain(events: &mut broadcast::Receiver<wire::Event>, pending: &mut Vec<wire::Event>) {
+async fn run(
+    hub: &Hub,
+    every: Duration,
+    updates: &mpsc::Sender<Result<wire::FleetUpdate, Status>>,
+) -> Option<()> {
+    let mut pulse = hub.pulse();
+    let mut cursor = Cursor::default();
+    let mut tick = interval(every);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    hub.settled(SETTLE_MAX).await.ok()?;
     loop {
-        match events.try_recv() {
-            Ok(event) => {
-                pending.push(event);
-                if pending.len() > EVENTS_MAX {
-                    pending.remove(0);
+        // Room first, then the changes: what waits is never old.
+        let permit = updates.reserve().await.ok()?;
+        let (next, update, large) = {
+            let mut cursor = std::mem::take(&mut cursor);
+            hub.look(move |core, now| {
+                let update = core.next(&mut cursor, now);
+                (cursor, update, core.len() > LARGE)
+            })
+            .await
+            .ok()?
+        };
+        cursor = next;
+        match update {
+            Some(update) => permit.send(Ok(update)),
+            None => drop(permit),
+        }
+        if cursor.is_under_way() {
+            continue;
+        }
+        let urgent = pulse.borrow_and_update().urgent;
+        let spacing = if large { SPACING_LARGE } else { SPACING };
+        let not_before = Instant::now() + spacing;
+        loop {
+            tokio::select! {
+                _ = tick.tick() => break,
+                changed = pulse.changed() => {
+                    changed.ok()?;
+                    if pulse.borrow_and_update().urgent > urgent {
+                        break;
+                    }
                 }
             }
-            Err(broadcast::error::TryRecvError::Lagged(_)) => {}
-            Err(_) => return,
         }
+        sleep_until(not_before).await;
     }
 }

@@ -1,0 +1,220 @@
+//! What changes the fleet goes to the agent that holds the office: as it is, with its caller, at most
+//! one hop, within its deadline, and once more after an election.
+
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use tanako_proto::fleet::v1::{Problem, fleet_client::FleetClient};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout_at},
+};
+use tonic::{
+    Code, Request, Response, Status,
+    metadata::MetadataMap,
+    transport::Channel,
+};
+
+use super::{Hub, peer};
+use crate::{
+    coordinator::Caller,
+    office::{Front, Standing},
+    problem,
+    service::admission,
+};
+
+/// How long a call may take whose caller does not say.
+const WITHIN: Duration = Duration::from_secs(30);
+/// How long the next election is waited for.
+const ELECTION_WITHIN: Duration = Duration::from_secs(15);
+
+/// Where a call is carried out.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Place {
+    /// By this agent.
+    Here,
+    /// By the agent of this host.
+    There(String),
+}
+
+/// Where a call is carried out that changes the fleet.
+pub fn place(standing: &Standing, own: &str, metadata: &MetadataMap) -> Place {
+    match standing {
+        Standing::Waiting { leader } if leader != own && !peer::is_hop(metadata) => {
+            Place::There(leader.clone())
+        }
+        // This agent decides, or knows why nobody does.
+        _ => Place::Here,
+    }
+}
+
+/// What is passed on.
+pub struct Call<T> {
+    /// The request.
+    pub message: T,
+    /// Who made it.
+    pub caller: Caller,
+    /// What came with it.
+    pub metadata: MetadataMap,
+}
+
+/// How a call is made.
+pub type Make<T, R> =
+    fn(FleetClient<Channel>, Request<T>) -> BoxFuture<'static, Result<Response<R>, Status>>;
+
+/// Has `call` carried out by the agent that holds the office. `here` is asked when an election gives it
+/// to this one meanwhile.
+pub async fn forward<T: Clone, R>(
+    hub: &Hub,
+    front: &Front,
+    leader: String,
+    call: Call<T>,
+    make: Make<T, R>,
+    here: impl FnOnce(T, Caller) -> BoxFuture<'static, Result<R, Problem>> + Send,
+) -> Result<R, Status> {
+    let until = Instant::now() + deadline(&call.metadata).unwrap_or(WITHIN);
+    let mut standing = front.standing();
+    let refusal = match once(hub, &leader, &call, make, until).await {
+        Ok(reply) => return Ok(reply),
+        Err(refusal) => refusal,
+    };
+    if !is_worth_another(&refusal) {
+        return Err(refusal);
+    }
+    // Whoever is elected next, or the same one, when it was only on its way up.
+    let another = |now: &Standing| match now {
+        Standing::Holding { .. } => true,
+        Standing::Waiting { leader: now } => *now != leader,
+        _ => false,
+    };
+    let election = (Instant::now() + ELECTION_WITHIN).min(until);
+    let _ = timeout_at(election, standing.wait_for(another)).await;
+    match place(&now(&standing), hub.host(), &MetadataMap::new()) {
+        Place::Here => here(call.message, call.caller)
+            .await
+            .map_err(problem::status),
+        Place::There(leader) => once(hub, &leader, &call, make, until).await,
+    }
+}
+
+fn now(standing: &watch::Receiver<Standing>) -> Standing {
+    standing.borrow().clone()
+}
+
+async fn once<T: Clone, R>(
+    hub: &Hub,
+    leader: &str,
+    call: &Call<T>,
+    make: Make<T, R>,
+    until: Instant,
+) -> Result<R, Status> {
+    let client = peer::client(hub, leader).await.map_err(problem::status)?;
+    let mut request = peer::hop(call.message.clone());
+    let caller = admission::passed_on(&call.caller);
+    request.metadata_mut().insert_bin(admission::CALLER, caller);
+    request.set_timeout(until.saturating_duration_since(Instant::now()));
+    match timeout_at(until, make(client, request)).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) if status.details().is_empty() => {
+            Err(problem::status(peer::problem_of(leader, &status)))
+        }
+        Ok(Err(status)) => Err(status),
+        Err(_) => Err(problem::status(
+            Problem::new(
+                "timeout",
+                format!("host:{leader}"),
+                format!("the agent of host {leader}, which decides, did not answer in time"),
+            )
+            .hint("see `tanakoctl operation list` whether it was taken in; asking again with the same request id is safe")
+            .retryable(),
+        )),
+    }
+}
+
+/// Whether the agent that was asked has surely, or by the request's id harmlessly, not done it.
+fn is_worth_another(refusal: &Status) -> bool {
+    let code = Problem::from_status(refusal).code;
+    refusal.code() == Code::Unavailable
+        && matches!(
+            code.as_str(),
+            "not-coordinator" | "host-unreachable" | problem::STOPPING
+        )
+}
+
+/// `grpc-timeout`: at most eight digits and a unit.
+fn deadline(metadata: &MetadataMap) -> Option<Duration> {
+    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.len() > 8 {
+        return None;
+    }
+    let value: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(value * 3600)),
+        "M" => Some(Duration::from_secs(value * 60)),
+        "S" => Some(Duration::from_secs(value)),
+        "m" => Some(Duration::from_millis(value)),
+        "u" => Some(Duration::from_micros(value)),
+        "n" => Some(Duration::from_nanos(value)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::metadata::MetadataValue;
+
+    use super::*;
+
+    fn metadata(pairs: &[(&'static str, &'static str)]) -> MetadataMap {
+        let mut map = MetadataMap::new();
+        for (key, value) in pairs {
+            map.insert(*key, MetadataValue::from_static(value));
+        }
+        map
+    }
+
+    #[test]
+    fn a_call_goes_to_the_office_and_no_further() {
+        let waiting = Standing::Waiting {
+            leader: "c".to_owned(),
+        };
+        let fresh = metadata(&[]);
+        assert_eq!(place(&waiting, "b", &fresh), Place::There("c".to_owned()));
+        let passed = metadata(&[(HOP_KEY, "1")]);
+        assert_eq!(place(&waiting, "b", &passed), Place::Here);
+        let holding = Standing::Holding { trouble: None };
+        assert_eq!(place(&holding, "b", &fresh), Place::Here);
+        let away = Standing::Away { why: String::new() };
+        assert_eq!(place(&away, "b", &fresh), Place::Here);
+    }
+
+    const HOP_KEY: &str = peer::HOP;
+
+    #[test]
+    fn the_callers_deadline_is_kept() {
+        let of = |text| deadline(&metadata(&[("grpc-timeout", text)]));
+        assert_eq!(of("250m"), Some(Duration::from_millis(250)));
+        assert_eq!(of("2S"), Some(Duration::from_secs(2)));
+        for bad in ["", "S", "123456789S", "12x", "-1S", "é"] {
+            let mut map = MetadataMap::new();
+            let Ok(value) = MetadataValue::try_from(bad) else {
+                continue;
+            };
+            map.insert("grpc-timeout", value);
+            assert_eq!(deadline(&map), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn only_what_was_surely_not_done_is_asked_for_again() {
+        let of = |code: &str| problem::status(Problem::new(code, "x", "y"));
+        assert!(is_worth_another(&of("not-coordinator")));
+        assert!(is_worth_another(&problem::status(peer::unreachable(
+            "a", ""
+        ))));
+        assert!(!is_worth_another(&of("conflict")));
+        assert!(!is_worth_another(&of("store-unavailable")));
+        assert!(!is_worth_another(&of("timeout")));
+    }
+}
