@@ -59,8 +59,8 @@ impl Paint {
             "ready" | "succeeded" | "ok" | "verified" | "resumed" | "healthy" | "normal" => {
                 self.good(text)
             }
-            "failed" | "unreachable" | "backoff" | "damaged" | "error" | "fatal" | "unhealthy"
-            | "exhausted" => self.bad(text),
+            "failed" | "unreachable" | "lost" | "backoff" | "damaged" | "error" | "fatal"
+            | "unhealthy" | "exhausted" => self.bad(text),
             "stopped" | "skipped" | "pending" => self.dim(text),
             _ => self.warn(text),
         }

@@ -104,6 +104,7 @@ fn answer(app: &mut App, action: Action) {
                 },
                 stream: if i % 9 == 3 { "stderr" } else { "stdout" }.into(),
                 truncated: false,
+                host: "a".into(),
             };
             Input::Log {
                 ticket,

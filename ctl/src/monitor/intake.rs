@@ -28,6 +28,7 @@ pub(super) fn host(host: &mut Host) {
         &mut host.address,
         &mut host.agent_version,
         &mut host.os,
+        &mut host.lease,
     ] {
         clean_in(text, TEXT_MAX);
     }

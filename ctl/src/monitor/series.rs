@@ -16,7 +16,12 @@ pub struct Series {
 impl Series {
     /// Appends a sample, dropping the oldest when full.
     pub fn push(&mut self, value: f64) {
-        if self.values.len() == POINTS_MAX {
+        self.push_within(value, POINTS_MAX);
+    }
+
+    /// Appends a sample, keeping at most `max` of them.
+    pub fn push_within(&mut self, value: f64, max: usize) {
+        while self.values.len() >= max.clamp(1, POINTS_MAX) {
             self.values.pop_front();
         }
         self.values.push_back(value);

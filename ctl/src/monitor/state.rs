@@ -13,7 +13,7 @@ pub use super::measure::{guilds, is_fault, is_running, is_unwell, latency, load,
 use super::{
     intake::{self, TEXT_MAX},
     measure,
-    series::Series,
+    series::{POINTS_MAX, Series},
     text::{clean_in, natural, width},
 };
 
@@ -21,6 +21,21 @@ use super::{
 pub const EVENTS_MAX: usize = 2_000;
 /// Operations kept, running ones always.
 pub const OPERATIONS_MAX: usize = 100;
+
+/// Processes from which on each one's history is short, and how short: a column of the table wide.
+const TRENDS_SHORT: usize = 5_000;
+const TREND_MAX: usize = 32;
+
+/// Sums over the processes of one host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HostSums {
+    /// Its processes that are ready.
+    pub ready: usize,
+    /// Its processes.
+    pub processes: usize,
+    /// Its shards, and those in stage `ready`.
+    pub shards: (usize, usize),
+}
 
 /// Sums over all processes, kept up to date with each update.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -52,7 +67,7 @@ pub struct Model {
     pub production: bool,
     /// Version of the agent that answers.
     pub agent_version: String,
-    /// Hosts by name.
+    /// Hosts, in the order of their names.
     pub hosts: Vec<Host>,
     /// The IDENTIFY budget.
     pub identify: IdentifyStatus,
@@ -70,6 +85,8 @@ pub struct Model {
     pub generation: u64,
     /// Counts changes of which processes there are.
     pub structure: u64,
+    host_index: HashMap<String, usize>,
+    sums: Vec<HostSums>,
     revision: u64,
     measured: u64,
     processes: Vec<Process>,
@@ -101,7 +118,12 @@ impl Model {
 
     /// The host called `name`.
     pub fn host(&self, name: &str) -> Option<&Host> {
-        self.hosts.iter().find(|host| host.name == name)
+        self.host_index.get(name).map(|at| &self.hosts[*at])
+    }
+
+    /// Sums over the processes of the host at `at` in [`Self::hosts`].
+    pub fn host_sums(&self, at: usize) -> HostSums {
+        self.sums.get(at).copied().unwrap_or_default()
     }
 
     /// The operation `id`.
@@ -154,14 +176,15 @@ impl Model {
         self.agent_version = status.agent_version;
         self.set_health(status.healthy, status.reasons);
         self.hosts.clear();
-        self.set_hosts(status.hosts);
+        self.host_index.clear();
+        self.set_hosts(status.hosts, &[]);
         self.set_identify(status.identify);
         self.operations.clear();
         self.set_operations(status.operations);
         self.revision = status.revision;
         self.structure += 1;
         self.dirty.clear();
-        self.sampled();
+        self.sampled(status.more);
     }
 
     /// Applies what changed. False when it is older than what is known; its events are taken all
@@ -177,7 +200,7 @@ impl Model {
             self.version = delta.version;
         }
         self.set_health(delta.healthy, delta.reasons);
-        self.set_hosts(delta.hosts);
+        self.set_hosts(delta.hosts, &delta.removed_hosts);
         if delta.identify.is_some() {
             self.set_identify(delta.identify);
         }
@@ -186,7 +209,7 @@ impl Model {
             self.set_process(process);
         }
         self.remove(&delta.removed_processes);
-        self.sampled();
+        self.sampled(delta.more);
         true
     }
 
@@ -260,15 +283,34 @@ impl Model {
         }
     }
 
-    fn set_hosts(&mut self, hosts: Vec<Host>) {
+    fn set_hosts(&mut self, hosts: Vec<Host>, removed: &[String]) {
+        let mut moved = false;
         for mut host in hosts {
             intake::host(&mut host);
-            match self.hosts.iter_mut().find(|known| known.name == host.name) {
-                Some(known) => *known = host,
-                None => self.hosts.push(host),
+            if let Some(at) = self.host_index.get(&host.name) {
+                self.hosts[*at] = host;
+            } else {
+                self.host_index.insert(host.name.clone(), self.hosts.len());
+                self.hosts.push(host);
+                moved = true;
             }
         }
-        self.hosts.sort_by(|a, b| natural(&a.name, &b.name));
+        if removed
+            .iter()
+            .any(|name| self.host_index.contains_key(name))
+        {
+            self.hosts.retain(|host| !removed.contains(&host.name));
+            moved = true;
+        }
+        if moved {
+            self.hosts.sort_by(|a, b| natural(&a.name, &b.name));
+            self.host_index = self
+                .hosts
+                .iter()
+                .enumerate()
+                .map(|(at, host)| (host.name.clone(), at))
+                .collect();
+        }
     }
 
     fn set_identify(&mut self, identify: Option<IdentifyStatus>) {
@@ -303,25 +345,43 @@ impl Model {
         });
     }
 
-    fn sampled(&mut self) {
+    /// Sums up. `more`: the rest of a large answer follows at once, and is summed up with it; the first
+    /// part is, so that there is something to look at.
+    fn sampled(&mut self, more: bool) {
         self.generation += 1;
+        if more && self.totals != Totals::default() {
+            return;
+        }
         let mut totals = Totals::default();
+        let mut sums = vec![HostSums::default(); self.hosts.len()];
+        let trend_max = if self.processes.len() > TRENDS_SHORT {
+            TREND_MAX
+        } else {
+            POINTS_MAX
+        };
         for (process, trend) in self.processes.iter().zip(&mut self.trends) {
             let load = load(process);
-            trend.push(load);
-            totals.ready += usize::from(process.ready);
+            trend.push_within(load, trend_max);
+            let ready = usize::from(process.ready);
+            let shards = (process.shards.len(), measure::shards_ready(process));
+            totals.ready += ready;
+            totals.shards.0 += shards.0;
+            totals.shards.1 += shards.1;
             for shard in &process.shards {
-                totals.shards.0 += 1;
-                totals.shards.1 += usize::from(shard.stage == "ready");
                 totals.guilds += u64::from(shard.guilds);
                 totals.events_per_s += measure::finite(shard.events_per_s);
             }
+            let host = self.host_index.get(&process.host).copied();
+            let unseen = host.is_some_and(|at| self.hosts[at].state == "unreachable");
+            totals.faults += usize::from(unseen || is_fault(process));
+            if let Some(sums) = host.map(|at| &mut sums[at]) {
+                sums.processes += 1;
+                sums.ready += ready;
+                sums.shards.0 += shards.0;
+                sums.shards.1 += shards.1;
+            }
         }
-        totals.faults = self
-            .processes
-            .iter()
-            .filter(|process| self.is_fault(process))
-            .count();
+        self.sums = sums;
         self.rate.push(totals.events_per_s);
         self.totals = totals;
         if self.measured != self.structure {

@@ -144,6 +144,11 @@ impl Reader<'_> {
         };
         loop {
             match next(fleet.endpoint(), &mut lines, follow).await {
+                // About lines, not one of them: a host whose logs are missing.
+                Ok(Some(line)) if line.stream == "notice" => {
+                    let host = line.process;
+                    self.session.ui.note(&format!("{host}: {}", line.line));
+                }
                 Ok(Some(line)) => {
                     if self.seen.is_new(&line) {
                         self.session.ui.item(&LogView::new(line, self.shown))?;

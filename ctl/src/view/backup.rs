@@ -25,6 +25,8 @@ struct BackupView {
     bytes: u64,
     rows: u64,
     nodes: u32,
+    /// The host it lies on; null = the fleet's only one.
+    host: Option<String>,
     state: String,
     detail: Option<String>,
     verified_at: Option<String>,
@@ -42,6 +44,7 @@ impl From<Backup> for BackupView {
             bytes: backup.bytes,
             rows: backup.rows,
             nodes: backup.nodes,
+            host: text(backup.host),
             state: backup.state,
             detail: text(backup.detail),
             verified_at: time(backup.verified_at),
@@ -69,6 +72,10 @@ impl Report for BackupListView {
         let mut head = vec![
             "DATE", "STATE", "ROWS", "SIZE", "NODES", "VERIFIED", "CREATED",
         ];
+        let hosts = self.backups.iter().any(|backup| backup.host.is_some());
+        if hosts {
+            head.push("HOST");
+        }
         if wide {
             head.push("DETAIL");
         }
@@ -83,6 +90,9 @@ impl Report for BackupListView {
                 Cell::new(clock(backup.verified_at_ms, now)),
                 Cell::new(clock(backup.created_at_ms, now)),
             ];
+            if hosts {
+                row.push(Cell::new(backup.host.as_deref().unwrap_or("-")));
+            }
             if wide {
                 row.push(Cell::new(clean(
                     backup.detail.as_deref().unwrap_or(""),

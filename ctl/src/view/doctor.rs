@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use serde::Serialize;
 use tanako_proto::fleet::v1::Finding;
 
+use super::text;
 use crate::{
     paint::{Paint, clean},
     ui::Report,
@@ -20,6 +21,8 @@ pub struct DoctorView {
 #[derive(Debug, Serialize)]
 struct FindingView {
     scope: &'static str,
+    /// The host it is about; null = this machine, the fleet, or its only host.
+    host: Option<String>,
     severity: String,
     check: String,
     message: String,
@@ -32,6 +35,7 @@ impl DoctorView {
         let of = |scope: &'static str, findings: Vec<Finding>| {
             findings.into_iter().map(move |finding| FindingView {
                 scope,
+                host: text(finding.host),
                 severity: finding.severity,
                 check: finding.check,
                 message: finding.message,
@@ -53,12 +57,16 @@ impl DoctorView {
 
 impl Report for DoctorView {
     fn table(&self, paint: Paint, _wide: bool) -> String {
-        let mut text = String::new();
-        let mut scope = "";
+        let mut out = String::new();
+        let mut heading = String::new();
         for finding in &self.findings {
-            if finding.scope != scope {
-                scope = finding.scope;
-                let _ = writeln!(text, "{}", paint.strong(scope));
+            let of = match &finding.host {
+                Some(host) => format!("host {}", clean(host, false)),
+                None => finding.scope.to_owned(),
+            };
+            if of != heading {
+                heading = of;
+                let _ = writeln!(out, "{}", paint.strong(&heading));
             }
             let severity = match finding.severity.as_str() {
                 "ok" => paint.good("ok     "),
@@ -66,13 +74,13 @@ impl Report for DoctorView {
                 _ => paint.bad("ERROR  "),
             };
             let _ = writeln!(
-                text,
+                out,
                 "  {severity}  {:<14} {}",
                 finding.check,
                 clean(&finding.message, false)
             );
             if finding.severity != "ok" && !finding.hint.is_empty() {
-                let _ = writeln!(text, "  {:<24} do: {}", "", clean(&finding.hint, false));
+                let _ = writeln!(out, "  {:<24} do: {}", "", clean(&finding.hint, false));
             }
         }
         let many = |severity: &str| {
@@ -82,13 +90,13 @@ impl Report for DoctorView {
                 .count()
         };
         let _ = writeln!(
-            text,
+            out,
             "{} ok, {} warnings, {} errors",
             many("ok"),
             many("warning"),
             many("error")
         );
-        text
+        out
     }
 
     fn names(&self) -> Vec<String> {

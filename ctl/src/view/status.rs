@@ -1,6 +1,9 @@
 //! The fleet as it is: `tanakoctl status`.
 
-use std::{collections::BTreeMap, fmt::Write as _};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    fmt::Write as _,
+};
 
 use serde::Serialize;
 use tanako_proto::fleet::v1::{FleetStatus, Host, IdentifyStatus, Operation, Process, Shard};
@@ -47,6 +50,10 @@ struct HostView {
     agent_rss_bytes: u64,
     last_seen: Option<String>,
     os: String,
+    /// held, lost; null = a fleet of one machine.
+    lease: Option<String>,
+    #[serde(skip)]
+    last_seen_ms: i64,
 }
 
 #[derive(Debug, Serialize)]
@@ -72,6 +79,8 @@ struct ProcessView {
     threads: u32,
     fds: u32,
     db: Option<DatabaseView>,
+    /// Its host is unreachable: this is what was known of it last.
+    stale: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -175,8 +184,17 @@ impl IdentifySummary {
 
 impl From<FleetStatus> for StatusView {
     fn from(status: FleetStatus) -> Self {
+        let unreachable: HashSet<String> = status
+            .hosts
+            .iter()
+            .filter(|host| host.state == "unreachable")
+            .map(|host| host.name.clone())
+            .collect();
         let mut processes: Vec<ProcessView> =
             status.processes.into_iter().map(Into::into).collect();
+        for process in &mut processes {
+            process.stale = unreachable.contains(&process.host);
+        }
         processes.sort_by_cached_key(|process| natural(&process.name));
         Self {
             fleet: status.fleet,
@@ -217,6 +235,8 @@ impl From<Host> for HostView {
             agent_rss_bytes: host.agent_rss_bytes,
             last_seen: time(host.last_seen),
             os: host.os,
+            lease: text(host.lease),
+            last_seen_ms: host.last_seen,
         }
     }
 }
@@ -255,6 +275,7 @@ impl From<Process> for ProcessView {
                 read_p99_ms: db.read_p99_ms,
                 write_p99_ms: db.write_p99_ms,
             }),
+            stale: false,
         }
     }
 }
@@ -494,7 +515,11 @@ impl StatusView {
             let mut row = vec![
                 Cell::new(&process.name),
                 Cell::new(&process.host),
-                Cell::state(&process.state),
+                Cell::state(if process.stale {
+                    "lost"
+                } else {
+                    &process.state
+                }),
                 Cell::number(if process.pid == 0 {
                     "-".into()
                 } else {
@@ -523,16 +548,35 @@ impl StatusView {
     }
 
     fn host_table(&self, paint: Paint, wide: bool) -> String {
-        let mut head = vec!["HOST", "STATE", "CPU", "LOAD", "MEMORY", "DISK"];
+        let several = self.hosts.len() > 1;
+        let now = now_ms();
+        // Of each host its processes, and how many are ready.
+        let mut sums: HashMap<&str, (usize, usize)> = HashMap::new();
+        for process in &self.processes {
+            let sum = sums.entry(process.host.as_str()).or_default();
+            sum.0 += usize::from(process.ready && !process.stale);
+            sum.1 += 1;
+        }
+        let mut head = vec!["HOST", "STATE"];
+        if several {
+            head.push("READY");
+        }
+        head.extend(["CPU", "LOAD", "MEMORY", "DISK"]);
         if wide {
-            head.extend(["ADDRESS", "CPUS", "OS", "AGENT-RSS"]);
+            head.extend(["ADDRESS", "CPUS", "OS", "AGENT-RSS", "LEASE"]);
+        }
+        if several {
+            head.push("SEEN");
         }
         head.extend(["AGENT", "AGE"]);
         let mut table = Table::new(&head);
         for host in &self.hosts {
-            let mut row = vec![
-                Cell::new(&host.name),
-                Cell::state(&host.state),
+            let mut row = vec![Cell::new(&host.name), Cell::state(&host.state)];
+            if several {
+                let (ready, all) = sums.get(host.name.as_str()).copied().unwrap_or_default();
+                row.push(Cell::number(format!("{ready}/{all}")));
+            }
+            row.extend([
                 Cell::number(format!("{:.0}%", host.cpu_percent)),
                 Cell::number(format!("{:.2}", host.load1)),
                 Cell::number(format!(
@@ -545,14 +589,21 @@ impl StatusView {
                     bytes(host.disk_used_bytes),
                     bytes(host.disk_total_bytes)
                 )),
-            ];
+            ]);
             if wide {
                 row.extend([
                     Cell::new(&host.address),
                     Cell::number(host.cpus),
                     Cell::new(&host.os),
                     Cell::number(bytes(host.agent_rss_bytes)),
+                    Cell::new(host.lease.as_deref().unwrap_or("-")),
                 ]);
+            }
+            if several {
+                row.push(Cell::number(match host.last_seen_ms {
+                    0 => "never".to_owned(),
+                    at => age(seconds_between(at, now)),
+                }));
             }
             row.extend([
                 Cell::new(&host.agent_version),

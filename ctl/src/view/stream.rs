@@ -19,6 +19,8 @@ pub struct LogView {
     line: String,
     stream: Option<String>,
     truncated: bool,
+    /// The host that wrote it.
+    host: Option<String>,
     #[serde(skip)]
     shown: Shown,
 }
@@ -41,6 +43,7 @@ impl LogView {
             line: line.line,
             stream: text(line.stream),
             truncated: line.truncated,
+            host: text(line.host),
             shown,
         }
     }

@@ -129,6 +129,7 @@ async fn doctor_asks_the_agent_as_well() {
             check: "log space".into(),
             message: "logs take 90 % of their share".into(),
             hint: "raise logs.keep".into(),
+            ..Finding::default()
         }];
         state.spec = SpecDocument {
             toml: "[fleet]\nname = \"test\"\n[bots.a]\ncommand = [\"/bin/sh\"]\nworker = false\nshards = 1\ntoken_file = \"/no/such/token\"\ntoken_env = \"T\"\n".into(),

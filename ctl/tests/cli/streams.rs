@@ -11,6 +11,7 @@ fn line(process: &str, at: i64, line: &str) -> LogLine {
         line: line.into(),
         stream: "stdout".into(),
         truncated: false,
+        ..LogLine::default()
     }
 }
 

@@ -185,6 +185,7 @@ fn delta(world: &World, n: u64) -> FleetDelta {
         operations: status.operations.clone(),
         events: world.events.clone(),
         version: status.version,
+        ..FleetDelta::default()
     }
 }
 
@@ -291,6 +292,7 @@ impl Fleet for Service {
                     line: text,
                     stream: "stdout".into(),
                     truncated: false,
+                    ..LogLine::default()
                 };
                 Some((line, n + 1))
             }

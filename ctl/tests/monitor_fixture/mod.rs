@@ -174,6 +174,11 @@ pub fn host(name: &str, state: &str) -> Host {
             NOW
         },
         os: "Linux 6.8".into(),
+        lease: match state {
+            "unreachable" => "lost",
+            _ => "held",
+        }
+        .into(),
     }
 }
 
@@ -344,6 +349,7 @@ pub fn status() -> FleetStatus {
         agent_version: "0.1.0".into(),
         revision: 100,
         production: false,
+        more: false,
     }
 }
 

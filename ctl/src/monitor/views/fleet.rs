@@ -75,7 +75,7 @@ pub fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, clock: Clock) {
         body.y += 1;
         body.height -= 1;
     }
-    processes(canvas, body, app, &app.rows, &app.screens[0].list);
+    processes(canvas, body, app, &app.rows, &app.screens[0].list, clock);
 }
 
 /// Before the first snapshot: what is waited for, and what stands in the way.
@@ -245,7 +245,14 @@ enum Cell {
 }
 
 /// The table of processes, here and in the host view.
-pub fn processes(canvas: &mut Canvas<'_>, area: Rect, app: &App, rows: &Rows, list: &List) {
+pub fn processes(
+    canvas: &mut Canvas<'_>,
+    area: Rect,
+    app: &App,
+    rows: &Rows,
+    list: &List,
+    clock: Clock,
+) {
     use SortKey::{Age, Cpu, Events, Guilds, Host, Latency, Name, Restarts, Rss, Shards, State};
     let (name, host) = app.shown().name_width;
     let wide = |width: usize, least: u16, most: u16| (width as u16).clamp(least, most);
@@ -290,13 +297,14 @@ pub fn processes(canvas: &mut Canvas<'_>, area: Rect, app: &App, rows: &Rows, li
             Role::Dim,
         );
     }
-    let source = Processes { app, rows };
+    let source = Processes { app, rows, clock };
     table(canvas, area, &columns, list, rows.len(), &source);
 }
 
 struct Processes<'a> {
     app: &'a App,
     rows: &'a Rows,
+    clock: Clock,
 }
 
 impl Source<Cell> for Processes<'_> {
@@ -337,7 +345,7 @@ impl Source<Cell> for Processes<'_> {
         match key {
             Cell::Sorted(SortKey::Name) => vec![piece(process.name.as_str(), Role::Text)],
             Cell::Sorted(SortKey::State) => {
-                let (glyph, role, word) = state_of(canvas, model, process);
+                let (glyph, role, word) = state_of(canvas, model, process, self.clock);
                 vec![piece(format!("{glyph} "), role), piece(word, role)]
             }
             Cell::Sorted(SortKey::Host) => vec![piece(process.host.as_str(), Role::Dim)],
@@ -382,15 +390,35 @@ impl Source<Cell> for Processes<'_> {
     }
 }
 
-/// Glyph, look and word for the state of `process`.
+/// Glyph, look and word for the state of `process`; of one whose host is unreachable, since when nothing
+/// is known of it.
 pub fn state_of<'m>(
     canvas: &Canvas<'_>,
-    model: &Model,
+    model: &'m Model,
     process: &'m tanako_proto::fleet::v1::Process,
-) -> (&'static str, Role, &'m str) {
-    if model.is_unseen(process) {
-        return (canvas.theme.glyphs().unknown, Role::Bad, "unseen");
+    clock: Clock,
+) -> (&'static str, Role, Cow<'m, str>) {
+    if let Some(host) = model.host(&process.host)
+        && host.state == "unreachable"
+    {
+        let word = if host.last_seen > 0 {
+            let gone = clock.unix_ms.saturating_sub(host.last_seen).max(0) as u64 / 1000;
+            format!("lost {}", coarse(gone)).into()
+        } else {
+            "lost".into()
+        };
+        return (canvas.theme.glyphs().unknown, Role::Bad, word);
     }
     let (glyph, role) = canvas.theme.state(&process.state);
-    (glyph, role, process.state.as_str())
+    (glyph, role, process.state.as_str().into())
+}
+
+/// An age in its largest unit: it has to fit into the narrowest column of states.
+fn coarse(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3_600 => format!("{}m", seconds / 60),
+        3_600..86_400 => format!("{}h", seconds / 3_600),
+        _ => format!("{}d", seconds / 86_400),
+    }
 }

@@ -55,7 +55,7 @@ pub fn lines() -> Vec<(String, String)> {
         ),
         ("RST", "restarts"),
         (
-            "unseen",
+            "lost",
             "the process's host is unreachable: what is shown of it is old",
         ),
     ] {

@@ -24,12 +24,14 @@ pub fn draw_all(canvas: &mut Canvas<'_>, area: Rect, app: &App, list: &List, clo
         },
         column(Cell::State, "STATE", 13, false, 0),
         column(Cell::Processes, "PROC", 6, true, 1),
+        column(Cell::Shards, "SHARDS", 9, true, 5),
         column(Cell::Cpu, "CPU%", 5, true, 2),
-        column(Cell::Load, "LOAD", 6, true, 5),
+        column(Cell::Load, "LOAD", 6, true, 6),
         column(Cell::Memory, "MEMORY", 11, true, 3),
         column(Cell::Disk, "DISK", 11, true, 4),
-        column(Cell::Net, "NET/s", 13, true, 7),
-        column(Cell::Seen, "SEEN", 6, true, 6),
+        column(Cell::Net, "NET/s", 13, true, 9),
+        column(Cell::Lease, "LEASE", 5, false, 7),
+        column(Cell::Seen, "SEEN", 6, true, 2),
         Column {
             width_max: 30,
             ..column(Cell::Address, "ADDRESS", 15, false, 8)
@@ -50,6 +52,8 @@ enum Cell {
     Name,
     State,
     Processes,
+    Shards,
+    Lease,
     Cpu,
     Load,
     Memory,
@@ -87,18 +91,23 @@ impl Source<Cell> for Hosts<'_> {
                 return vec![piece(format!("{glyph} {}", host.state), role)];
             }
             Cell::Processes => {
-                let mine = self
-                    .model
-                    .processes()
-                    .iter()
-                    .filter(|process| process.host == host.name);
-                let (all, ready) = mine.fold((0, 0), |(all, ready), p| {
-                    (all + 1, ready + usize::from(p.ready))
-                });
-                return vec![piece(
-                    format!("{ready}/{all}"),
-                    if ready < all { Role::Warn } else { Role::Text },
-                )];
+                let sums = self.model.host_sums(row);
+                return vec![of_all(sums.ready, sums.processes)];
+            }
+            Cell::Shards => {
+                let (all, ready) = self.model.host_sums(row).shards;
+                return vec![of_all(ready, all)];
+            }
+            Cell::Lease => {
+                let role = match host.lease.as_str() {
+                    "lost" => Role::Bad,
+                    _ => Role::Dim,
+                };
+                let text = match host.lease.as_str() {
+                    "" => "-",
+                    text => text,
+                };
+                return vec![piece(text, role)];
             }
             Cell::Cpu => figures::percent(host.cpu_percent),
             Cell::Load => format!("{:.2}", host.load1),
@@ -117,6 +126,11 @@ impl Source<Cell> for Hosts<'_> {
         };
         vec![piece(text, Role::Text)]
     }
+}
+
+fn of_all(ready: usize, all: usize) -> Piece<'static> {
+    let role = if ready < all { Role::Warn } else { Role::Text };
+    piece(format!("{ready}/{all}"), role)
 }
 
 fn of(used: u64, total: u64) -> String {
@@ -218,7 +232,7 @@ pub fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, name: &str, clock: C
         height: area.bottom().saturating_sub(y),
         ..area
     };
-    super::fleet::processes(canvas, body, app, &app.host_rows, &app.screen().list);
+    super::fleet::processes(canvas, body, app, &app.host_rows, &app.screen().list, clock);
 }
 
 fn about(canvas: &mut Canvas<'_>, place: Rect, host: &Host, clock: Clock) {

@@ -30,7 +30,7 @@ pub fn draw(canvas: &mut Canvas<'_>, area: Rect, app: &App, name: &str, clock: C
         return;
     };
     let mut area = area;
-    about(canvas, app, take(&mut area, 1), process);
+    about(canvas, app, take(&mut area, 1), process, clock);
     if !detail(process, clock).is_empty() && area.height > 4 {
         let text = detail(process, clock);
         canvas.line(take(&mut area, 1), &[piece(format!(" {text}"), Role::Warn)]);
@@ -105,8 +105,8 @@ fn take(area: &mut Rect, lines: u16) -> Rect {
     taken
 }
 
-fn about(canvas: &mut Canvas<'_>, app: &App, place: Rect, process: &Process) {
-    let (glyph, role, word) = super::fleet::state_of(canvas, app.shown(), process);
+fn about(canvas: &mut Canvas<'_>, app: &App, place: Rect, process: &Process, clock: Clock) {
+    let (glyph, role, word) = super::fleet::state_of(canvas, app.shown(), process, clock);
     let mut pieces = vec![
         piece(format!(" {} ", process.name), Role::Strong),
         piece(format!(" {glyph} {word}"), role),

@@ -92,5 +92,6 @@ fn finding(severity: &str, check: &str, message: &str, hint: &str) -> Finding {
         check: check.into(),
         message: message.into(),
         hint: hint.into(),
+        host: String::new(),
     }
 }
