@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # All benchmarks, side by side with what a user would pick instead; prints tables.
-#   bench/run.sh [supervise|db|bot|restart|placement]…
+#   bench/run.sh [supervise|db|bot|restart|placement|hub]…
 # Installs what it compares with: runit and redis-server (Debian), supervisor (PyPI), pm2, discord.js and
 # discord-hybrid-sharding (npm).
 set -euo pipefail
@@ -26,7 +26,7 @@ export PATH=$tools/python/bin:$tools/node/node_modules/.bin:$PATH
 
 cargo build --release --locked --bins
 binaries=$target/release
-for part in "${@:-supervise db bot restart placement}"; do
+for part in "${@:-supervise db bot restart placement hub}"; do
   for name in $part; do
     printf '\n## %s\n\n' "$name"
     more=()
