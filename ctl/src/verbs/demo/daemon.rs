@@ -13,9 +13,11 @@ use std::{
 use tokio::{net::TcpStream, time::Instant};
 
 use super::{
+    etcd,
     place::Place,
     process::{Identity, Live},
     record::Record,
+    seat::Seat,
 };
 use crate::{client::Endpoint, failure::Failure, units::age};
 
@@ -48,9 +50,17 @@ pub fn simcord(place: &Place, record: &Record) -> Option<Live> {
     find(record.simcord.as_ref(), &place.simcord_info())
 }
 
-/// The agent of this demo, if it lives.
-pub fn agent(place: &Place, record: &Record) -> Option<Live> {
-    find(record.agent.as_ref(), &place.agent_info())
+/// The agent of a host, if it lives.
+pub fn agent(seat: &Seat, record: &Record) -> Option<Live> {
+    find(record.agent_of(seat), &seat.info)
+}
+
+/// What agents of a host have left behind to watch over its processes.
+pub fn guards(seat: &Seat) -> Vec<Live> {
+    [&seat.run_dir, &seat.data_dir]
+        .into_iter()
+        .flat_map(|path| Live::by_program("tanako-agent", path))
+        .collect()
 }
 
 fn find(known: Option<&Identity>, info: &Path) -> Option<Live> {
@@ -69,9 +79,9 @@ pub async fn start_simcord(place: &Place, record: &mut Record) -> Result<(), Fai
         "--guilds".into(),
         record.guilds.to_string().into(),
         "--max-concurrency".into(),
-        "8".into(),
+        record.shards().to_string().into(),
         "--recommended-shards".into(),
-        "8".into(),
+        record.shards().to_string().into(),
         "--events-per-second".into(),
         "200".into(),
         "--interactions-per-second".into(),
@@ -80,13 +90,9 @@ pub async fn start_simcord(place: &Place, record: &mut Record) -> Result<(), Fai
         place.discord_token().into_os_string(),
     ]
     .into();
-    let mut daemon = Daemon::start(
-        "simcord",
-        &arguments,
-        &place.simcord_info(),
-        place.simcord_log(),
-        place,
-    )?;
+    forget(&place.simcord_info())?;
+    let program = program("simcord")?;
+    let mut daemon = Daemon::start("simcord", &program, &arguments, place.simcord_log(), place)?;
     record.simcord = daemon.identity();
     record.save(&place.record())?;
     let address = ("127.0.0.1", record.simcord_port());
@@ -96,36 +102,56 @@ pub async fn start_simcord(place: &Place, record: &mut Record) -> Result<(), Fai
         .await
 }
 
-/// Starts the agent and waits until its socket answers.
+/// Starts the agent of a host and waits until its socket answers.
 pub async fn start_agent(
     place: &Place,
     record: &mut Record,
+    seat: &Seat,
     endpoint: &Endpoint,
 ) -> Result<(), Failure> {
-    let arguments: Vec<OsString> = [
+    let mut arguments: Vec<OsString> = [
         "--data-dir".into(),
-        place.agent_dir().into_os_string(),
+        seat.data_dir.clone().into_os_string(),
         "--run-dir".into(),
-        record.run_dir.clone().into_os_string(),
-        "--spec".into(),
-        place.spec().into_os_string(),
+        seat.run_dir.clone().into_os_string(),
         "--http".into(),
-        format!("127.0.0.1:{}", record.http_port()).into(),
+        format!("{}:{}", seat.address, seat.http_port).into(),
         INFO_FLAG.into(),
-        place.agent_info().into_os_string(),
+        seat.info.clone().into_os_string(),
     ]
     .into();
-    super::place::private_directory(&record.run_dir)?;
+    match &seat.member {
+        // What a fleet of several hosts is to run is said when all of them are there.
+        Some(member) => arguments.extend(etcd::agent_arguments(place, record, member)),
+        None => arguments.extend(["--spec".into(), place.spec().into_os_string()]),
+    }
+    for directory in [&record.run_dir, &seat.run_dir] {
+        super::place::private_directory(directory)?;
+    }
+    forget(&seat.info)?;
+    let program = program("tanako-agent")?;
     let mut daemon = Daemon::start(
         "tanako-agent",
+        &program,
         &arguments,
-        &place.agent_info(),
-        place.agent_log(),
+        seat.log.clone(),
         place,
     )?;
-    record.agent = daemon.identity();
+    record.set_agent(seat, daemon.identity());
     record.save(&place.record())?;
     daemon.until(async || answers(endpoint).await).await
+}
+
+/// Removes the file in which a daemon's last run said where it was.
+fn forget(info: &Path) -> Result<(), Failure> {
+    match fs::remove_file(info) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Failure::io(
+            info,
+            "remove the file of an earlier run",
+            &error,
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// Whether an agent answers there.
@@ -140,7 +166,8 @@ pub async fn answers(endpoint: &Endpoint) -> bool {
     )
 }
 
-struct Daemon {
+/// A process that was just started.
+pub(super) struct Daemon {
     name: &'static str,
     child: Child,
     log: PathBuf,
@@ -151,24 +178,13 @@ struct Daemon {
 
 impl Daemon {
     /// Starts it through `__detach`, which leaves the terminal's session and keeps the process id.
-    fn start(
+    pub(super) fn start(
         name: &'static str,
+        program: &Path,
         arguments: &[OsString],
-        info: &Path,
         log: PathBuf,
         place: &Place,
     ) -> Result<Self, Failure> {
-        let program = program(name)?;
-        match fs::remove_file(info) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(Failure::io(
-                    info,
-                    "remove the file of an earlier run",
-                    &error,
-                ));
-            }
-            _ => {}
-        }
         let open = OpenOptions::new()
             .create(true)
             .append(true)
@@ -183,7 +199,7 @@ impl Daemon {
         command
             .arg0("tanakoctl")
             .args(["__detach", "--"])
-            .arg(&program)
+            .arg(program)
             .args(arguments)
             .current_dir(&place.data_dir)
             // As the agent's unit does.
@@ -193,8 +209,9 @@ impl Daemon {
             .stderr(err);
         // What was meant for this process must not reach the daemon.
         for (variable, _) in std::env::vars_os() {
-            let ours = variable.to_string_lossy().starts_with("TANAKO_");
-            if ours
+            let name = variable.to_string_lossy();
+            if name.starts_with("TANAKO_")
+                || name.starts_with("ETCD_")
                 || variable == "NOTIFY_SOCKET"
                 || variable == "LISTEN_FDS"
                 || variable == "LISTEN_PID"
@@ -204,7 +221,7 @@ impl Daemon {
         }
         let child = command
             .spawn()
-            .map_err(|error| Failure::io(&program, "start the program", &error))?;
+            .map_err(|error| Failure::io(program, "start the program", &error))?;
         Ok(Self {
             name,
             child,
@@ -214,12 +231,15 @@ impl Daemon {
         })
     }
 
-    fn identity(&self) -> Option<Identity> {
+    pub(super) fn identity(&self) -> Option<Identity> {
         Identity::of(self.child.id())
     }
 
     /// Waits until it is there; an early end or a long silence is told with the last lines of its log.
-    async fn until(&mut self, mut is_there: impl AsyncFnMut() -> bool) -> Result<(), Failure> {
+    pub(super) async fn until(
+        &mut self,
+        mut is_there: impl AsyncFnMut() -> bool,
+    ) -> Result<(), Failure> {
         let deadline = Instant::now() + START_PATIENCE;
         loop {
             let ended = self

@@ -6,7 +6,13 @@ use serde::Serialize;
 use tanako_proto::fleet::v1::{ControlRequest, ListOperationsRequest, OperationRequest};
 use tokio::time::Instant;
 
-use super::{daemon, place::Place, process::Live, record::Record};
+use super::{
+    daemon, etcd,
+    place::Place,
+    process::Live,
+    record::Record,
+    seat::{Seat, seats},
+};
 use crate::{
     client::Fleet,
     confirm::{Change, Consent, Severity, confirm},
@@ -124,13 +130,18 @@ async fn stop(
 ) -> Result<Vec<String>, Failure> {
     let ui = &session.ui;
     let mut stopped = Vec::new();
-    let count = children(&record).len();
-    if daemon::agent(place, &record).is_some() || count > 0 {
+    let seats = seats(place, &record);
+    let count = children(&seats).len();
+    let agents = seats
+        .iter()
+        .filter(|seat| daemon::agent(seat, &record).is_some())
+        .count();
+    if agents + count > 0 {
         ui.note("stopping the fleet's processes");
         // Before the agent is asked: whatever happens now, the next `up` starts everything.
         record.stopped = true;
         record.save(&place.record())?;
-        if let Err(failure) = stop_fleet(session, place, &mut record).await {
+        if let Err(failure) = stop_fleet(session, place, &mut record, &seats).await {
             let problem = failure
                 .problem
                 .map(|problem| problem.message)
@@ -143,17 +154,33 @@ async fn stop(
             stopped.push(format!("{count} processes"));
         }
     }
-    if let Some(agent) = daemon::agent(place, &record) {
-        end(&agent, "the agent").await?;
-        stopped.push("tanako-agent".into());
+    for seat in &seats {
+        if let Some(agent) = daemon::agent(seat, &record) {
+            end(&agent, &seat.whose("the agent")).await?;
+            stopped.push(seat.whose("tanako-agent"));
+        }
     }
-    // Processes that the agent did not know, and forks of those it knew.
-    let left = children(&record);
+    // Processes that the agent did not know, forks of those it knew, and what watches over them.
+    let mut left = children(&seats);
+    left.extend(seats.iter().flat_map(daemon::guards));
     for live in &left {
         live.signal(rustix::process::Signal::TERM);
     }
     for live in &left {
         end(live, "a process of the fleet").await?;
+    }
+    // After all agents: whatever they still had to say is kept.
+    let members: Vec<(&Seat, Live)> = seats
+        .iter()
+        .filter_map(|seat| Some((seat, etcd::member(seat, &record)?)))
+        .collect();
+    for (_, member) in &members {
+        // All at once: the last of them would wait in vain for the others to take over from it.
+        member.signal(rustix::process::Signal::TERM);
+    }
+    for (seat, member) in &members {
+        end(member, &seat.whose("etcd")).await?;
+        stopped.push(seat.whose("etcd"));
     }
     if let Some(simcord) = daemon::simcord(place, &record) {
         end(&simcord, "simcord").await?;
@@ -161,28 +188,59 @@ async fn stop(
     }
     record.agent = None;
     record.simcord = None;
+    for host in &mut record.hosts {
+        host.agent = None;
+        host.etcd = None;
+        host.off = false;
+    }
     record.save(&place.record())?;
     remove(&record.run_dir)?;
-    remove(&place.agent_info())?;
+    for seat in &seats {
+        remove(&seat.info)?;
+    }
     remove(&place.simcord_info())?;
-    remove_context(&record)?;
+    remove_context(place, &record)?;
     Ok(stopped)
 }
 
-/// The agent's children and theirs: all of them inherit the path of its socket.
-fn children(record: &Record) -> Vec<Live> {
-    Live::by_environment("TANAKO_SOCKET", &record.worker_socket())
+/// The agents' children and theirs: all of them inherit the path of the socket.
+fn children(seats: &[Seat]) -> Vec<Live> {
+    seats.iter().flat_map(children_of).collect()
+}
+
+/// The children of one host's agent, and theirs.
+pub(super) fn children_of(seat: &Seat) -> Vec<Live> {
+    Live::by_environment("TANAKO_SOCKET", &seat.worker_socket())
 }
 
 /// Stops every process through the agent; starts the agent first when it is gone.
-async fn stop_fleet(session: &Session, place: &Place, record: &mut Record) -> Result<(), Failure> {
-    let endpoint = session.endpoint_at(record.agent_socket());
-    if daemon::agent(place, record).is_none() {
-        session
-            .ui
-            .note("the agent is gone; starting it to stop its processes in order");
-        daemon::start_agent(place, record, &endpoint).await?;
+async fn stop_fleet(
+    session: &Session,
+    place: &Place,
+    record: &mut Record,
+    seats: &[Seat],
+) -> Result<(), Failure> {
+    let on: Vec<&Seat> = seats.iter().filter(|seat| !seat.is_off()).collect();
+    let etcd: Vec<&Seat> = on
+        .iter()
+        .copied()
+        .filter(|seat| etcd::is_wanted(seat) && etcd::member(seat, record).is_none())
+        .collect();
+    if !etcd.is_empty() {
+        session.ui.note("starting etcd to stop everything in order");
+        etcd::start(place, record, &etcd).await?;
     }
+    for seat in on {
+        if daemon::agent(seat, record).is_none() {
+            session.ui.note(&format!(
+                "{} is gone; starting it to stop its processes in order",
+                seat.whose("the agent")
+            ));
+            let endpoint = session.endpoint_at(seat.agent_socket());
+            daemon::start_agent(place, record, seat, &endpoint).await?;
+        }
+    }
+    let endpoint = super::endpoint(session, place, record);
     let fleet = endpoint.open().await?;
     let mut writer = fleet.writer()?;
     let request = OperationRequest {
@@ -262,11 +320,13 @@ fn remove(path: &Path) -> Result<(), Failure> {
 }
 
 /// Removes the context if it still leads to this demo.
-fn remove_context(record: &Record) -> Result<(), Failure> {
+fn remove_context(place: &Place, record: &Record) -> Result<(), Failure> {
+    let way = super::way(place, record);
     context::update(|config| {
-        let ours = config.contexts()?.iter().any(|context| {
-            context.name == record.context && context.way.socket() == Some(&record.agent_socket())
-        });
+        let ours = config
+            .contexts()?
+            .iter()
+            .any(|context| context.name == record.context && context.way == way);
         Ok((ours && config.remove(&record.context), ()))
     })
 }
@@ -292,12 +352,22 @@ fn purge(place: &Place) -> Result<(), Failure> {
 fn dry_run(session: &Session, place: &Place, record: Option<&Record>) -> Outcome {
     let mut running = Vec::new();
     if let Some(record) = record {
-        let children = children(record).len();
+        let seats = seats(place, record);
+        let children = children(&seats).len();
         if children > 0 {
             running.push(format!("{children} processes"));
         }
-        if let Some(agent) = daemon::agent(place, record) {
-            running.push(format!("tanako-agent (pid {})", agent.pid));
+        for seat in &seats {
+            if let Some(agent) = daemon::agent(seat, record) {
+                running.push(format!(
+                    "{} (pid {})",
+                    seat.whose("tanako-agent"),
+                    agent.pid
+                ));
+            }
+            if let Some(member) = etcd::member(seat, record) {
+                running.push(format!("{} (pid {})", seat.whose("etcd"), member.pid));
+            }
         }
         if let Some(simcord) = daemon::simcord(place, record) {
             running.push(format!("simcord (pid {})", simcord.pid));

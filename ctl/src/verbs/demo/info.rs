@@ -4,7 +4,12 @@ use std::{fmt::Write as _, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{daemon, place::Place, record::Record};
+use super::{
+    daemon, etcd,
+    place::Place,
+    record::Record,
+    seat::{Seat, seats},
+};
 use crate::{
     exit::Exit,
     failure::{Failure, Outcome},
@@ -43,6 +48,41 @@ pub(super) struct Info {
     backups: PathBuf,
     logs: Logs,
     guilds: u32,
+    /// Empty for one host.
+    hosts: Vec<HostInfo>,
+}
+
+/// One of several hosts.
+#[derive(Debug, Serialize)]
+struct HostInfo {
+    name: String,
+    address: String,
+    agent_pid: Option<u32>,
+    etcd: Option<String>,
+    etcd_pid: Option<u32>,
+    /// `demo kill-host` has ended everything there.
+    off: bool,
+    data_dir: PathBuf,
+    log: PathBuf,
+}
+
+impl HostInfo {
+    fn new(seat: &Seat, record: &Record) -> Option<Self> {
+        let member = seat.member.as_ref()?;
+        Some(Self {
+            name: member.name.clone(),
+            address: member.listen.to_string(),
+            agent_pid: daemon::agent(seat, record).map(|live| live.pid),
+            etcd: member
+                .etcd
+                .as_ref()
+                .map(|etcd| format!("https://{}", etcd.client)),
+            etcd_pid: etcd::member(seat, record).map(|live| live.pid),
+            off: member.off,
+            data_dir: seat.data_dir.clone(),
+            log: seat.log.clone(),
+        })
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -60,7 +100,13 @@ struct SimcordInfo {
 
 impl Info {
     pub(super) fn new(place: &Place, record: &Record) -> Self {
-        let agent_pid = daemon::agent(place, record).map(|live| live.pid);
+        let seats = seats(place, record);
+        // Any one of several answers.
+        let first = seats
+            .iter()
+            .find(|seat| daemon::agent(seat, record).is_some())
+            .unwrap_or(&seats[0]);
+        let agent_pid = daemon::agent(first, record).map(|live| live.pid);
         let simcord_pid = daemon::simcord(place, record).map(|live| live.pid);
         let told: SimcordInfo = std::fs::read_to_string(place.simcord_info())
             .ok()
@@ -69,8 +115,8 @@ impl Info {
         Self {
             context: record.context.clone(),
             running: agent_pid.is_some() && simcord_pid.is_some(),
-            agent: record.agent_socket(),
-            agent_http: record.http_url(),
+            agent: first.agent_socket(),
+            agent_http: format!("http://{}:{}", first.address, first.http_port),
             agent_pid,
             simcord: record.simcord_url(),
             simcord_gateway: told
@@ -87,11 +133,15 @@ impl Info {
             spec: place.spec(),
             backups: place.backups(),
             logs: Logs {
-                agent: place.agent_log(),
+                agent: first.log.clone(),
                 simcord: place.simcord_log(),
-                processes: place.agent_dir().join("logs"),
+                processes: first.data_dir.join("logs"),
             },
             guilds: record.guilds,
+            hosts: seats
+                .iter()
+                .filter_map(|seat| HostInfo::new(seat, record))
+                .collect(),
         }
     }
 }
@@ -134,10 +184,26 @@ impl Report for Info {
                 ),
             ),
         ];
-        rows.iter().fold(String::new(), |mut text, (label, value)| {
+        let mut text = rows.iter().fold(String::new(), |mut text, (label, value)| {
             let _ = writeln!(text, "{label:<11} {value}");
             text
-        })
+        });
+        for host in &self.hosts {
+            let is_off = host.off.then(|| paint.warn("off"));
+            let etcd = host.etcd.as_ref().map(|url| {
+                let state = is_off.clone().unwrap_or_else(|| state(host.etcd_pid));
+                format!(", etcd {url} ({state})")
+            });
+            let _ = writeln!(
+                text,
+                "{:<11} {} ({}){}",
+                format!("host {}", host.name),
+                host.address,
+                is_off.unwrap_or_else(|| state(host.agent_pid)),
+                etcd.unwrap_or_default()
+            );
+        }
+        text
     }
 
     fn names(&self) -> Vec<String> {
@@ -145,7 +211,7 @@ impl Report for Info {
     }
 }
 
-fn load(place: &Place) -> Result<Record, Failure> {
+pub(super) fn load(place: &Place) -> Result<Record, Failure> {
     Record::load(&place.record())?.ok_or_else(|| {
         Failure::new(
             "not-found",
@@ -166,7 +232,7 @@ pub(super) fn show(session: &Session, place: &Place) -> Outcome {
 impl StatusArgs {
     pub(super) async fn run(self, session: &Session, place: &Place) -> Outcome {
         let record = load(place)?;
-        let endpoint = session.endpoint_at(record.agent_socket());
+        let endpoint = super::endpoint(session, place, &record);
         let now = status(&mut endpoint.open().await?).await?;
         crate::verbs::status::show(session, now)
     }

@@ -131,9 +131,26 @@ impl Place {
         self.at("backups")
     }
 
+    /// Everything of one host of several.
+    pub fn host_dir(&self, name: &str) -> PathBuf {
+        self.at("hosts").join(name)
+    }
+
+    /// Certificate and key with which `tanakoctl` goes to several hosts.
+    pub fn admin_identity(&self) -> PathBuf {
+        self.at("admin")
+    }
+
+    /// Output of a daemon.
+    pub fn log(&self, name: &str) -> PathBuf {
+        self.at("logs").join(format!("{name}.log"))
+    }
+
     /// Everything a demo makes in its directory, for `down --purge`.
     pub fn contents(&self) -> Vec<PathBuf> {
         let mut contents = vec![
+            self.at("hosts"),
+            self.admin_identity(),
             self.spec(),
             self.discord_token(),
             self.db_token(),

@@ -102,6 +102,22 @@ impl Live {
         })
     }
 
+    /// Every process of this user and this file system that runs a program of that name and has an
+    /// argument that is `path` or below it.
+    pub fn by_program(name: &str, path: &Path) -> Vec<Self> {
+        Self::all(|pid| {
+            let runs = fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|program| {
+                // The kernel says so when the file was replaced or removed meanwhile.
+                let file = program.file_name().unwrap_or_default().to_string_lossy();
+                file.strip_suffix(" (deleted)").unwrap_or(&file) == name
+            });
+            runs && fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|arguments| {
+                let mut arguments = arguments.split(|byte| *byte == 0);
+                arguments.any(|one| Path::new(OsStr::from_bytes(one)).starts_with(path))
+            })
+        })
+    }
+
     fn all(is_it: impl Fn(u32) -> bool) -> Vec<Self> {
         let own = std::process::id();
         let Ok(entries) = fs::read_dir("/proc") else {
@@ -224,6 +240,39 @@ mod tests {
         );
         child.wait().expect("reaped");
         assert!(Live::by_argument("--info-file", &mark).is_empty());
+    }
+
+    #[test]
+    fn a_program_is_found_by_what_it_works_on() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let inside = directory.path().join("run");
+        let mut child = Command::new("sleep")
+            .args(["600"])
+            .env("UNRELATED", &inside)
+            .spawn()
+            .expect("a process");
+        assert!(Live::by_program("sleep", directory.path()).is_empty());
+        child.kill().expect("killed");
+        child.wait().expect("reaped");
+        let mut child = sleeper(&inside);
+        let all = found(|| {
+            let shell = fs::read_link(format!("/proc/{}/exe", child.id())).expect("a program");
+            let name = shell.file_name().unwrap_or_default().to_string_lossy();
+            Live::by_program(&name, directory.path())
+        });
+        assert_eq!(
+            all.iter().map(|live| live.pid).collect::<Vec<_>>(),
+            [child.id()]
+        );
+        assert!(Live::by_program("another", directory.path()).is_empty());
+        let deeper = inside.join("deeper");
+        assert!(
+            ["sh", "dash", "bash"]
+                .iter()
+                .all(|name| Live::by_program(name, &deeper).is_empty())
+        );
+        child.kill().expect("killed");
+        child.wait().expect("reaped");
     }
 
     #[test]

@@ -2,16 +2,37 @@
 
 use std::{
     fs, io,
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
 
-use super::{place::Place, process::Identity};
+use super::{
+    place::{Place, fingerprint},
+    process::Identity,
+    seat::{self, Seat},
+    setup,
+};
 use crate::{context::write_atomically, failure::Failure};
 
 /// The form of the file.
 const FORMAT: u32 = 1;
+
+/// One host of a demo of several.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Host {
+    /// Its name.
+    pub name: String,
+    /// Its own loopback address.
+    pub address: Ipv4Addr,
+    /// The agent that was started last.
+    pub agent: Option<Identity>,
+    /// The member of etcd that was started last.
+    pub etcd: Option<Identity>,
+    /// `demo kill-host` has ended everything there; the next `up` or `revive-host` starts it again.
+    pub off: bool,
+}
 
 /// What a demo is and what it has started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,7 +44,8 @@ pub struct Record {
     pub guilds: u32,
     /// Directory of the sockets.
     pub run_dir: PathBuf,
-    /// First of the ports: simcord, then the database nodes, then the agent's HTTP.
+    /// First of the ports: simcord, then the database nodes, then the agent's HTTP. Several hosts have
+    /// all but simcord on addresses of their own.
     pub base_port: u16,
     /// Nodes of the database.
     pub db_nodes: u16,
@@ -33,6 +55,9 @@ pub struct Record {
     pub agent: Option<Identity>,
     /// `demo down` has stopped everything; the next `up` starts it again.
     pub stopped: bool,
+    /// Its hosts when it has several; else it is this machine, without etcd.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<Host>,
 }
 
 impl Record {
@@ -48,7 +73,23 @@ impl Record {
             simcord: None,
             agent: None,
             stopped: false,
+            hosts: Vec::new(),
         })
+    }
+
+    /// The same over so many hosts.
+    pub fn over(mut self, place: &Place, hosts: u16) -> Self {
+        let fingerprint = fingerprint(&place.data_dir);
+        self.hosts = (0..usize::from(hosts))
+            .map(|index| Host {
+                name: seat::name(index),
+                address: seat::address(fingerprint, index),
+                agent: None,
+                etcd: None,
+                off: false,
+            })
+            .collect();
+        self
     }
 
     /// Reads it; none when there is no demo.
@@ -90,6 +131,14 @@ impl Record {
         write_atomically(path, (text + "\n").as_bytes(), 0o600)
     }
 
+    /// Shards of the demo's bot: as many on each host, or 8 on one.
+    pub fn shards(&self) -> u16 {
+        match u16::try_from(self.hosts.len()) {
+            Ok(hosts) if hosts > 0 => 2 * setup::SHARDS_PER_PROCESS * hosts,
+            _ => 8,
+        }
+    }
+
     /// Port of simcord.
     pub fn simcord_port(&self) -> u16 {
         self.base_port
@@ -105,31 +154,45 @@ impl Record {
         self.base_port + 1 + self.db_nodes
     }
 
+    /// The agent of a host that was started last.
+    pub fn agent_of(&self, seat: &Seat) -> Option<&Identity> {
+        match seat.index {
+            None => self.agent.as_ref(),
+            Some(index) => self.hosts[index].agent.as_ref(),
+        }
+    }
+
+    /// Notes the agent of a host.
+    pub fn set_agent(&mut self, seat: &Seat, agent: Option<Identity>) {
+        match seat.index {
+            None => self.agent = agent,
+            Some(index) => self.hosts[index].agent = agent,
+        }
+    }
+
     /// URL of the simulated Discord.
     pub fn simcord_url(&self) -> String {
         format!("http://127.0.0.1:{}", self.simcord_port())
     }
 
-    /// URLs of the database nodes.
-    pub fn db_urls(&self) -> Vec<String> {
-        (0..self.db_nodes)
-            .map(|node| format!("ws://127.0.0.1:{}", self.db_port() + node))
+    /// Where the database nodes listen, and on which host when there are several: one after the other.
+    pub fn db_nodes(&self) -> Vec<(SocketAddr, Option<&str>)> {
+        let hosts = self.hosts.iter().cycle();
+        if self.hosts.is_empty() {
+            return (0..self.db_nodes)
+                .map(|node| ((Ipv4Addr::LOCALHOST, self.db_port() + node).into(), None))
+                .collect();
+        }
+        hosts
+            .take(usize::from(self.db_nodes))
+            .map(|host| ((host.address, self.db_port()).into(), Some(&*host.name)))
             .collect()
     }
 
-    /// URL of the agent's HTTP.
-    pub fn http_url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.http_port())
-    }
-
-    /// The agent's socket.
-    pub fn agent_socket(&self) -> PathBuf {
-        self.run_dir.join("agent.sock")
-    }
-
-    /// The socket of the agent's children.
-    pub fn worker_socket(&self) -> PathBuf {
-        self.run_dir.join("worker.sock")
+    /// URLs of the database nodes.
+    pub fn db_urls(&self) -> Vec<String> {
+        let nodes = self.db_nodes().into_iter();
+        nodes.map(|(listen, _)| format!("ws://{listen}")).collect()
     }
 }
 

@@ -4,7 +4,7 @@ use std::{
     fmt::Write as _,
     fs::{self, OpenOptions},
     io::{self, Read as _, Write as _},
-    net::TcpListener,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
     os::unix::fs::OpenOptionsExt as _,
     path::Path,
 };
@@ -12,11 +12,15 @@ use std::{
 use super::{
     place::{Place, fingerprint},
     record::Record,
+    seat,
 };
 use crate::failure::Failure;
 
 /// Nodes of the demo's database.
 pub const DB_NODES: u16 = 3;
+
+/// Shards in each process of the demo's bot.
+pub const SHARDS_PER_PROCESS: u16 = 2;
 
 /// Ports of demos: below the range from which the kernel takes the local ports of connections, so that
 /// a port that was free at the first start is free at the next.
@@ -48,14 +52,27 @@ pub fn token(path: &Path) -> Result<(), Failure> {
 }
 
 /// The first of a row of free ports. Each directory begins its search elsewhere, so that demos side by
-/// side, also stopped ones, do not take each other's.
-pub fn base_port(place: &Place) -> Result<u16, Failure> {
-    let row = 2 + DB_NODES;
+/// side, also stopped ones, do not take each other's. Several hosts use the same ports, each on its
+/// own address.
+pub fn base_port(place: &Place, hosts: u16) -> Result<u16, Failure> {
+    let fingerprint = fingerprint(&place.data_dir);
+    let (row, addresses) = if hosts > 1 {
+        let own = (0..usize::from(hosts)).map(|index| seat::address(fingerprint, index));
+        (seat::PORTS, own.chain([Ipv4Addr::LOCALHOST]).collect())
+    } else {
+        (2 + DB_NODES, vec![Ipv4Addr::LOCALHOST])
+    };
     let rows = (PORTS.end - PORTS.start) / row;
-    let first = (fingerprint(&place.data_dir) % u64::from(rows)) as u16;
+    let first = (fingerprint % u64::from(rows)) as u16;
+    let all_free = |base: &u16| {
+        (*base..base + row).all(|port| {
+            let mut addresses = addresses.iter();
+            addresses.all(|address| is_free((*address, port).into()))
+        })
+    };
     (0..rows)
         .map(|n| PORTS.start + (first + n) % rows * row)
-        .find(|base| (*base..base + row).all(is_free))
+        .find(all_free)
         .ok_or_else(|| {
             Failure::new(
                 "no-port",
@@ -70,8 +87,8 @@ pub fn base_port(place: &Place) -> Result<u16, Failure> {
 }
 
 /// Whether nobody listens on a port of this machine.
-pub fn is_free(port: u16) -> bool {
-    TcpListener::bind(("127.0.0.1", port)).is_ok()
+pub fn is_free(address: SocketAddr) -> bool {
+    TcpListener::bind(address).is_ok()
 }
 
 /// Writes the fleet.toml; one that is there stays, whatever its owner made of it.
@@ -97,6 +114,24 @@ fn spec_text(place: &Place, record: &Record) -> Result<String, Failure> {
     };
     let name = fleet_name(&record.context);
     let simcord = record.simcord_url();
+    let nodes = if record.hosts.is_empty() {
+        format!(
+            "nodes = {}\nbase_port = {}",
+            record.db_nodes,
+            record.db_port()
+        )
+    } else {
+        String::new()
+    };
+    let mut more = String::new();
+    for (number, (listen, host)) in (1..).zip(record.db_nodes()) {
+        if let Some(host) = host {
+            let _ = write!(
+                more,
+                "\n[[database.node]]\nname = \"node{number}\"\nlisten = \"{listen}\"\nhost = \"{host}\"\n"
+            );
+        }
+    }
     Ok(format!(
         r#"# The demo's fleet. Change it, look at what that would do with
 #   tanakoctl --context {context} plan {spec}
@@ -105,37 +140,37 @@ fn spec_text(place: &Place, record: &Record) -> Result<String, Failure> {
 [fleet]
 name = "{name}"
 
-# 8 shards, 2 in each of 4 processes, against the simulated Discord.
+# {shards} shards, {per_process} in each of {processes} processes, against the simulated Discord.
 [bots.tanako]
 command = ["tanako-bot"]
 token_file = {discord_token}
-shards = 8
-shards_per_process = 2
+shards = {shards}
+shards_per_process = {per_process}
 api_url = "{simcord}"
-max_concurrency = 8
+max_concurrency = {shards}
 
 # Every guild has one of these nodes as its home.
 [database]
-nodes = {nodes}
-base_port = {base_port}
 token_file = {db_token}
-
+{nodes}
+{more}
 [backup]
 directory = {backups}
 keep = 7
 "#,
         context = record.context,
+        shards = record.shards(),
+        per_process = SHARDS_PER_PROCESS,
+        processes = record.shards() / SHARDS_PER_PROCESS,
         spec = place.spec().display(),
         discord_token = quoted(&place.discord_token())?,
-        nodes = record.db_nodes,
-        base_port = record.db_port(),
         db_token = quoted(&place.db_token())?,
         backups = quoted(&place.backups())?,
     ))
 }
 
 /// A fleet's name has fewer letters to choose from than a context's.
-fn fleet_name(context: &str) -> String {
+pub fn fleet_name(context: &str) -> String {
     context
         .chars()
         .map(|c| {
@@ -207,10 +242,30 @@ mod tests {
     fn a_row_of_ports_in_use_is_passed_over() {
         let directory = tempfile::tempdir().expect("a directory");
         let place = place(directory.path());
-        let first = base_port(&place).expect("ports");
+        let first = base_port(&place, 1).expect("ports");
         let Ok(_taken) = TcpListener::bind(("127.0.0.1", first + 2)) else {
             return; // Somebody was faster; then it is passed over as well.
         };
-        assert_ne!(base_port(&place).expect("ports"), first);
+        assert_ne!(base_port(&place, 1).expect("ports"), first);
+    }
+
+    #[test]
+    fn each_host_has_a_node_of_the_database_and_two_processes() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let place = place(directory.path());
+        let port = base_port(&place, 3).expect("ports");
+        let record = Record::new(&place, 10_000, port, DB_NODES)
+            .expect("a record")
+            .over(&place, 3);
+        let text = spec_text(&place, &record).expect("a text");
+        let spec = tanako_fleet::spec::parse(&text, "fleet.toml").expect("a spec");
+        let bot = &spec.bots["tanako"];
+        assert_eq!((bot.shards, bot.shards_per_process), (12, 2));
+        let nodes = spec.database.expect("a database").nodes;
+        let hosts: Vec<Option<&str>> = nodes.iter().map(|node| node.host.as_deref()).collect();
+        assert_eq!(hosts, [Some("a"), Some("b"), Some("c")]);
+        let urls: Vec<String> = nodes.iter().map(tanako_fleet::spec::Node::url).collect();
+        assert_eq!(urls, record.db_urls());
+        assert_eq!(spec.warnings, Vec::<String>::new());
     }
 }

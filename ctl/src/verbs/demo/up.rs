@@ -1,15 +1,21 @@
 //! `tanakoctl demo up`.
 
-use std::time::Duration;
+use std::{
+    fmt::Write as _,
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
-use tanako_proto::fleet::v1::{FleetStatus, OperationRequest};
+use tanako_proto::fleet::v1::{ApplyRequest, FleetStatus, OperationRequest};
 use tokio::time::Instant;
 
 use super::{
-    daemon,
+    daemon, etcd,
     info::Info,
     place::Place,
     record::Record,
+    seat::{ETCD_MEMBERS, HOSTS_MAX, Seat, seats},
     setup::{self, DB_NODES},
 };
 use crate::{
@@ -28,6 +34,9 @@ use crate::{
 /// Guilds unless `--guilds` says else.
 const GUILDS: u32 = 10_000;
 
+/// Fewest hosts of a demo of several: with two, etcd would not outlive the loss of one.
+const HOSTS_MIN: u16 = 3;
+
 /// Start the demo, or what is missing of it, and look at it
 ///
 /// On a terminal the monitor opens once the fleet is healthy; leaving it leaves the fleet running. Elsewhere
@@ -37,6 +46,9 @@ pub struct Args {
     /// Guilds of the simulated Discord [default: 10000]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     guilds: Option<u32>,
+    /// Hosts: 1, or 3 to 9 on loopback addresses of their own, with a real etcd [default: 1]
+    #[arg(long, value_name = "N", value_parser = hosts)]
+    hosts: Option<u16>,
     /// Print the status instead of opening the monitor
     #[arg(long)]
     no_monitor: bool,
@@ -48,11 +60,18 @@ pub struct Args {
     dry_run: bool,
 }
 
+fn hosts(text: &str) -> Result<u16, String> {
+    match text.parse() {
+        Ok(hosts) if hosts == 1 || (HOSTS_MIN..=HOSTS_MAX).contains(&hosts) => Ok(hosts),
+        _ => Err(format!("give 1, or {HOSTS_MIN} to {HOSTS_MAX}")),
+    }
+}
+
 impl Args {
     pub(super) async fn run(self, session: &Session, place: &Place) -> Outcome {
         let ui = &session.ui;
         if self.dry_run {
-            return dry_run(session, place);
+            return dry_run(session, place, self.hosts.unwrap_or(1));
         }
         session.may_write()?;
         for program in daemon::PROGRAMS {
@@ -61,13 +80,20 @@ impl Args {
         place.create()?;
         let context = Record::load(&place.record())?
             .map_or_else(|| place.context.clone(), |record| record.context);
-        let how = Commands::new(place, &context);
+        let mut how = Commands::new(place, &context);
         session.if_cancelled(Some(format!(
             "what was started goes on: `{}` continues, `{}` stops it",
             how.up, how.down
         )));
-        let (record, started) = start(session, place, self.guilds).await?;
-        let endpoint = session.endpoint_at(record.agent_socket());
+        let wanted = Wanted {
+            guilds: self.guilds,
+            hosts: self.hosts,
+        };
+        let (record, started) = start(session, place, wanted).await?;
+        if record.hosts.len() > 1 {
+            how.hosts = Some((place.command("kill-host b"), place.command("revive-host b")));
+        }
+        let endpoint = super::endpoint(session, place, &record);
         if started.is_empty() {
             ui.note(&format!(
                 "the demo already runs (context {context}); nothing was changed"
@@ -78,9 +104,9 @@ impl Args {
             .map_err(|failure| {
                 let logs = format!(
                     "logs: {}, {} and below {}; look: `{}`; stop: `{}`",
-                    place.agent_log().display(),
+                    list(&seats(place, &record), |seat| seat.log.clone()),
                     place.simcord_log().display(),
-                    place.agent_dir().join("logs").display(),
+                    list(&seats(place, &record), |seat| seat.data_dir.join("logs")),
                     how.status,
                     how.down
                 );
@@ -136,34 +162,46 @@ async fn measured(endpoint: &Endpoint, mut now: FleetStatus) -> FleetStatus {
     now
 }
 
+/// What was asked for, where anything was.
+#[derive(Debug, Clone, Copy)]
+struct Wanted {
+    guilds: Option<u32>,
+    hosts: Option<u16>,
+}
+
+/// Paths of all hosts in one line.
+fn list(seats: &[Seat], path: impl Fn(&Seat) -> PathBuf) -> String {
+    let all: Vec<String> = seats
+        .iter()
+        .map(|seat| path(seat).display().to_string())
+        .collect();
+    all.join(" ")
+}
+
 /// Starts what is missing, and says what that was.
 async fn start(
     session: &Session,
     place: &Place,
-    guilds: Option<u32>,
+    wanted: Wanted,
 ) -> Result<(Record, Vec<&'static str>), Failure> {
     let ui = &session.ui;
     let _lock = place.lock().await?;
-    let mut record = match Record::load(&place.record())? {
-        Some(record) => {
-            known(session, place, &record, guilds)?;
-            record
-        }
-        None => Record::new(
-            place,
-            guilds.unwrap_or(GUILDS),
-            setup::base_port(place)?,
-            DB_NODES,
-        )?,
+    let mut record = if let Some(record) = Record::load(&place.record())? {
+        known(session, place, &record, wanted)?;
+        record
+    } else {
+        fresh(place, wanted)?
     };
-    check_context(&record)?;
+    check_context(place, &record)?;
     record.save(&place.record())?;
     // simcord makes the bot's token itself: it has the form of a real one.
     setup::token(&place.db_token())?;
     setup::spec(place, &record)?;
+    etcd::certificates(place, &record)?;
     let mut started = Vec::new();
     if daemon::simcord(place, &record).is_none() {
-        port_is_free(place, record.simcord_port(), "simcord")?;
+        let address = (Ipv4Addr::LOCALHOST, record.simcord_port());
+        port_is_free(place, address.into(), "simcord")?;
         ui.note(&format!(
             "starting simcord with {} guilds on {}",
             record.guilds,
@@ -172,34 +210,12 @@ async fn start(
         daemon::start_simcord(place, &mut record).await?;
         started.push("simcord");
     }
-    let endpoint = session.endpoint_at(record.agent_socket());
-    match daemon::agent(place, &record) {
-        None => {
-            port_is_free(place, record.http_port(), "the agent")?;
-            ui.note(&format!(
-                "starting tanako-agent in {}",
-                place.agent_dir().display()
-            ));
-            daemon::start_agent(place, &mut record, &endpoint).await?;
-            started.push("tanako-agent");
-        }
-        Some(live) if !daemon::answers(&endpoint).await => {
-            return Err(Failure::new(
-                "not-ready",
-                place.agent_log().display().to_string(),
-                format!(
-                    "the demo's agent (pid {}) lives but does not answer",
-                    live.pid
-                ),
-            )
-            .hint(format!(
-                "its log is in that file; `{}` ends it, then try again",
-                place.command("down")
-            )));
-        }
-        Some(_) => {}
+    started.extend(start_hosts(session, place, &mut record, &HostSet::All).await?);
+    let endpoint = super::endpoint(session, place, &record);
+    add_context(session, place, &record)?;
+    if record.hosts.len() > 1 {
+        first_spec(place, &endpoint).await?;
     }
-    add_context(session, &record)?;
     let targets = if record.stopped {
         vec!["all".to_owned()]
     } else {
@@ -212,6 +228,129 @@ async fn start(
         started.push("processes");
     }
     Ok((record, started))
+}
+
+/// A demo as it was asked for; nothing is written down yet.
+fn fresh(place: &Place, wanted: Wanted) -> Result<Record, Failure> {
+    let hosts = wanted.hosts.unwrap_or(1);
+    if hosts > 1 {
+        etcd::program()?;
+    }
+    let guilds = wanted.guilds.unwrap_or(GUILDS);
+    let record = Record::new(place, guilds, setup::base_port(place, hosts)?, DB_NODES)?;
+    Ok(if hosts > 1 {
+        record.over(place, hosts)
+    } else {
+        record
+    })
+}
+
+/// Which hosts are started.
+#[derive(Debug)]
+pub(super) enum HostSet {
+    /// All of them.
+    All,
+    /// One.
+    One(usize),
+}
+
+/// Starts etcd and agents where they are missing, and says which of them were. The hosts are on from
+/// here on.
+pub(super) async fn start_hosts(
+    session: &Session,
+    place: &Place,
+    record: &mut Record,
+    which: &HostSet,
+) -> Result<Vec<&'static str>, Failure> {
+    let ui = &session.ui;
+    for (index, host) in record.hosts.iter_mut().enumerate() {
+        if matches!(which, HostSet::All) || matches!(which, HostSet::One(one) if *one == index) {
+            host.off = false;
+        }
+    }
+    record.save(&place.record())?;
+    let seats: Vec<Seat> = seats(place, record)
+        .into_iter()
+        .filter(|seat| !seat.is_off())
+        .collect();
+    let mut started = Vec::new();
+    let missing: Vec<&Seat> = seats
+        .iter()
+        .filter(|seat| etcd::is_wanted(seat) && etcd::member(seat, record).is_none())
+        .collect();
+    if !missing.is_empty() {
+        for (address, whose) in missing.iter().flat_map(|seat| etcd::addresses(seat)) {
+            port_is_free(place, address, &whose)?;
+        }
+        ui.note(&format!("starting {} of etcd", members(missing.len())));
+        etcd::start(place, record, &missing).await?;
+        started.push("etcd");
+    }
+    for seat in &seats {
+        let endpoint = session.endpoint_at(seat.agent_socket());
+        match daemon::agent(seat, record) {
+            None => {
+                let http = (seat.address, seat.http_port).into();
+                let listen = seat.member.as_ref().map(|member| member.listen);
+                for address in [Some(http), listen].into_iter().flatten() {
+                    port_is_free(place, address, &seat.whose("the agent"))?;
+                }
+                ui.note(&format!(
+                    "starting tanako-agent in {}",
+                    seat.data_dir.display()
+                ));
+                daemon::start_agent(place, record, seat, &endpoint).await?;
+                started.push("tanako-agent");
+            }
+            Some(live) if !daemon::answers(&endpoint).await => {
+                return Err(Failure::new(
+                    "not-ready",
+                    seat.log.display().to_string(),
+                    format!(
+                        "{} (pid {}) lives but does not answer",
+                        seat.whose("the demo's agent"),
+                        live.pid
+                    ),
+                )
+                .hint(format!(
+                    "its log is in that file; `{}` ends it, then try again",
+                    place.command("down")
+                )));
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(started)
+}
+
+/// Says what a fleet of several hosts is to run, unless that was said before. All of them are there by now,
+/// so that all get their share.
+async fn first_spec(place: &Place, endpoint: &Endpoint) -> Result<(), Failure> {
+    let file = place.spec();
+    let spec_toml = std::fs::read_to_string(&file)
+        .map_err(|error| Failure::io(&file, "read the demo's fleet.toml", &error))?;
+    let mut fleet = endpoint.open().await?;
+    if status(&mut fleet).await?.version != 0 {
+        return Ok(());
+    }
+    let request = ApplyRequest {
+        spec_toml,
+        base_version: 0,
+        request_id: request_id(),
+        file_name: file.display().to_string(),
+        no_start: false,
+    };
+    let mut writer = fleet.writer()?;
+    patiently(async || writer.apply(request.clone()).await).await?;
+    Ok(())
+}
+
+fn members(count: usize) -> String {
+    if count == 1 {
+        "a member".to_owned()
+    } else {
+        format!("{count} members")
+    }
 }
 
 /// Processes that should run and that the agent no longer tries to start. What the operator has stopped
@@ -262,12 +401,7 @@ async fn start_processes(
 }
 
 /// What is said when options do not fit the demo that is there.
-fn known(
-    session: &Session,
-    place: &Place,
-    record: &Record,
-    guilds: Option<u32>,
-) -> Result<(), Failure> {
+fn known(session: &Session, place: &Place, record: &Record, wanted: Wanted) -> Result<(), Failure> {
     if place.named && place.context != record.context {
         return Err(Failure::usage(
             &place.context,
@@ -279,24 +413,31 @@ fn known(
         )
         .hint("leave out --context, or name another directory with --data-dir"));
     }
-    if let Some(wanted) = guilds.filter(|wanted| *wanted != record.guilds) {
-        session.ui.note(&format!(
-            "this demo was made with {} guilds and keeps them; for {wanted}: {}, then {}",
-            record.guilds,
-            place.command("down --purge"),
-            place.command(&format!("up --guilds {wanted}"))
-        ));
+    let guilds = wanted
+        .guilds
+        .map(|wanted| ("guilds", wanted, record.guilds));
+    let own = u32::try_from(record.hosts.len().max(1)).unwrap_or(u32::MAX);
+    let hosts = wanted.hosts.map(|wanted| ("hosts", wanted.into(), own));
+    for (what, wanted, there) in [guilds, hosts].into_iter().flatten() {
+        if wanted != there {
+            session.ui.note(&format!(
+                "this demo was made with {there} {what} and keeps them; for {wanted}: {}, then {}",
+                place.command("down --purge"),
+                place.command(&format!("up --{what} {wanted}"))
+            ));
+        }
     }
     Ok(())
 }
 
-fn port_is_free(place: &Place, port: u16, who: &str) -> Result<(), Failure> {
-    if setup::is_free(port) {
+fn port_is_free(place: &Place, address: SocketAddr, who: &str) -> Result<(), Failure> {
+    if setup::is_free(address) {
         return Ok(());
     }
+    let port = address.port();
     Err(Failure::new(
         "port-in-use",
-        format!("127.0.0.1:{port}"),
+        address.to_string(),
         format!("{who} needs this port, and something else listens there"),
     )
     .cause(format!(
@@ -309,15 +450,15 @@ fn port_is_free(place: &Place, port: u16, who: &str) -> Result<(), Failure> {
 }
 
 /// Refuses a name that belongs to another fleet, before anything starts.
-fn check_context(record: &Record) -> Result<(), Failure> {
-    let socket = record.agent_socket();
+fn check_context(place: &Place, record: &Record) -> Result<(), Failure> {
+    let way = super::way(place, record);
     let contexts = context::Config::load()?.contexts()?;
     let taken = contexts.iter().find(|context| {
-        context.name == record.context
-            && match context.way.socket() {
-                Some(other) => other != socket && other.exists(),
-                None => true,
-            }
+        let leads_somewhere = match &context.way {
+            Way::Socket(socket) => socket.exists(),
+            Way::Fleet(remote) => remote.identity.exists(),
+        };
+        context.name == record.context && context.way != way && leads_somewhere
     });
     match taken {
         None => Ok(()),
@@ -331,12 +472,13 @@ fn check_context(record: &Record) -> Result<(), Failure> {
     }
 }
 
-fn add_context(session: &Session, record: &Record) -> Result<(), Failure> {
+fn add_context(session: &Session, place: &Place, record: &Record) -> Result<(), Failure> {
     let name = &record.context;
+    let way = super::way(place, record);
     let current = context::update(|config| {
         let changed = config.put(&Context {
             name: name.clone(),
-            way: Way::Socket(record.agent_socket()),
+            way: way.clone(),
             production: false,
         });
         let first = config.current().is_none() && config.set_current(Some(name));
@@ -350,20 +492,34 @@ fn add_context(session: &Session, record: &Record) -> Result<(), Failure> {
     Ok(())
 }
 
-fn dry_run(session: &Session, place: &Place) -> Outcome {
+fn dry_run(session: &Session, place: &Place, hosts: u16) -> Outcome {
     let record = Record::load(&place.record())?;
-    let missing: Vec<&str> = match &record {
-        None => vec!["simcord", "tanako-agent", "4 x tanako-bot", "3 x tanako-db"],
+    let missing: Vec<String> = match &record {
+        None if hosts > 1 => vec![
+            "simcord".into(),
+            format!("{} x etcd", ETCD_MEMBERS.min(hosts.into())),
+            format!("{hosts} x tanako-agent"),
+            format!("{} x tanako-bot", 2 * hosts),
+            format!("{DB_NODES} x tanako-db"),
+        ],
+        None => ["simcord", "tanako-agent", "4 x tanako-bot", "3 x tanako-db"]
+            .map(str::to_owned)
+            .to_vec(),
         Some(record) => {
             let mut missing = Vec::new();
             if daemon::simcord(place, record).is_none() {
-                missing.push("simcord");
+                missing.push("simcord".to_owned());
             }
-            if daemon::agent(place, record).is_none() {
-                missing.push("tanako-agent");
+            for seat in seats(place, record) {
+                if etcd::is_wanted(&seat) && etcd::member(&seat, record).is_none() {
+                    missing.push(seat.whose("etcd"));
+                }
+                if daemon::agent(&seat, record).is_none() {
+                    missing.push(seat.whose("tanako-agent"));
+                }
             }
             if record.stopped {
-                missing.push("the fleet's processes");
+                missing.push("the fleet's processes".to_owned());
             }
             missing
         }
@@ -387,12 +543,15 @@ struct Commands {
     down: String,
     status: String,
     monitor: String,
+    /// To kill a host and to bring it back, when there are several.
+    hosts: Option<(String, String)>,
     context: String,
 }
 
 impl Commands {
     fn new(place: &Place, context: &str) -> Self {
         Self {
+            hosts: None,
             up: place.command("up"),
             info: place.command("info"),
             down: place.command("down"),
@@ -404,13 +563,23 @@ impl Commands {
 
     fn text(&self) -> String {
         let context = &self.context;
-        format!(
-            "\nWhat to try next:\n  {:<52} watch it live\n  {:<52} restart a process; its shards resume\n  {:<52} back up the database\n  {:<52} where everything is\n  {:<52} stop all of it",
-            self.monitor,
-            format!("tanakoctl --context {context} restart tanako/0"),
-            format!("tanakoctl --context {context} backup"),
-            self.info,
-            self.down,
-        )
+        let restart = format!("tanakoctl --context {context} restart tanako/0");
+        let backup = format!("tanakoctl --context {context} backup");
+        let mut rows = vec![
+            (&self.monitor, "watch it live"),
+            (&restart, "restart a process; its shards resume"),
+            (&backup, "back up the database"),
+        ];
+        if let Some((kill, revive)) = &self.hosts {
+            rows.push((kill, "what a power cut does to a host"));
+            rows.push((revive, "and its return"));
+        }
+        rows.push((&self.info, "where everything is"));
+        rows.push((&self.down, "stop all of it"));
+        let mut text = "\nWhat to try next:".to_owned();
+        for (command, why) in rows {
+            let _ = write!(text, "\n  {command:<52} {why}");
+        }
+        text
     }
 }
