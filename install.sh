@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
 # Installs Tanako on this machine, or shows it.
 #
-#   ./install.sh demo [ARGS]   build, start a local fleet against a simulated Discord, show it live
+#   ./install.sh demo [ARGS]   build, start a local fleet against a simulated Discord, show it live;
+#                              with --hosts 3 as three hosts on a real etcd, installed when it may be
 #   ./install.sh               install binaries, systemd unit, user, directories, completions, man pages
 #
 # Options of the installation:
 #   --prefix DIR     where binaries, completions and man pages go (default /usr/local)
 #   --from DIR       take the binaries from DIR instead of building them
+#   --join TOKEN     then make this host a member of a fleet; the token comes from
+#                    tanakoctl join-token --host NAME (- reads it from standard input)
 #   --dry-run        say what would be done and do nothing
 #   --uninstall      remove what an installation put there; keeps configuration and data
 #   --purge          with --uninstall: remove configuration, data and the user as well
@@ -21,6 +24,7 @@ from=
 dry_run=
 uninstall=
 purge=
+join=
 
 die() {
   echo "install.sh: $1" >&2
@@ -52,9 +56,36 @@ build() {
   from=${CARGO_TARGET_DIR:-target}/$folder
 }
 
+# Installs etcd where a demo of several hosts wants it and it is missing. Where this user may not, the
+# demo itself says what to do. Debian would start a server of its own, which nobody asked for.
+etcd_for_hosts() {
+  local hosts=1 previous='' argument policy=/usr/sbin/policy-rc.d made=''
+  for argument in "$@"; do
+    case $argument in
+      --hosts=*) hosts=${argument#*=} ;;
+    esac
+    [ "$previous" != --hosts ] || hosts=$argument
+    previous=$argument
+  done
+  [ "$hosts" != 1 ] || return 0
+  ! command -v etcd >/dev/null 2>&1 || return 0
+  [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1 || return 0
+  echo "installing etcd-server, as a program only" >&2
+  if [ ! -e "$policy" ]; then
+    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    chmod 0755 "$policy"
+    made=1
+  fi
+  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+    apt-get install -y -qq --no-install-recommends etcd-server >/dev/null; } ||
+    echo "install.sh: etcd-server could not be installed" >&2
+  [ -z "$made" ] || rm -f "$policy"
+}
+
 if [ "${1:-}" = demo ]; then
   shift
   build
+  etcd_for_hosts "$@"
   exec "$from/tanakoctl" demo up "$@"
 fi
 
@@ -72,6 +103,12 @@ while [ $# -gt 0 ]; do
       shift
       ;;
     --from=*) from=${1#*=} ;;
+    --join)
+      join=${2:-}
+      [ -n "$join" ] || die "--join needs a token" "tanakoctl join-token --host NAME prints one" 2
+      shift
+      ;;
+    --join=*) join=${1#*=} ;;
     --dry-run) dry_run=1 ;;
     --uninstall) uninstall=1 ;;
     --purge) purge=1 ;;
@@ -89,6 +126,9 @@ case $prefix in
   *) die "--prefix must be an absolute path, not '$prefix'" "--prefix /usr/local" 2 ;;
 esac
 [ -z "$purge" ] || [ -n "$uninstall" ] || die "--purge goes with --uninstall" "" 2
+
+[ -z "$join" ] || [ -z "$uninstall" ] || die "--join and --uninstall contradict each other" "" 2
+[ -z "$join" ] || [ -z "${DESTDIR:-}" ] || die "--join is for this host, not for a package (DESTDIR)" "" 2
 
 dest=${DESTDIR:-}
 manifest=$dest$prefix/share/tanako/manifest
@@ -250,6 +290,25 @@ if have_systemd; then
   run systemctl daemon-reload
   # A running agent is replaced in place: its children keep their pids.
   if systemctl --quiet is-active tanako-agent; then run systemctl reload tanako-agent; fi
+fi
+
+if [ -n "$join" ]; then
+  if [ -n "$dry_run" ]; then
+    echo "would run: tanako-agent join --data-dir /var/lib/tanako"
+  else
+    # Through a pipe: a token in the arguments shows in the list of processes. As the agent's user: the
+    # key is its own.
+    joined=0
+    { if [ "$join" = - ]; then cat; else printf '%s\n' "$join"; fi; } |
+      setpriv --reuid tanako --regid tanako --init-groups \
+        "$prefix/bin/tanako-agent" join --token-file - --data-dir /var/lib/tanako || joined=$?
+    # 3: it is a member already.
+    case $joined in
+      0 | 3) ;;
+      *) die "this host did not join; everything is installed" \
+        "mend what is said above, then the same again with the same token, or a new one" ;;
+    esac
+  fi
 fi
 
 [ -n "$dry_run" ] && exit 0
