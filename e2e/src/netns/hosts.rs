@@ -142,6 +142,10 @@ impl Hosts {
         for name in names {
             fleet.until_answers(name);
         }
+        // Now that all of them are there: all get their share.
+        let spec = fleet.lan.directory().join("fleet.toml");
+        let spec = spec.to_string_lossy();
+        fleet.json(&fleet.coordinator(), &["apply", &spec, "--yes", "--detach"]);
         fleet.whole();
         fleet.say("up");
         fleet
@@ -177,8 +181,6 @@ impl Hosts {
             .arg(home.join("data"))
             .arg("--run-dir")
             .arg(home.join("run"))
-            .arg("--spec")
-            .arg(self.lan.directory().join("fleet.toml"))
             .args(["--store", "etcd", "--etcd-prefix", PREFIX])
             .args(["--etcd-endpoints", &self.etcd.urls()])
             .args(["--etcd-lease-seconds", OFFICE_LEASE_S])

@@ -1,0 +1,124 @@
+//! The coordinator dies in the middle of what an operator has asked for: the next one goes on with it, it
+//! ends as asked, and nothing is missed or handled twice.
+
+mod netns {
+    use std::process::Child;
+
+    use serde_json::Value;
+    use tanako_e2e::{
+        netns::{Hosts, judge::demand_lossless, size},
+        rig, wait,
+    };
+
+    const HOSTS: [&str; 4] = ["a", "b", "c", "d"];
+
+    /// Steps that an operation has done.
+    fn done(operation: &Value) -> u64 {
+        operation["done"].as_u64().unwrap_or_default()
+    }
+
+    /// A host that does not decide.
+    fn another(fleet: &Hosts, than: &str) -> String {
+        let living = fleet.living();
+        living
+            .into_iter()
+            .find(|host| host != than)
+            .expect("another host")
+    }
+
+    fn demand_success(fleet: &Hosts, command: Child) {
+        let output = command.wait_with_output().expect("its end");
+        assert!(
+            output.status.success(),
+            "{}\n{}",
+            tanako_e2e::fleet::text(&output),
+            fleet.story()
+        );
+    }
+
+    #[test]
+    fn a_rolling_restart_outlives_the_host_of_the_coordinator() {
+        let mut fleet = Hosts::up(&HOSTS, size());
+        let coordinator = fleet.coordinator();
+        let asked = another(&fleet, &coordinator);
+        fleet.flow();
+        let command = fleet.spawn(&asked, &["restart", "tanako", "--yes", "--wait"]);
+        fleet.operation("restart", "its first process", 90, |operation| {
+            done(operation) >= 1 && operation["state"] == "running"
+        });
+        let shards = fleet.shards_on(&coordinator);
+        fleet.cut_power(&coordinator);
+        fleet.until_elsewhere(&coordinator, &shards);
+        demand_success(&fleet, command);
+        let operation = fleet.ended("restart", 180);
+        assert_eq!(operation["state"], "succeeded", "{operation:#}");
+        fleet.revive(&coordinator);
+        let account = fleet.settle();
+        demand_lossless(&fleet, "coordinator lost in a restart", &account);
+    }
+
+    #[test]
+    fn a_drain_outlives_the_agent_of_the_coordinator() {
+        let mut fleet = Hosts::up(&HOSTS, size());
+        let coordinator = fleet.coordinator();
+        let host = another(&fleet, &coordinator);
+        fleet.flow();
+        let drain = ["drain", &host, "--deadline", "5m", "--yes", "--wait"];
+        let command = fleet.spawn(&host, &drain);
+        fleet.operation("drain", "its beginning", 90, |operation| {
+            operation["state"] == "running"
+        });
+        fleet.kill_agent(&coordinator);
+        let operation = fleet.ended("drain", 240);
+        assert_eq!(
+            operation["state"],
+            "succeeded",
+            "{operation:#}\n{}",
+            fleet.story()
+        );
+        demand_success(&fleet, command);
+        fleet.until_idle(&host);
+        assert!(fleet.shards_on(&host).is_empty(), "{:?}", fleet.places());
+        fleet.start_agent(&coordinator);
+        fleet.until_answers(&coordinator);
+        fleet.json(&host, &["uncordon", &host, "--yes"]);
+        let account = fleet.settle();
+        demand_lossless(&fleet, "coordinator lost in a drain", &account);
+    }
+
+    #[test]
+    fn a_backup_outlives_the_agent_of_the_coordinator() {
+        let mut fleet = Hosts::with_database(&HOSTS, size(), &["a", "d"]);
+        let coordinator = fleet.coordinator();
+        let asked = another(&fleet, &coordinator);
+        fleet.flow();
+        let command = fleet.spawn(&asked, &["backup"]);
+        fleet.operation("backup", "its beginning", 90, |operation| {
+            operation["state"] != "pending"
+        });
+        fleet.kill_agent(&coordinator);
+        let operation = fleet.ended("backup", 240);
+        assert_eq!(
+            operation["state"],
+            "succeeded",
+            "{operation:#}\n{}",
+            fleet.story()
+        );
+        demand_success(&fleet, command);
+        fleet.start_agent(&coordinator);
+        fleet.until_answers(&coordinator);
+        wait::until("a verified backup", 90, || {
+            let list = fleet.json(&asked, &["backup", "list"]);
+            let all = list.as_array().or_else(|| list["backups"].as_array());
+            let verified = all
+                .into_iter()
+                .flatten()
+                .any(|backup| backup["state"] == "verified");
+            verified.then_some(()).ok_or(list.to_string())
+        });
+        let account = fleet.settle();
+        let status = fleet.status().expect("a status");
+        assert!(rig::is_whole(&status, &fleet.size).is_ok(), "{status}");
+        demand_lossless(&fleet, "coordinator lost in a backup", &account);
+    }
+}
