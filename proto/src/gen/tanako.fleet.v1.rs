@@ -1530,6 +1530,28 @@ pub mod fleet_client {
                 .insert(GrpcMethod::new("tanako.fleet.v1.Fleet", "MigrateStore"));
             self.inner.unary(req, path, codec).await
         }
+        /// What the fleet should have: shards, hosts, database nodes, with reasons. Changes nothing.
+        pub async fn advise(
+            &mut self,
+            request: impl tonic::IntoRequest<super::AdviseRequest>,
+        ) -> std::result::Result<tonic::Response<super::Advice>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tanako.fleet.v1.Fleet/Advise",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("tanako.fleet.v1.Fleet", "Advise"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Replace the running agent by the binary now on disk, children untouched.
         pub async fn upgrade(
             &mut self,
@@ -1687,6 +1709,11 @@ pub mod fleet_server {
             tonic::Response<super::MigrateStoreReply>,
             tonic::Status,
         >;
+        /// What the fleet should have: shards, hosts, database nodes, with reasons. Changes nothing.
+        async fn advise(
+            &self,
+            request: tonic::Request<super::AdviseRequest>,
+        ) -> std::result::Result<tonic::Response<super::Advice>, tonic::Status>;
         /// Replace the running agent by the binary now on disk, children untouched.
         async fn upgrade(
             &self,
@@ -2632,6 +2659,49 @@ pub mod fleet_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = MigrateStoreSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tanako.fleet.v1.Fleet/Advise" => {
+                    #[allow(non_camel_case_types)]
+                    struct AdviseSvc<T: Fleet>(pub Arc<T>);
+                    impl<T: Fleet> tonic::server::UnaryService<super::AdviseRequest>
+                    for AdviseSvc<T> {
+                        type Response = super::Advice;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::AdviseRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Fleet>::advise(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AdviseSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
