@@ -27,7 +27,6 @@ use crate::{
         duties::Lingering,
         ledger::{Index, Loaded},
     },
-    registry,
     supervisor::Table,
     tenure::failover::Watchman,
 };
