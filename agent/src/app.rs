@@ -62,14 +62,14 @@ use crate::{
     history::{self, History, Severity},
     hosts::{self, Dial, Gate, Local, assigned, feed::Feed, service::HostService},
     http,
+    hub::{
+        self, Hub,
+        board::{self, Board},
+    },
     identify::{self, Broker, Counter, Through},
     identity::{
         self, Guards,
         network::{Bound, Trust},
-    },
-    hub::{
-        self, Hub,
-        board::{self, Board},
     },
     metrics::Metrics,
     migrate::valve::Valve,
@@ -463,8 +463,7 @@ impl App {
                 registry: registry.clone(),
                 store: store.store(),
             };
-            let mut host =
-                HostService::new(local, feed, tenures, cancel.clone(), tracker.clone());
+            let mut host = HostService::new(local, feed, tenures, cancel.clone(), tracker.clone());
             if let Some(through) = &through {
                 let way = through.clone();
                 let counter = Counter::open(broker.clone(), way, cancel.clone(), tracker);

@@ -55,35 +55,37 @@ pub struct Question {
 
 impl Question {
     /// Checks what somebody asks.
-    pub fn new(name: String, json: String, timeout_ms: u32) -> Result<Self, Problem> {
+    pub fn new(name: String, json: String, timeout_ms: u32) -> Result<Self, Box<Problem>> {
         let fits =
             |letter: u8| letter.is_ascii_lowercase() || letter.is_ascii_digit() || letter == b'-';
         if name.is_empty() || name.len() > QUESTION_MAX || !name.bytes().all(fits) {
-            return Err(Problem::new(
+            let refusal = Problem::new(
                 "invalid-argument",
                 "question",
                 format!(
                     "a question is a name of at most {QUESTION_MAX} letters a-z, digits and dashes"
                 ),
-            )
-            .hint("tanako-bot knows `stats` and `version`"));
+            );
+            return Err(Box::new(
+                refusal.hint("tanako-bot knows `stats` and `version`"),
+            ));
         }
         if json.len() > JSON_MAX {
             let text = format!(
                 "what goes with a question has {} bytes, at most {JSON_MAX} are taken",
                 json.len()
             );
-            return Err(Problem::new("too-large", name, text));
+            return Err(Box::new(Problem::new("too-large", name, text)));
         }
         if !json.is_empty()
             && let Err(error) = serde_json::from_str::<serde::de::IgnoredAny>(&json)
         {
-            return Err(Problem::new(
+            let refusal = Problem::new(
                 "invalid-argument",
                 name,
                 "what goes with the question is not JSON",
-            )
-            .cause(error.to_string()));
+            );
+            return Err(Box::new(refusal.cause(error.to_string())));
         }
         let within = match timeout_ms {
             0 => WITHIN,
@@ -158,15 +160,16 @@ impl Broadcast {
     }
 
     /// Asks every shard of `bot`; empty = the fleet's only one. By shard.
-    pub async fn ask(&self, bot: &str, question: Question) -> Result<BroadcastReply, Problem> {
+    pub async fn ask(&self, bot: &str, question: Question) -> Result<BroadcastReply, Box<Problem>> {
         let Ok(_turn) = self.0.turns.try_acquire() else {
-            return Err(Problem::new(
+            let refusal = Problem::new(
                 "busy",
                 "broadcast",
                 format!("{AT_ONCE} broadcasts are under way at this agent"),
             )
             .hint("try again when they have ended")
-            .retryable());
+            .retryable();
+            return Err(Box::new(refusal));
         };
         let desired = self.0.desired.borrow().clone();
         // An agent that does not decide may know of the bot by its processes alone.
@@ -393,7 +396,7 @@ fn without(answer: ShardAnswer, code: &str, message: &str) -> ShardAnswer {
     }
 }
 
-fn choose(desired: &Desired, bot: &str) -> Result<String, Problem> {
+fn choose(desired: &Desired, bot: &str) -> Result<String, Box<Problem>> {
     let bots: Vec<&str> = desired
         .spec
         .iter()
@@ -401,19 +404,28 @@ fn choose(desired: &Desired, bot: &str) -> Result<String, Problem> {
         .collect();
     match (bot, bots.as_slice()) {
         ("", [only]) => Ok((*only).to_owned()),
-        ("", _) => Err(Problem::new(
-            "invalid-argument",
-            "bot",
-            "the fleet has not exactly one bot",
-        )
-        .hint(format!("name one with --bot: {}", bots.join(", ")))),
+        ("", _) => {
+            let refusal = Problem::new(
+                "invalid-argument",
+                "bot",
+                "the fleet has not exactly one bot",
+            );
+            let names = bots.join(", ");
+            Err(Box::new(
+                refusal.hint(format!("name one with --bot: {names}")),
+            ))
+        }
         (named, bots) if bots.contains(&named) => Ok(named.to_owned()),
-        (named, bots) => Err(Problem::new(
-            "unknown-target",
-            named,
-            format!("there is no bot {named:?}"),
-        )
-        .hint(format!("bots are {}", bots.join(", ")))),
+        (named, bots) => {
+            let refusal = Problem::new(
+                "unknown-target",
+                named,
+                format!("there is no bot {named:?}"),
+            );
+            Err(Box::new(
+                refusal.hint(format!("bots are {}", bots.join(", "))),
+            ))
+        }
     }
 }
 

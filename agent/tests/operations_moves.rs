@@ -11,6 +11,7 @@ use tanako_agent::{
     },
     supervisor::State,
 };
+use tanako_fleet::rollout::Sample;
 
 const NAME: &str = "x/0";
 const TIMEOUT_MS: i64 = 60_000;
@@ -60,7 +61,7 @@ fn observation(proc: &Proc, now: i64) -> Observation {
         standby: false,
         attached: proc.state == State::Ready,
         newest_handled: 0,
-        sample: Default::default(),
+        sample: Sample::default(),
         unsure: false,
         outdated: false,
     }

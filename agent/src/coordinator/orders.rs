@@ -324,12 +324,11 @@ impl Courier {
 
     /// Brings sessions to a host; how many, or why not, comes in among the answers.
     async fn carry(&self, operation: u64, process: ProcessName, from: Option<String>, to: String) {
-        let carried = match from {
-            Some(from) => self.hosts.carry(&process, &from, &to).await,
-            None => {
-                let order = Order::Recall(process.clone());
-                self.hosts.order_at(&to, order).await.map(|()| 0)
-            }
+        let carried = if let Some(from) = from {
+            self.hosts.carry(&process, &from, &to).await
+        } else {
+            let order = Order::Recall(process.clone());
+            self.hosts.order_at(&to, order).await.map(|()| 0)
         };
         let result = carried
             .map(|kept| i64::try_from(kept).unwrap_or(i64::MAX))

@@ -330,17 +330,14 @@ impl Hosts {
     /// Has a certain host carry out an order.
     pub async fn order_at(&self, host: &str, order: Order) -> Result<(), OrderError> {
         let host: Arc<str> = host.into();
-        match order.process().cloned() {
-            Some(process) => {
-                let sequence = self.draw(&process);
-                self.in_lane(&process, &order, sequence, || Ok(Arc::clone(&host)))
-                    .await
-            }
-            None => {
-                let sequence = self.next();
-                self.insist(sequence, &order, || Ok(Arc::clone(&host)), || false)
-                    .await
-            }
+        if let Some(process) = order.process().cloned() {
+            let sequence = self.draw(&process);
+            self.in_lane(&process, &order, sequence, || Ok(Arc::clone(&host)))
+                .await
+        } else {
+            let sequence = self.next();
+            self.insist(sequence, &order, || Ok(Arc::clone(&host)), || false)
+                .await
         }
     }
 
@@ -612,18 +609,16 @@ impl Hosts {
         process: &ProcessName,
         attempt: u64,
     ) -> Option<Last> {
-        match self.kept(process) {
-            Some(kept) => kept
-                .deposits
+        if let Some(kept) = self.kept(process) {
+            kept.deposits
                 .iter()
                 .filter(|(key, _)| *key == (shard, count))
                 .map(|(_, last)| last)
                 .find(|last| last.by.process != *process || last.by.attempt != attempt)
-                .cloned(),
-            None => {
-                let vault = &self.0.local.vault;
-                vault.last_deposit_before(shard, count, process, attempt)
-            }
+                .cloned()
+        } else {
+            let vault = &self.0.local.vault;
+            vault.last_deposit_before(shard, count, process, attempt)
         }
     }
 

@@ -337,7 +337,7 @@ fn what_all_hosts_say_is_said_once_and_hosts_are_named() {
 fn a_large_fleet_comes_in_parts() {
     let mut core = three();
     let many = |from: usize, cpu: f64| -> Vec<wire::Process> {
-        (from..from + PART_MAX / 2 + 1)
+        (from..=from + PART_MAX / 2)
             .map(|n| process(&format!("t/{n}"), cpu))
             .collect()
     };

@@ -9,11 +9,7 @@ use tokio::{
     sync::watch,
     time::{Instant, timeout_at},
 };
-use tonic::{
-    Code, Request, Response, Status,
-    metadata::MetadataMap,
-    transport::Channel,
-};
+use tonic::{Code, Request, Response, Status, metadata::MetadataMap, transport::Channel};
 
 use super::{Hub, peer};
 use crate::{

@@ -77,7 +77,7 @@ impl Upstream for Way {
                 return Err(Status::unavailable("the question was lost"));
             }
             let reply = self.counter(&host)?.acquire(request).await;
-            if self.lossy && call % 3 == 0 {
+            if self.lossy && call.is_multiple_of(3) {
                 return Err(Status::unavailable("the answer was lost"));
             }
             reply
@@ -87,7 +87,7 @@ impl Upstream for Way {
     fn report(&self, host: String, report: GatewayReport) -> BoxFuture<'_, Result<(), Status>> {
         Box::pin(async move {
             let call = self.calls.fetch_add(1, Ordering::Relaxed);
-            if self.lossy && call % 2 == 0 {
+            if self.lossy && call.is_multiple_of(2) {
                 return Err(Status::unavailable("the report was lost"));
             }
             self.counter(&host)?.report(report).await

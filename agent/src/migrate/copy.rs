@@ -71,9 +71,7 @@ pub async fn copy(from: &dyn Store, to: &dyn Store, source: &str) -> Result<Copi
         .put(MARK, mark(false));
     let claimed = committed(to, claim, MARK).await?;
     for keys in left.chunks(ops_max() / 2) {
-        let txn = keys
-            .iter()
-            .fold(guarded(claimed), |txn, key| txn.delete(key));
+        let txn = keys.iter().fold(guarded(claimed), Txn::delete);
         committed(to, txn, MARK).await?;
     }
     let all = lasting(from).await?;

@@ -120,7 +120,7 @@ pub(super) fn watch(
             }
             step.issued = false;
         }
-        LEAVING if here.is_none_or(|here| is_gone(here)) => {
+        LEAVING if here.is_none_or(is_gone) => {
             step.enter(now, CARRYING);
             step.message = format!("its sessions go to {}", step.to);
             step.issued = false;
@@ -258,7 +258,7 @@ pub(super) fn answered(
         }
         Err(why) => {
             step.rounds = step.rounds.saturating_add(1);
-            step.message = why.to_owned();
+            why.clone_into(&mut step.message);
             if let Some(asked) = step.asked.get_mut(process) {
                 asked.again_at = now + RETRY_MS;
             }

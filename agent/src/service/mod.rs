@@ -14,10 +14,10 @@
 
 pub mod admission;
 pub mod doctor;
-pub mod listen;
 mod everywhere;
 mod gather;
 mod happened;
+pub mod listen;
 pub mod locate;
 pub mod logs;
 mod moving;

@@ -37,7 +37,7 @@ impl Service {
         &self,
         request: wire::MigrateStoreRequest,
         caller: Caller,
-    ) -> Result<wire::MigrateStoreReply, Problem> {
+    ) -> Result<wire::MigrateStoreReply, Box<Problem>> {
         let config = &self.sources.config;
         let dry_run = request.dry_run;
         let file = read(request)?;
@@ -50,7 +50,7 @@ impl Service {
                     ..wire::MigrateStoreReply::default()
                 });
             }
-            return Err(Problem::new(
+            return Err(Box::new(Problem::new(
                 "on-etcd",
                 "store",
                 format!(
@@ -60,10 +60,10 @@ impl Service {
             )
             .hint(
                 "what is on etcd is moved with etcd's own tools (etcdctl snapshot, make-mirror)",
-            ));
+            )));
         }
         let Some(valve) = self.sources.valve.clone() else {
-            return Err(problem::stopping());
+            return Err(Box::new(problem::stopping()));
         };
         let target = open(&file)?;
         let source = format!("{} {}", config.host, config.data_dir.display());
@@ -88,7 +88,9 @@ impl Service {
         // The move goes on when whoever asked for it is gone.
         let (this, moving) = (self.clone(), valve);
         let moved = tokio::spawn(async move { this.carry_out(moving, target, file, source).await });
-        moved.await.unwrap_or_else(|_| Err(problem::stopping()))
+        moved
+            .await
+            .unwrap_or_else(|_| Err(Box::new(problem::stopping())))
     }
 
     async fn carry_out(
@@ -97,16 +99,16 @@ impl Service {
         target: EtcdStore,
         file: StoreFile,
         source: String,
-    ) -> Result<wire::MigrateStoreReply, Problem> {
+    ) -> Result<wire::MigrateStoreReply, Box<Problem>> {
         let data_dir = self.sources.config.data_dir.clone();
         // From here on until the agent is replaced, nothing is decided; dropping it goes back.
         let Some(shut) = valve.shut(SHUT_WITHIN).await else {
-            return Err(Problem::new(
+            let refusal = Problem::new(
                 "timeout",
                 "store",
                 "writes under way did not come to an end",
-            )
-            .retryable());
+            );
+            return Err(Box::new(refusal.retryable()));
         };
         let copied = in_time(copy::copy(&**valve.store(), &target, &source))
             .await
@@ -138,13 +140,16 @@ impl Service {
         };
         StoreFile::remove(&data_dir).map_err(io)?;
         drop(shut);
-        Err(Problem::new(
+        let refusal = Problem::new(
             "upgrade-failed",
             "agent",
             "the agent could not be replaced, and goes on with the store it had",
-        )
-        .cause(failure)
-        .hint("install a working tanako-agent and try again"))
+        );
+        Err(Box::new(
+            refusal
+                .cause(failure)
+                .hint("install a working tanako-agent and try again"),
+        ))
     }
 }
 
@@ -166,17 +171,19 @@ async fn in_time<T>(work: impl Future<Output = Result<T, CopyError>>) -> Result<
     }
 }
 
-fn read(request: wire::MigrateStoreRequest) -> Result<StoreFile, Problem> {
-    let path = |text: &str| -> Result<Option<PathBuf>, Problem> {
+fn read(request: wire::MigrateStoreRequest) -> Result<StoreFile, Box<Problem>> {
+    let path = |text: &str| -> Result<Option<PathBuf>, Box<Problem>> {
         match text {
             "" => Ok(None),
             text if text.starts_with('/') => Ok(Some(PathBuf::from(text))),
-            text => Err(Problem::new(
-                "invalid-argument",
-                text,
-                "files are named by absolute paths",
-            )
-            .hint("they are read on the agent's host")),
+            text => {
+                let refusal = Problem::new(
+                    "invalid-argument",
+                    text,
+                    "files are named by absolute paths",
+                );
+                Err(Box::new(refusal.hint("they are read on the agent's host")))
+            }
         }
     };
     Ok(StoreFile {
@@ -190,9 +197,10 @@ fn read(request: wire::MigrateStoreRequest) -> Result<StoreFile, Problem> {
     })
 }
 
-fn open(file: &StoreFile) -> Result<EtcdStore, Problem> {
+fn open(file: &StoreFile) -> Result<EtcdStore, Box<Problem>> {
     let wrong = |text: String| {
-        Problem::new("invalid-argument", "etcd", text).hint("see `tanakoctl store migrate --help`")
+        let refusal = Problem::new("invalid-argument", "etcd", text);
+        Box::new(refusal.hint("see `tanakoctl store migrate --help`"))
     };
     if file.endpoints.is_empty() || file.prefix.is_empty() {
         return Err(wrong(

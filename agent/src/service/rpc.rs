@@ -217,8 +217,8 @@ pub(super) fn stopped(_: Stopping) -> Status {
     refused(problem::stopping())
 }
 
-pub(super) fn refused(refusal: Problem) -> Status {
-    problem::status(refusal)
+pub(super) fn refused(refusal: impl Into<Box<Problem>>) -> Status {
+    problem::status(*refusal.into())
 }
 
 fn bounded(asked: u32, default: u32, max: u32) -> usize {

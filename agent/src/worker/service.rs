@@ -163,7 +163,7 @@ impl wire::worker_server::Worker for Shared {
             Ok(question) => broadcast.ask(current.name.group(), question).await,
             Err(problem) => Err(problem),
         };
-        reply.map(Response::new).map_err(unsaid)
+        reply.map(Response::new).map_err(|refusal| unsaid(*refusal))
     }
 }
 

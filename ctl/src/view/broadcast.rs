@@ -1,5 +1,7 @@
 //! What every shard says to a question: `tanakoctl broadcast`.
 
+use std::fmt::Write as _;
+
 use serde::Serialize;
 use tanako_proto::worker::v1::{BroadcastReply, ShardAnswer};
 
@@ -104,7 +106,7 @@ impl Report for BroadcastView {
         let mut out = table.render(paint);
         out.push_str(&count(self.answered as u64, "answer", "answers"));
         if self.failed > 0 {
-            out.push_str(&format!(", {} without", self.failed));
+            let _ = write!(out, ", {} without", self.failed);
         }
         out.push('\n');
         out
