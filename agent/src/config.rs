@@ -15,6 +15,8 @@ use crate::{identity::registrar, migrate::file::StoreFile};
 const SOCKET_PATH_MAX: usize = 107;
 /// Longest that a call to etcd may take. Three fit into the shortest lease.
 const ETCD_TIMEOUT_MAX: Duration = Duration::from_secs(5);
+/// Life of the lease under which a host owns its processes, where nothing else is said.
+pub const HOST_LEASE: Duration = Duration::from_secs(5);
 
 /// Supervises the shard processes and database nodes of one host.
 #[derive(Debug, Clone, Parser)]
@@ -166,7 +168,7 @@ pub struct Args {
     #[arg(
         long,
         value_name = "SECONDS",
-        default_value_t = 5,
+        default_value_t = HOST_LEASE.as_secs(),
         value_parser = clap::value_parser!(u64).range(3..=600),
         env = "TANAKO_HOST_LEASE_SECONDS",
         help_heading = "Etcd"

@@ -27,7 +27,7 @@ use super::{
     seen::{Nonsense, Seen},
 };
 use crate::{
-    clock::now_ms,
+    clock::{boot_ms, now_ms},
     registry::Registry,
     supervisor::Desired as Wanted,
     worker::{CommandError, CommandRun, duties::Assignment as Duty},
@@ -104,7 +104,9 @@ impl Hosts {
             }),
             picture: watch::channel(Arc::default()).0,
             changed: tokio::sync::Notify::new(),
-            sequence: AtomicU64::new(0),
+            // An agent may hold the office twice in one epoch, before and after the store was away: what
+            // it orders the second time is newer.
+            sequence: AtomicU64::new(u64::try_from(boot_ms()).unwrap_or(0) << 16),
             lanes: Mutex::default(),
             duties: Mutex::default(),
             cancel: cancel.clone(),

@@ -13,7 +13,7 @@ use super::rpc::Service;
 use crate::{
     audit::Record,
     clock::now_ms,
-    config::StoreConfig,
+    config::{HOST_LEASE, StoreConfig},
     coordinator::Caller,
     history::Severity,
     migrate::{
@@ -21,7 +21,7 @@ use crate::{
         file::StoreFile,
         valve::Valve,
     },
-    problem,
+    problem, tenure,
 };
 
 /// How long writes under way may take to end.
@@ -117,6 +117,14 @@ impl Service {
             Problem::new("io", "store.json", error.to_string())
                 .hint("nothing was changed; look at the disk of the data directory")
         };
+        let host = &self.sources.config.host;
+        tenure::hand_on(&target, host, &data_dir, HOST_LEASE)
+            .await
+            .map_err(|error| {
+                let refusal = Problem::new("store-unavailable", "etcd", error.to_string())
+                    .cause(problem::with_sources(&error));
+                refusal.hint("nothing was changed; see `tanakoctl store migrate --help`")
+            })?;
         file.save(&data_dir).map_err(io)?;
         self.sources.history.event(
             Severity::Warning,

@@ -177,6 +177,10 @@ impl Service {
         let (metadata, _, message) = request.into_parts();
         let reply = match place {
             Place::Here => here(message, caller).await.map_err(refused),
+            // Without a way to it, there is only its name to give.
+            Place::There(_) if self.sources.hub.dial().is_none() => {
+                here(message, caller).await.map_err(refused)
+            }
             Place::There(leader) => {
                 let call = Call {
                     message,

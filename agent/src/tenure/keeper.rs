@@ -483,6 +483,7 @@ impl Keeper {
     }
 }
 
-fn name() -> String {
+/// A name for a tenure.
+pub(super) fn name() -> String {
     format!("{:032x}", fastrand::u128(..))
 }

@@ -27,8 +27,8 @@ mod peers;
 mod reap;
 
 use std::{
-    fmt,
-    path::PathBuf,
+    fmt, io,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -36,7 +36,7 @@ use std::{
 use futures_util::future::BoxFuture;
 use tanako_fleet::{ProcessKind, ProcessSpec, tenure as core};
 use tanako_proto::host::v1 as wire;
-use tanako_store::{Store, StoreError};
+use tanako_store::{Store, StoreError, Txn};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -44,8 +44,8 @@ use crate::{
     clock::boot_ms,
     history::History,
     hosts::Dial,
-    registry::Registry,
-    supervisor::{StartGate, Supervisor},
+    registry::{HostRecord, Registry, host_key},
+    supervisor::{StartGate, Supervisor, boot_id},
     vault::Vault,
 };
 
@@ -125,6 +125,65 @@ pub struct Parts {
     pub vault: Vault,
     /// What happened.
     pub history: History,
+}
+
+/// Why the next agent could not be given a tenure.
+#[derive(Debug, thiserror::Error)]
+pub enum HandOnError {
+    /// The store does not answer.
+    #[error("the lease of this host could not be taken")]
+    Store(#[from] StoreError),
+    /// The file cannot be written.
+    #[error("the lease of this host could not be written down")]
+    File(#[from] io::Error),
+    /// Another agent goes by the same name.
+    #[error("another agent goes by the name {0} there")]
+    Taken(String),
+}
+
+/// Takes a lease for the agent that comes after this one and uses `store`, and writes it down, so that it
+/// takes over what runs instead of stopping it. For the one host of a fleet: it stays without the store, too.
+pub async fn hand_on(
+    store: &dyn Store,
+    host: &str,
+    data_dir: &Path,
+    ttl: Duration,
+) -> Result<(), HandOnError> {
+    let record = HostRecord {
+        name: host.to_owned(),
+        ..HostRecord::default()
+    };
+    let key = host_key(host);
+    let value = serde_json::to_vec(&record).map_err(io::Error::other)?;
+    // One that is there already stays as it is.
+    store
+        .commit(Txn::new().if_absent(&key).put(&key, value))
+        .await?;
+    let instance = keeper::name();
+    let wanted = claim::Wanted {
+        host,
+        instance: &instance,
+        over: &[],
+        ttl,
+        stay: 0,
+        again: false,
+    };
+    let claim::Claim::Taken { lease, sent_at, .. } = claim::take(store, &wanted).await? else {
+        return Err(HandOnError::Taken(host.to_owned()));
+    };
+    let spans = core::Spans::of(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX));
+    file::write(
+        data_dir,
+        &file::Written {
+            boot: boot_id(),
+            instance,
+            lease,
+            until: sent_at + spans.ttl - spans.margin,
+            stay: 0,
+            agent: std::process::id(),
+        },
+    )?;
+    Ok(())
 }
 
 /// Where this host stands.
