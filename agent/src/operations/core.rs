@@ -385,8 +385,12 @@ fn begin(op: &mut Operation, now: i64, observed: &Observed, effects: &mut Vec<Ef
         op.message = format!("waits for {waits} to become ready");
         op.updated_at = now;
     } else if now >= op.blocked_since + blocked_max(op) {
-        let message = format!("{waits} not ready, so nothing else may be changed");
         let first = waits.split(',').next().unwrap_or_default();
+        let why = match observed.get(first).map(|seen| seen.detail.as_str()) {
+            Some(detail) if !detail.is_empty() => format!(" ({detail})"),
+            _ => String::new(),
+        };
+        let message = format!("{waits} not ready{why}, so nothing else may be changed");
         op.failure = Some(not_ready(first, &message));
         op.blocked_since = 0;
         if is_back {
