@@ -285,6 +285,17 @@ struct Pages {
     _rest: Box<dyn Send>,
 }
 
+/// A tenure as a host among others has one.
+fn of_several_hosts() -> tanako_agent::tenure::Tenure {
+    tanako_agent::tenure::Tenure::open(tanako_agent::tenure::Settings {
+        host: "a".to_owned(),
+        data_dir: "/nonexistent".into(),
+        ttl: Duration::from_secs(5),
+        share: tanako_fleet::failover::SHARE,
+        fence: None,
+    })
+}
+
 async fn pages() -> Pages {
     let tasks = Tasks::new();
     let healthy = Arc::new(AtomicBool::new(true));
@@ -326,7 +337,7 @@ async fn pages() -> Pages {
             ..VaultStatus::default()
         }),
         registry: tanako_agent::registry::Registry::alone(tanako_agent::registry::Own::default()),
-        tenure: tanako_agent::tenure::Tenure::unbounded(),
+        tenure: of_several_hosts(),
         hub: watch::channel(Figures {
             live: 2,
             silent: 1,

@@ -38,17 +38,19 @@ async fn a_process_is_started_stopped_and_restarted() {
     assert!(!kit::alive(pid));
     assert_eq!(second.last_exit, "signal TERM");
 
+    // It has said all it says before it is stopped again.
+    let said = || async { kit::texts(&supervisor, &name).await.len() };
+    let end = std::time::Instant::now() + kit::PATIENCE;
+    while said().await < 4 {
+        assert!(std::time::Instant::now() < end, "it says nothing");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
     supervisor.stop(&name).await.expect("it stops");
     let third = kit::until(&supervisor, &name, |status| status.state == State::Stopped).await;
     assert_eq!((third.pid, third.desired), (None, Desired::Stopped));
     assert!(!kit::alive(second.pid.expect("it ran")));
 
-    let lines = supervisor
-        .logs()
-        .read_tail(&name, 10)
-        .await
-        .expect("it has a log");
-    let texts: Vec<_> = lines.iter().map(|line| line.text.as_str()).collect();
+    let texts = kit::texts(&supervisor, &name).await;
     assert_eq!(texts, ["up a/0 1", "err", "up a/0 2", "err"]);
     bench.end(supervisor).await;
 }

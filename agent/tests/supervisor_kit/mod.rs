@@ -155,6 +155,13 @@ pub async fn until(
     }
 }
 
+/// The last lines of its log.
+pub async fn texts(supervisor: &Supervisor, name: &ProcessName) -> Vec<String> {
+    let lines = supervisor.logs().read_tail(name, 10).await;
+    let lines = lines.unwrap_or_default().into_iter();
+    lines.map(|line| line.text).collect()
+}
+
 /// The next event of this kind.
 pub async fn event(
     events: &mut broadcast::Receiver<SupervisorEvent>,
