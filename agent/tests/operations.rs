@@ -419,3 +419,22 @@ fn one_that_may_have_come_up_unheard_is_not_taken_for_down() {
     let effects = core::step(&mut op, 3, Input::Observe(&fleet));
     assert_eq!(effects, [restart("bot/1")]);
 }
+
+#[test]
+fn what_should_go_and_runs_again_is_told_again_by_the_next_life() {
+    let mut fleet = fleet(1);
+    let mut op = operation(Kind::Apply, StepAction::Remove, 1, 1);
+    let effects = core::step(&mut op, 1, Input::Observe(&fleet));
+    assert_eq!(effects, [Effect::Forget("bot/0".to_owned())]);
+    // The agent dies before it has written that down, and its next life starts the process anew.
+    fleet.insert("bot/0".to_owned(), observation(State::Ready, 2));
+    let stored = serde_json::to_vec(&op).expect("encodes");
+    let mut op: Operation = serde_json::from_slice(&stored).expect("decodes");
+    let effects = core::step(&mut op, 2, Input::Observe(&fleet));
+    assert_eq!(effects, [Effect::Forget("bot/0".to_owned())]);
+    // Elsewhere the coordinator lives on, and is told that the agent is a new one.
+    assert_eq!(core::step(&mut op, 3, Input::Observe(&fleet)), []);
+    core::step(&mut op, 4, Input::Renewed(&|step| step.object == "bot/0"));
+    let effects = core::step(&mut op, 5, Input::Observe(&fleet));
+    assert_eq!(effects, [Effect::Forget("bot/0".to_owned())]);
+}

@@ -166,7 +166,7 @@ impl Task {
                 plan
             }
         };
-        self.check_conflicts(&plan.steps)?;
+        self.check_conflicts(&plan.steps, &[])?;
         if request.timeout_s > 0 {
             for step in &mut plan.steps {
                 step.timeout_ms = i64::from(request.timeout_s) * 1000;
@@ -225,7 +225,7 @@ impl Task {
         }
         plan.steps
             .push(Step::new(ARCHIVES, StepAction::Archive, 1, 0));
-        self.check_conflicts(&plan.steps)?;
+        self.check_conflicts(&plan.steps, &[])?;
         for step in &plan.steps {
             if let Ok(object) = step.object.parse() {
                 let why = match kind {
@@ -311,7 +311,7 @@ impl Task {
         let warnings = parsed.warnings.clone();
         let mut plan = planning::apply(&self.table(), &next);
         plan.warnings.extend(warnings);
-        self.check_conflicts(&plan.steps)?;
+        self.check_conflicts(&plan.steps, &[])?;
         if self
             .active
             .iter()
@@ -509,17 +509,13 @@ impl Task {
         Ok((names, named.into_iter().collect()))
     }
 
-    pub(super) fn check_conflicts(&self, steps: &[Step]) -> Result<(), Refused> {
-        for step in steps.iter().filter(|step| !step.state.is_ended()) {
-            if let Some(holder) = self
-                .active
-                .iter()
-                .find(|active| active.op.holds(&step.object))
-            {
-                return Err(Box::new(conflict(&step.object, &holder.op.id)));
-            }
+    /// `bots`: those that get a second set.
+    pub(super) fn check_conflicts(&self, steps: &[Step], bots: &[String]) -> Result<(), Refused> {
+        let operations = self.active.iter().map(|active| &active.op);
+        match planning::in_the_way(operations, steps, bots) {
+            Some((object, holder)) => Err(Box::new(conflict(&object, &holder.id))),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 

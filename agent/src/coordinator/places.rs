@@ -25,10 +25,14 @@ use super::{
     task::Task,
 };
 use crate::{
+    clock::now_ms,
     desired::Desired,
     history::Severity,
     hosts::{Assigned, HostPicture, Link, Order, OrderError},
-    operations::{Kind, Operation, Step, StepAction, StepState},
+    operations::{
+        Kind, Operation, Step, StepAction, StepState,
+        core::{self, Input},
+    },
     supervisor::Desired as Wanted,
 };
 
@@ -421,18 +425,13 @@ impl Task {
     /// whether it has been done.
     fn ask_again(&mut self, host: &str) {
         let assignment = self.hosts.assignment();
+        let at = |name: &str| {
+            let name = name.parse::<ProcessName>().ok();
+            name.is_some_and(|name| assignment.host_of(&name) == Some(host))
+        };
+        let is_its = |step: &Step| at(&step.object) || at(&step.other) || step.is_between(host);
         for active in &mut self.active {
-            let steps = active.op.steps.iter_mut();
-            for step in steps.filter(|step| step.state == StepState::Running) {
-                let at = |name: &str| {
-                    let name = name.parse::<ProcessName>().ok();
-                    name.is_some_and(|name| assignment.host_of(&name) == Some(host))
-                };
-                if at(&step.object) || at(&step.other) || step.is_between(host) {
-                    step.issued = false;
-                    step.asked.clear();
-                }
-            }
+            core::step(&mut active.op, now_ms(), Input::Renewed(&is_its));
         }
     }
 

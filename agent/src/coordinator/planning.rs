@@ -15,7 +15,7 @@ use tanako_fleet::{
 
 use crate::{
     desired::{Desired, Written},
-    operations::{Kind, Operation, Step, StepAction, core::Change},
+    operations::{Kind, Operation, Step, StepAction, StepState, core::Change},
     supervisor::{Desired as Wanted, State, Table},
 };
 
@@ -454,6 +454,21 @@ pub fn second_sets(
     Ok((next, plan))
 }
 
+/// The operation that is at work on what `steps` would work on, or on the second set of one of `bots`.
+pub fn in_the_way<'a>(
+    operations: impl IntoIterator<Item = &'a Operation>,
+    steps: &[Step],
+    bots: &[String],
+) -> Option<(String, &'a Operation)> {
+    let open = steps.iter().filter(|step| !step.state.is_ended());
+    operations.into_iter().find_map(|op| {
+        let step = open.clone().find(|step| op.holds(&step.object));
+        let step = step.map(|step| step.object.clone());
+        let object = step.or_else(|| bots.iter().find(|bot| op.builds(bot)).cloned());
+        object.map(|object| (object, op))
+    })
+}
+
 /// Permits come every 5 s in each bucket.
 const IDENTIFY_S: u64 = 5;
 
@@ -534,7 +549,11 @@ pub fn wanted_at_first(
 ) -> Vec<(Arc<ProcessSpec>, Wanted)> {
     let steps = next_steps(operations);
     let mut all = Vec::new();
+    let given_up = given_up(operations);
     for spec in desired.processes.iter() {
+        if given_up.contains(spec.name.as_str()) {
+            continue;
+        }
         let live = table
             .get(&spec.name)
             .is_some_and(|process| process.state.is_live());
@@ -551,6 +570,21 @@ pub fn wanted_at_first(
         all.push((Arc::clone(spec), wanted));
     }
     all
+}
+
+/// Processes of second sets that have been removed again, or were never begun, by operations that go on:
+/// they stay in the desired state until those have ended.
+fn given_up<'a>(operations: &[&'a Operation]) -> BTreeSet<&'a str> {
+    let building = operations.iter().filter(|op| op.builds_generation());
+    building
+        .flat_map(|op| &op.steps)
+        .filter(|step| match step.action {
+            StepAction::Remove => step.back && step.state == StepState::Succeeded,
+            StepAction::Warm | StepAction::Shadow => step.state.is_ended() && !step.is_begun(),
+            _ => false,
+        })
+        .map(|step| step.object.as_str())
+        .collect()
 }
 
 /// The processes that run although they are in no spec and nobody is about to remove them.

@@ -93,7 +93,7 @@ impl Task {
             "afterwards set shards = {} in your fleet.toml: the stored one is changed, and a file with another number is refused",
             to.shards
         ));
-        self.check_conflicts(&plan.steps)?;
+        self.check_conflicts(&plan.steps, std::slice::from_ref(&bot))?;
         let text = |names: Vec<tanako_fleet::ProcessName>| -> Vec<String> {
             names.iter().map(ToString::to_string).collect()
         };

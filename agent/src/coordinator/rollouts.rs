@@ -58,7 +58,7 @@ impl Task {
                 self.in_place(&wanted, request, &asked.canary, observe_s)?
             }
         };
-        self.check_conflicts(&draft.plan.steps)?;
+        self.check_conflicts(&draft.plan.steps, &draft.bots)?;
         if let Some(running) = self
             .active
             .iter()

@@ -15,7 +15,7 @@ use super::{
     back, cut, draining,
     model::{Course, Failure, OpState, Operation},
     moving, plain,
-    step::{StepAction, StepState},
+    step::{Step, StepAction, StepState},
     switch, watching,
 };
 use crate::supervisor::State;
@@ -99,7 +99,7 @@ pub enum Request {
 }
 
 /// What drives an operation.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub enum Input<'a> {
     /// What is, now. May be older than what was asked for last.
     Observe(&'a Observed),
@@ -109,6 +109,9 @@ pub enum Input<'a> {
     Resume,
     /// End as soon as the steps at work have ended; go back where there is a way.
     Abort,
+    /// The agent that carries these steps out was started anew: what it was asked for may be lost, and is
+    /// looked after again.
+    Renewed(&'a dyn Fn(&Step) -> bool),
     /// The supervisor refused what was asked for.
     Refused {
         /// The process.
@@ -213,6 +216,15 @@ pub fn step(op: &mut Operation, now: i64, input: Input<'_>) -> Vec<Effect> {
                 op.state = OpState::Running;
             }
             "aborting: waits for the steps at work".clone_into(&mut op.message);
+            return Vec::new();
+        }
+        Input::Renewed(is_its) => {
+            let running = op.steps.iter_mut();
+            let running = running.filter(|step| step.state == StepState::Running);
+            for step in running.filter(|step| is_its(step)) {
+                step.issued = false;
+                step.asked.clear();
+            }
             return Vec::new();
         }
         Input::Refused { object, reason } => {
@@ -406,7 +418,7 @@ fn begin(op: &mut Operation, now: i64, observed: &Observed, effects: &mut Vec<Ef
 }
 
 /// What an operation is at, in words.
-fn said(step: &super::step::Step) -> String {
+fn said(step: &Step) -> String {
     let (object, other) = (&step.object, &step.other);
     match (step.action, step.back) {
         (StepAction::Switch, _) => format!("{other} takes over from {object}"),

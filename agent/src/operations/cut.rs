@@ -48,6 +48,8 @@ const STALE_MS: i64 = 10_000;
 /// So long after the cut a taker that does not confirm is started anew: its session brings back what
 /// it held.
 const FORCE_MS: i64 = 15_000;
+/// How long givers that do not confirm may take to stop on the way back.
+const SILENCE_MS: i64 = 60_000;
 /// A request without an answer is repeated after this long.
 const AGAIN_MS: i64 = 5_000;
 /// After an answer that it could not be done.
@@ -125,10 +127,15 @@ pub(super) fn begin(op: &mut Operation, index: usize, now: i64) {
 /// When time alone changes something.
 pub(super) fn deadline(op: &Operation, step: &Step) -> Option<i64> {
     let end = step.started_at + timeout(op, step);
+    let end = if step.back && (step.forced || step.stage != GIVERS) {
+        end + SILENCE_MS
+    } else {
+        end
+    };
     Some(match step.stage {
         WAIT => forward(op).map_or(end, |forward| forward.cut_at + RING_MS),
         GIVERS if step.cut_at > 0 => end.min(step.cut_at + STALE_MS),
-        TAKERS if !step.forced => end.min(step.cut_at + FORCE_MS),
+        TAKERS if !step.forced => end.min(step.cut_at.max(step.stage_at) + FORCE_MS),
         SETTLE if step.message.is_empty() => end.min(step.cut_at.max(step.stage_at) + SETTLE_MS),
         _ => end,
     })
@@ -153,8 +160,10 @@ pub(super) fn watch(
 ) {
     let back = op.steps[index].back;
     let (givers, takers) = sides(op, back);
-    let ring_end = forward(op).map_or(0, |step| step.cut_at + RING_MS);
+    let forward_at = forward(op).map_or(0, |step| step.cut_at);
+    let ring_end = forward_at + RING_MS;
     let late = now >= op.steps[index].started_at + timeout(op, &op.steps[index]);
+    let too_late = now >= op.steps[index].started_at + timeout(op, &op.steps[index]) + SILENCE_MS;
     let before = op.steps[index].stage;
     let step = &mut op.steps[index];
     step.asked.retain(|_, asked| asked.again_at > now);
@@ -166,22 +175,35 @@ pub(super) fn watch(
     }
     if step.stage == GIVERS {
         give(step, now, observed, &givers, effects);
-        if is_confirmed(step, observed, &givers, back && late) {
+        if back && late {
+            silence(step, observed, &givers, effects);
+            let silent = is_confirmed(step, observed, &givers, too_late);
+            if silent && step.cut_at == 0 {
+                // They never came so far that a moment could be agreed on: the old set has all that is
+                // newer than what they have handled.
+                step.cut_at = newest_of(observed, &givers).max(forward_at - 1) + 1;
+            }
+        }
+        if is_confirmed(step, observed, &givers, back && too_late) {
+            step.forced = false;
             step.enter(now, TAKERS);
         }
     }
     if step.stage == TAKERS || step.stage == RELEASE {
         // Whoever starts anew learns it from its welcome, and is told again all the same.
-        if step.stage == TAKERS && !step.forced && now >= step.cut_at + FORCE_MS {
+        if step.stage == TAKERS && !step.forced && now >= step.cut_at.max(step.stage_at) + FORCE_MS
+        {
             step.forced = true;
-            let silent = takers.iter().filter(|name| !step.acks.contains(*name));
-            effects.extend(silent.map(|name| {
-                let attempt = observed.get(name).map_or(0, |process| process.attempt);
-                Effect::Restart(name.clone(), attempt)
-            }));
+            // One that the operator stopped stays so.
+            let silent = takers.iter().filter_map(|name| {
+                let process = observed.get(name)?;
+                let waits = !step.acks.contains(name) && process.state != State::Stopped;
+                waits.then(|| Effect::Restart(name.clone(), process.attempt))
+            });
+            effects.extend(silent);
         }
         tell(step, now, observed, &takers, effects);
-        if is_confirmed(step, observed, &takers, back && late) {
+        if is_confirmed(step, observed, &takers, back && too_late) {
             if step.stage == RELEASE {
                 step.finish(now, StepState::Succeeded, "the old set handles everything");
             } else {
@@ -193,7 +215,8 @@ pub(super) fn watch(
     if step.stage == SETTLE && step.state == StepState::Running {
         settle(step, now, observed, &givers, late);
     }
-    if step.state == StepState::Running && late && step.stage != SETTLE {
+    let over = if back { too_late } else { late };
+    if step.state == StepState::Running && over && step.stage != SETTLE {
         let open: Vec<&str> = if step.stage == GIVERS {
             &givers
         } else {
@@ -242,15 +265,33 @@ fn give(
             "waits until all processes are ready".clone_into(&mut step.message);
             return;
         }
-        let newest = givers
-            .iter()
-            .filter_map(|name| observed.get(name))
-            .map(|process| process.newest_handled)
-            .max()
-            .unwrap_or(0);
-        again(step, now, newest);
+        again(step, now, newest_of(observed, givers));
     }
     tell(step, now, observed, givers, effects);
+}
+
+/// Givers that do not confirm in time are stopped, so that they handle nothing more.
+fn silence(step: &mut Step, observed: &Observed, givers: &[String], effects: &mut Vec<Effect>) {
+    if std::mem::replace(&mut step.forced, true) {
+        return;
+    }
+    let runs = |name: &&String| {
+        observed
+            .get(*name)
+            .is_some_and(|one| !one.is_down_for_good())
+    };
+    let open = givers.iter().filter(|name| !step.acks.contains(*name));
+    effects.extend(open.filter(runs).map(|name| Effect::Stop(name.clone())));
+}
+
+/// The newest time that any of them is known to have handled; 0 = none.
+fn newest_of(observed: &Observed, names: &[String]) -> i64 {
+    names
+        .iter()
+        .filter_map(|name| observed.get(name))
+        .map(|process| process.newest_handled)
+        .max()
+        .unwrap_or(0)
 }
 
 /// Another moment, later than all that anybody has handled.
@@ -299,14 +340,24 @@ fn is_confirmed(step: &Step, observed: &Observed, names: &[String], give_up: boo
 }
 
 fn settle(step: &mut Step, now: i64, observed: &Observed, givers: &[String], late: bool) {
-    if now < step.cut_at.max(step.stage_at) + SETTLE_MS {
+    let over = step.cut_at.max(step.stage_at) + SETTLE_MS;
+    if now < over {
         return;
     }
     "late events come in".clone_into(&mut step.message);
+    // One that has not said a word since may be stopped where it is, with late events unread in its socket.
+    let is_silent = |name: &String| {
+        let process = observed.get(name);
+        process.is_some_and(|process| process.ready && process.last_seen < over - SETTLE_MS / 2)
+    };
+    if givers.iter().any(is_silent) && !late {
+        return;
+    }
     // One that came down after the cut gets its late events by its resume.
+    let is_whole = |name: &&String| observed.get(*name).is_some_and(|process| process.ready);
     let ill: Vec<&str> = givers
         .iter()
-        .filter(|name| !observed.get(*name).is_some_and(|process| process.ready))
+        .filter(|name| !is_whole(name) || is_silent(name))
         .map(String::as_str)
         .collect();
     if ill.is_empty() {
@@ -318,7 +369,7 @@ fn settle(step: &mut Step, now: i64, observed: &Observed, givers: &[String], lat
         );
     } else if late || step.back {
         let message = format!(
-            "{} was down at the end; it may have missed its last events",
+            "{} was down or silent at the end; it may have missed its last events",
             ill.join(", ")
         );
         step.finish(now, StepState::Succeeded, message);

@@ -364,13 +364,21 @@ impl Operation {
             .any(|step| step.state == StepState::Running)
     }
 
-    /// Whether it will work on `object`, or is at work on it.
+    /// Whether it will work on `object`, or is at work on it. Two sets that overlap are its own until it
+    /// has ended: on the way back it needs those again that it had done with.
     pub fn holds(&self, object: &str) -> bool {
+        let whole = self.builds_generation();
+        let own = |step: &Step| step.object == object || whole && step.other == object;
         !self.state.is_ended()
             && self
                 .steps
                 .iter()
-                .any(|step| step.object == object && !step.state.is_ended())
+                .any(|step| own(step) && (whole || !step.state.is_ended()))
+    }
+
+    /// Whether it builds a second set of this bot, or is taking one away again. There is room for one.
+    pub fn builds(&self, bot: &str) -> bool {
+        !self.state.is_ended() && self.builds_generation() && self.bots.iter().any(|own| own == bot)
     }
 
     /// Counts the ended steps.
@@ -437,5 +445,32 @@ pub fn cost_to_wire(cost: &Cost, identifies_left: u32) -> wire::Cost {
         seconds: cost.seconds,
         guilds_moved: 0,
         processes_moved: cost.moved,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bot_has_room_for_one_second_set_until_the_way_back_has_ended() {
+        let mut op = Operation {
+            bots: vec!["b".to_owned()],
+            steps: vec![Step::new("b", StepAction::Cut, 1, 1)],
+            ..Operation::new(1, Kind::Reshard, 0)
+        };
+        assert!(op.builds("b") && !op.builds("c"));
+        // It goes back: none of its steps names the bot any more, and its set is still there.
+        op.steps[0].state = super::super::step::StepState::Skipped;
+        op.course = Course::Back;
+        op.state = OpState::Running;
+        assert!(op.builds("b") && op.holds("b"));
+        op.state = OpState::Aborted;
+        assert!(!op.builds("b") && !op.holds("b"));
+        let restart = Operation {
+            bots: op.bots.clone(),
+            ..Operation::new(2, Kind::Restart, 0)
+        };
+        assert!(!restart.builds("b"));
     }
 }

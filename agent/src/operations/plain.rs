@@ -58,6 +58,13 @@ pub(super) fn watch(
             effects.push(effect(step));
         }
         None if step.issued => return,
+        // What should be gone and runs is asked to go again: the life of the agent that was asked may not
+        // have written it down, and the next one have started it anew.
+        None if matches!(step.action, StepAction::Stop | StepAction::Remove) => {
+            step.issued = true;
+            effects.push(effect(step));
+            return;
+        }
         // The life of the agent that began the step may have ended before it asked.
         None if process.is_none_or(|process| process.attempt == step.attempt_before) => {
             let untouched = process.is_some_and(|process| !process.is_down());
