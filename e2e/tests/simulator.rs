@@ -2,16 +2,21 @@
 //!
 //! - `TANAKO_SIM_SEED=17` runs that seed alone, with its trace; `TANAKO_SIM_LOUD=1` prints all of it.
 //! - `TANAKO_SIM_SEEDS=100000` runs more of them; `TANAKO_SIM_FROM=5000` begins there.
+//! - `TANAKO_SIM_SURVEY=1` goes on after a failure, and tells of each in one line.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
     time::Instant,
 };
 
-use tanako_e2e::sim::{self, Outcome};
+use tanako_e2e::sim::{self, Change, Outcome};
 
 /// Random runs of an ordinary test.
 const SEEDS: u64 = 2_000;
+/// Random runs with rollouts and reshards.
+const CHANGING: u64 = 100;
+/// Places at which someone dies, of each change.
+const PLACES: u64 = 30;
 /// Runs of each scenario.
 const EACH: u64 = 3;
 
@@ -94,6 +99,32 @@ fn sweep(what: &str, from: u64, seeds: u64, run: impl Fn(u64, bool) -> Outcome +
     }
 }
 
+/// Goes through all seeds, and tells of each that fails in one line.
+fn survey(run: impl Fn(u64, bool) -> Outcome + Sync) {
+    let from = number("TANAKO_SIM_FROM").unwrap_or(1);
+    let seeds = number("TANAKO_SIM_SEEDS").unwrap_or(SEEDS);
+    let (next, failed) = (AtomicU64::new(from), AtomicU64::new(0));
+    let threads = std::thread::available_parallelism().map_or(2, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= from + seeds {
+                        return;
+                    }
+                    if let Some(failure) = run(seed, false).failure {
+                        failed.fetch_add(1, Ordering::Relaxed);
+                        eprintln!("seed {seed}: {}", failure.what);
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.load(Ordering::Relaxed);
+    assert_eq!(failed, 0, "of {seeds} seeds so many failed");
+}
+
 #[test]
 fn random_fleets_in_random_weather() {
     if let Some(seed) = number("TANAKO_SIM_SEED") {
@@ -104,9 +135,31 @@ fn random_fleets_in_random_weather() {
         }
         return;
     }
+    if number("TANAKO_SIM_SURVEY").is_some() {
+        return survey(sim::random);
+    }
     let from = number("TANAKO_SIM_FROM").unwrap_or(1);
     let seeds = number("TANAKO_SIM_SEEDS").unwrap_or(SEEDS);
     sweep("random", from, seeds, sim::random);
+}
+
+/// With rollouts and reshards: `TANAKO_SIM_CHANGING=2000` says how many seeds, 1 replays `TANAKO_SIM_SEED`.
+#[test]
+fn changing_fleets_in_random_weather() {
+    let seeds = number("TANAKO_SIM_CHANGING").unwrap_or(CHANGING);
+    if let Some(seed) = number("TANAKO_SIM_SEED") {
+        if seeds == 1 {
+            let outcome = sim::changing(seed, true);
+            eprintln!("seed {seed}: {outcome:#?}");
+            assert!(outcome.failure.is_none(), "seed {seed} fails");
+        }
+        return;
+    }
+    if number("TANAKO_SIM_SURVEY").is_some() {
+        return survey(sim::changing);
+    }
+    let from = number("TANAKO_SIM_FROM").unwrap_or(1);
+    sweep("changing", from, seeds, sim::changing);
 }
 
 #[test]
@@ -121,20 +174,47 @@ fn scenarios_with_a_name() {
 }
 
 #[test]
-fn the_agent_dies_at_every_step_of_a_rolling_restart() {
+fn changes_in_good_weather() {
     if number("TANAKO_SIM_SEED").is_some() {
         return;
     }
-    for seed in 1..=2 {
-        let calm = sim::deaths(seed, None, false);
-        assert!(
-            calm.places > 20,
-            "there are places to die at: {}",
-            calm.places
-        );
-        sweep("death at a place", 1, calm.places, |place, verbose| {
-            sim::deaths(seed, Some(place), verbose)
+    for change in [
+        Change::Restart,
+        Change::Rolling,
+        Change::Canary,
+        Change::BlueGreen,
+        Change::Reshard,
+    ] {
+        let what = format!("{change:?} in good weather");
+        sweep(&what, 1, EACH, |seed, verbose| {
+            sim::calm(seed, change, verbose)
         });
+    }
+}
+
+#[test]
+fn someone_dies_at_every_step_of_a_change() {
+    if number("TANAKO_SIM_SEED").is_some() {
+        return;
+    }
+    for change in Change::ALL {
+        // Here the host's own agent decides, there another one.
+        for seed in 1..=2 {
+            let calm = sim::deaths(seed, change, None, false);
+            assert!(
+                calm.places > 20,
+                "there are places to die at: {}",
+                calm.places
+            );
+            let what = format!("a death in {change:?} {seed}");
+            // All of them, or as many at even distances.
+            let many = number("TANAKO_SIM_PLACES").unwrap_or(PLACES);
+            let many = many.min(calm.places);
+            sweep(&what, 1, many, |turn, verbose| {
+                let place = turn * calm.places / many;
+                sim::deaths(seed, change, Some(place), verbose)
+            });
+        }
     }
 }
 

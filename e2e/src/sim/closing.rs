@@ -3,7 +3,7 @@
 use tanako_agent::desired::Document;
 use tanako_store::Txn;
 
-use super::{discord, executor::WORLD, faults, operator, trace::trace, world::Sim};
+use super::{agent::office, discord, executor::WORLD, faults, operator, trace::trace, world::Sim};
 
 /// Looks in a row that must find everything at rest.
 const LOOKS: u32 = 4;
@@ -14,7 +14,7 @@ const LOOK_EVERY: u64 = 1_000;
 pub fn prepare(sim: &Sim) {
     let document = Document {
         version: 1,
-        toml: sim.config.toml(),
+        toml: sim.config.toml(None, 0),
         file_name: "fleet.toml".to_owned(),
         ..Document::default()
     };
@@ -22,6 +22,9 @@ pub fn prepare(sim: &Sim) {
     let outcome = sim.store.apply(Txn::new().put("desired", value));
     assert!(outcome.is_ok(), "an empty store takes a document");
     sim.spawn(WORLD, faults::init(sim.clone()));
+    if sim.config.remote {
+        sim.spawn(WORLD, office::candidates(sim.clone()));
+    }
     sim.spawn(WORLD, events(sim.clone()));
     sim.spawn(WORLD, close(sim.clone()));
 }
@@ -76,11 +79,20 @@ async fn rests(sim: &Sim) -> Result<(), String> {
     let Some(agent) = agent.filter(|agent| agent.serving.get()) else {
         return Err("no agent serves".to_owned());
     };
+    let office = sim.office.borrow().clone();
+    if !office.is_some_and(|office| office.serving.get()) {
+        return Err("nobody decides".to_owned());
+    }
     let exhausted = sim.config.total < 1_000;
+    let names = operator::names(sim);
+    sim.discord.borrow_mut().expire(sim);
     let (host, judge, discord) = (sim.host.borrow(), sim.judge.borrow(), sim.discord.borrow());
     let served = discord.served();
     let table = agent.table.borrow();
-    for name in operator::names(sim) {
+    if let Some(proc) = host.procs.values().find(|proc| !names.contains(&proc.name)) {
+        return Err(format!("{} runs and is in no set that serves", proc.name));
+    }
+    for name in names {
         let live = host.find(&name);
         if judge.stopped().contains(&name) {
             if live.is_some() {
@@ -112,8 +124,16 @@ async fn rests(sim: &Sim) -> Result<(), String> {
     }
     if let Some((tuple, seq, event)) = discord.untaken().first() {
         return Err(format!(
-            "event {} (shard {}, seq {seq}) has not been handled",
+            "event {} (shard {}, seq {seq}) has not been taken",
             event.id, tuple.0
+        ));
+    }
+    if exhausted {
+        return Ok(());
+    }
+    if let Some((id, created, tuples)) = discord.unsettled() {
+        return Err(format!(
+            "interaction {id} of {created} ms (shards {tuples:?}) has not been handled by anybody"
         ));
     }
     Ok(())

@@ -1,5 +1,7 @@
 //! What a run is like, drawn from its seed.
 
+use tanako_fleet::spec::Generation;
+
 /// How many of what, how slow, how faulty.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -39,6 +41,10 @@ pub struct Config {
     pub faults: Vec<super::faults::Fault>,
     /// The watchdog of the spec, seconds.
     pub watchdog_s: u64,
+    /// Whether those who decide are elsewhere.
+    pub remote: bool,
+    /// Rollouts and reshards, in a thousand of the commands.
+    pub changes: u64,
     /// How long the end may take after the last fault, milliseconds.
     pub heal_ms: u64,
 }
@@ -65,6 +71,8 @@ impl Config {
             disk_faults: 0,
             faults: Vec::new(),
             watchdog_s: 30,
+            remote: false,
+            changes: 0,
             heal_ms: 2 * 3_600_000,
         }
     }
@@ -120,17 +128,16 @@ impl Config {
             disk_faults: [0, 0, 10, 100][rng.usize(0..4)],
             faults,
             watchdog_s: rng.u64(10..40),
+            remote: rng.u8(0..3) == 0,
+            changes: [300, 600, 900][rng.usize(0..3)],
             heal_ms: 3 * 3_600_000,
         }
     }
 
-    /// How many processes.
-    pub fn processes(&self) -> u32 {
-        self.shards.div_ceil(self.shards_per_process)
-    }
-
-    /// The spec of the fleet, as the operator writes it.
-    pub fn toml(&self) -> String {
+    /// The spec of the fleet, as the operator writes it: for this set of processes, in this variant.
+    pub fn toml(&self, set: Option<Generation>, variant: u32) -> String {
+        let shards = set.map_or(self.shards, |set| set.shards);
+        let per_process = set.map_or(self.shards_per_process, |set| set.shards_per_process);
         let hint = if self.hinted {
             format!("max_concurrency = {}\n", self.max_concurrency)
         } else {
@@ -138,8 +145,9 @@ impl Config {
         };
         format!(
             "[fleet]\nname = \"sim\"\n[bots.b]\ncommand = [\"tanako-bot\"]\ntoken_file = \"/t\"\n\
-             shards = {}\nshards_per_process = {}\nidentify_reserve = {}\nwatchdog = \"{}s\"\n{hint}",
-            self.shards, self.shards_per_process, self.reserve, self.watchdog_s
+             shards = {shards}\nshards_per_process = {per_process}\nidentify_reserve = {}\n\
+             watchdog = \"{}s\"\nenv = {{ V = \"{variant}\" }}\n{hint}",
+            self.reserve, self.watchdog_s
         )
     }
 }

@@ -5,7 +5,7 @@
 
 mod rest;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::{
     config::Config,
@@ -19,6 +19,9 @@ use super::{
 /// Discord's rule: between two IDENTIFYs of a bucket (discord-rules).
 const BUCKET_MS: u64 = 5_000;
 const DAY_MS: u64 = 24 * 3_600_000;
+/// Discord's clock when the run began, in milliseconds since 2015, where the time in ids begins. It never
+/// jumps.
+const SNOWFLAKE_MS: u64 = 1_790_000_000_000 - 1_420_070_400_000;
 /// Events that a session keeps for a replay.
 const BUFFER_MAX: usize = 2_000;
 /// Jitter of the way to Discord; together with a permit's validity it stays below the ledger's margin.
@@ -106,6 +109,26 @@ struct Interaction {
     created: u64,
     answered: Option<u64>,
     finished: Option<u64>,
+    /// A session that was to bring it ended by Discord's doing.
+    excused: bool,
+    /// Someone has dealt with it for good.
+    settled: bool,
+    /// Who ran its command, and whether that is over.
+    runs: Vec<(Pid, bool)>,
+    tuples: Vec<Tuple>,
+}
+
+/// What Discord has seen of a process on a shard.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Account {
+    /// IDENTIFYs.
+    pub identifies: u64,
+    /// RESUMEs that it took.
+    pub resumes: u64,
+    /// Events sent again by them.
+    pub replayed: u64,
+    /// When it did one of them last.
+    pub last_at: u64,
 }
 
 /// See the module's documentation.
@@ -119,6 +142,9 @@ pub struct Discord {
     /// Moment of the day at which the count starts again.
     phase: u64,
     used_before: u32,
+    /// Shard counts of sets that serve or are about to.
+    serving: BTreeSet<u32>,
+    accounts: BTreeMap<(Pid, Tuple), Account>,
     /// Counters for tests.
     pub counts: Counts,
 }
@@ -150,6 +176,8 @@ impl Discord {
             identifies: VecDeque::new(),
             phase: config.seed.wrapping_mul(0x9e37_79b9) % DAY_MS,
             used_before: 0,
+            serving: BTreeSet::new(),
+            accounts: BTreeMap::new(),
             counts: Counts::default(),
         }
     }
@@ -206,6 +234,62 @@ impl Discord {
         }
     }
 
+    /// These sets are gone for good, and with them the way back to their sessions.
+    pub fn abandoned(&mut self, count: u32) {
+        for session in self.sessions.values_mut() {
+            if session.tuple.1 == count {
+                session.deposited = false;
+            }
+        }
+    }
+
+    /// What sets serve, by their shard counts.
+    pub fn serve(&mut self, counts: BTreeSet<u32>) {
+        self.serving = counts;
+    }
+
+    /// What was seen of a process on a shard.
+    pub fn account(&self, pid: Pid, tuple: Tuple) -> Account {
+        self.accounts
+            .get(&(pid, tuple))
+            .copied()
+            .unwrap_or_default()
+    }
+
+    /// Someone has dealt with an interaction for good, or knows that someone has.
+    pub fn settled(&mut self, id: u64) {
+        if let Some(known) = self.interactions.get_mut(&id) {
+            known.settled = true;
+        }
+    }
+
+    /// Interactions that reached a session and that nobody has dealt with: id, created, shards.
+    pub fn unsettled(&self) -> Option<(u64, u64, Vec<Tuple>)> {
+        let open =
+            |known: &&Interaction| !known.settled && !known.excused && !known.tuples.is_empty();
+        let (id, known) = self.interactions.iter().find(|(_, known)| open(known))?;
+        Some((*id, known.created, known.tuples.clone()))
+    }
+
+    /// IDENTIFYs that are left of the day.
+    pub fn remaining(&self, sim: &Sim) -> u32 {
+        sim.config.total.saturating_sub(self.used(sim.now()))
+    }
+
+    /// Ends a session. What it was to bring is lost, by Discord's doing.
+    fn end_session(&mut self, id: SessionId, excuses: bool) {
+        let Some(session) = self.sessions.get_mut(&id).filter(|session| !session.void) else {
+            return;
+        };
+        session.void = true;
+        self.counts.lost += session.pending.len() as u64;
+        for event in session.pending.values().filter(|_| excuses) {
+            if let Some(known) = self.interactions.get_mut(&event.id) {
+                known.excused = true;
+            }
+        }
+    }
+
     /// What was written down is gone, as after a loss of power.
     pub fn undeposit_all(&mut self) {
         for session in self.sessions.values_mut() {
@@ -235,21 +319,25 @@ impl Discord {
             .collect()
     }
 
-    fn expire(&mut self, sim: &Sim) {
+    /// Ends the sessions that have been without a connection for too long.
+    pub fn expire(&mut self, sim: &Sim) {
         let now = sim.now();
         let weather = sim.weather.borrow();
-        for session in self.sessions.values_mut() {
+        let mut over = Vec::new();
+        for (id, session) in &self.sessions {
             // Where sessions outlive an outage, their time begins with its end.
             let since = if sim.config.outage_keeps {
                 session.lost_at.max(weather.outage_until)
             } else {
                 session.lost_at
             };
-            let over = session.conn.is_none() && since + sim.config.window_ms < now;
-            if over && !session.void {
-                session.void = true;
-                self.counts.lost += session.pending.len() as u64;
+            if session.conn.is_none() && since + sim.config.window_ms < now && !session.void {
+                // That of a set which is no more was nobody's any more.
+                over.push((*id, self.serving.contains(&session.tuple.1)));
             }
+        }
+        for (id, excuses) in over {
+            self.end_session(id, excuses);
         }
         self.sessions
             .retain(|_, session| !session.void || session.conn.is_some());
@@ -429,12 +517,18 @@ fn identified(sim: &Sim, number: u64, tuple: Tuple) {
             tuple.0,
             tuple.1
         );
+        let account = discord.accounts.entry((pid, tuple)).or_default();
+        account.identifies += 1;
+        account.last_at = now;
         // Whatever was there before is given up.
-        for session in discord.sessions.values_mut() {
-            if session.tuple == tuple && !session.void {
-                session.void = true;
-                discord.counts.lost += session.pending.len() as u64;
-            }
+        let before: Vec<SessionId> = discord
+            .sessions
+            .iter()
+            .filter(|(_, session)| session.tuple == tuple)
+            .map(|(id, _)| *id)
+            .collect();
+        for session in before {
+            discord.end_session(session, true);
         }
         let id = discord.number();
         discord.sessions.insert(
@@ -509,10 +603,7 @@ fn resumed(sim: &Sim, number: u64, id: SessionId, seq: u64) {
             );
             conn.sender
                 .send(at, FromGateway::Invalid { resumable: false });
-            if let Some(session) = discord.sessions.get_mut(&id) {
-                session.void = true;
-                discord.counts.lost += session.pending.len() as u64;
-            }
+            discord.end_session(id, true);
             return;
         };
         if sim.weather.borrow().refuse_resumes > now {
@@ -529,6 +620,10 @@ fn resumed(sim: &Sim, number: u64, id: SessionId, seq: u64) {
             session.seq
         );
         discord.counts.resumes += 1;
+        let account = discord.accounts.entry((pid, session.tuple)).or_default();
+        account.resumes += 1;
+        account.replayed += session.seq - seq;
+        account.last_at = now;
         let cut = session.conn.replace(number).filter(|old| *old != number);
         conn.session = Some(id);
         conn.established = true;
@@ -630,12 +725,8 @@ pub fn strike(sim: &Sim, number: u64, blow: Blow) {
                 false
             }
         };
-        if voids
-            && let Some(id) = conn.session
-            && let Some(session) = discord.sessions.get_mut(&id)
-        {
-            session.void = true;
-            discord.counts.lost += session.pending.len() as u64;
+        if voids && let Some(id) = conn.session {
+            discord.end_session(id, true);
         }
         if let Blow::Silence(ms) = blow {
             Some(ms)
@@ -670,11 +761,13 @@ pub fn happen(sim: &Sim, guild: u64, interaction: bool) {
     let mut guard = sim.discord.borrow_mut();
     let discord = &mut *guard;
     discord.expire(sim);
+    // Its lower bits count, as Discord's do.
+    let number = discord.number();
     let event = Event {
-        id: discord.number(),
+        id: (SNOWFLAKE_MS + now) << 22 | number & 0x3f_ffff,
         interaction,
     };
-    let mut heard = false;
+    let mut tuples = Vec::new();
     for session in discord
         .sessions
         .values_mut()
@@ -683,7 +776,10 @@ pub fn happen(sim: &Sim, guild: u64, interaction: bool) {
         if guild % u64::from(session.tuple.1) != u64::from(session.tuple.0) {
             continue;
         }
-        heard = true;
+        // One that nobody wants any more brings nothing.
+        if discord.serving.is_empty() || discord.serving.contains(&session.tuple.1) {
+            tuples.push(session.tuple);
+        }
         session.seq += 1;
         let seq = session.seq;
         session.pending.insert(seq, event);
@@ -698,14 +794,57 @@ pub fn happen(sim: &Sim, guild: u64, interaction: bool) {
             conn.sender.send(at, FromGateway::Dispatch { seq, event });
         }
     }
-    if heard {
+    if !tuples.is_empty() {
         discord.counts.events += 1;
     }
     if interaction {
         let answer = Interaction {
             created: now,
+            // The set whose it is has no session, and so has no way to hear of it.
+            excused: tuples.len() < discord.serving.len(),
+            tuples,
             ..Interaction::default()
         };
         discord.interactions.insert(event.id, answer);
+    }
+}
+
+/// A command runs; dropped when that is over.
+pub struct Running {
+    sim: Sim,
+    id: u64,
+    pid: Pid,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let mut discord = self.sim.discord.borrow_mut();
+        let known = discord.interactions.get_mut(&self.id);
+        for run in known.into_iter().flat_map(|known| &mut known.runs) {
+            run.1 |= run.0 == self.pid;
+        }
+    }
+}
+
+/// The command of an interaction begins to run. `fenced`: it was deferred first, which only one can do.
+pub fn runs(sim: &Sim, id: u64, pid: Pid, fenced: bool) -> Running {
+    let before = {
+        let mut discord = sim.discord.borrow_mut();
+        let known = discord.interactions.entry(id).or_default();
+        let before = known.runs.clone();
+        known.runs.push((pid, false));
+        before
+    };
+    if before.iter().any(|(_, over)| !over) {
+        let what = format!("interaction {id} is handled by pid {pid} while {before:?} are at it");
+        sim.violated("1 (each event once)", what);
+    } else if !before.is_empty() && !fenced {
+        let what = format!("interaction {id} is handled by pid {pid} although {before:?} did");
+        sim.violated("1 (each event once)", what);
+    }
+    Running {
+        sim: sim.clone(),
+        id,
+        pid,
     }
 }

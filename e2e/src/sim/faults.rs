@@ -1,11 +1,14 @@
 //! What goes wrong: single blows, and weather that lasts.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, rc::Rc};
 
 use tanako_agent::supervisor::core::Exit;
 
 use super::{
-    agent::Agent,
+    agent::{
+        Agent,
+        office::{self, Office},
+    },
     discord::{self, Blow},
     executor::WORLD,
     host::{self, Pid},
@@ -50,11 +53,19 @@ pub enum Fault {
     SpawnFails,
     /// Answers to requests for permits are lost.
     AnswersLost,
+    /// Whoever decides elsewhere is killed.
+    KillLeader,
+    /// It is stopped (SIGSTOP) for a while, and then goes on as if nothing had happened.
+    PauseLeader,
+    /// The office is lost without its holder's doing.
+    LoseOffice,
+    /// Orders and answers are under way for seconds.
+    SlowOrders,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 21] = [
         Self::KillAgent,
         Self::PauseAgent,
         Self::DieHalfway,
@@ -72,6 +83,10 @@ impl Fault {
         Self::StoreDown,
         Self::SpawnFails,
         Self::AnswersLost,
+        Self::KillLeader,
+        Self::PauseLeader,
+        Self::LoseOffice,
+        Self::SlowOrders,
     ];
 }
 
@@ -92,6 +107,8 @@ pub struct Weather {
     pub spawn_fails: u64,
     /// Answers get lost until then.
     pub answers_lost: u64,
+    /// Orders of those who decide elsewhere are slow until then.
+    pub slow_orders: u64,
     /// The agent dies halfway until then.
     pub die_halfway: u64,
     /// The agent's supervisor (of the machine) does not start it until then.
@@ -179,14 +196,24 @@ pub fn mend(sim: &Sim) {
             &mut weather.spawn_fails,
             &mut weather.answers_lost,
             &mut weather.agent_down,
+            &mut weather.slow_orders,
         ] {
             *until = (*until).min(now);
         }
     }
     let agent = sim.agent.borrow().as_ref().map(|agent| agent.group);
-    if let Some(group) = agent {
+    let offices = sim.candidates.borrow().clone();
+    let offices = offices.iter().map(|office| office.group);
+    sim.judge.borrow_mut().awakes(sim.now());
+    for group in agent.into_iter().chain(offices) {
         sim.executor.pause(group, false);
     }
+}
+
+/// Whoever decides elsewhere.
+fn leader(sim: &Sim) -> Option<Rc<Office>> {
+    let office = sim.office.borrow().clone();
+    office.filter(|office| office.remote)
 }
 
 fn any_bot(sim: &Sim) -> Option<Pid> {
@@ -215,6 +242,7 @@ pub fn strike(sim: &Sim, fault: Fault) {
         Fault::StoreDown => weather.store_down = spell,
         Fault::SpawnFails => weather.spawn_fails = now + sim.draw(100..=3_000),
         Fault::AnswersLost => weather.answers_lost = spell,
+        Fault::SlowOrders => weather.slow_orders = spell,
         Fault::DieHalfway => weather.die_halfway = spell,
         _ => {}
     }
@@ -237,6 +265,24 @@ pub fn strike(sim: &Sim, fault: Fault) {
                 });
             }
         }
+        Fault::KillLeader => {
+            if let Some(office) = leader(sim) {
+                Office::kill(sim, &office);
+            }
+        }
+        Fault::PauseLeader => {
+            if let Some(office) = leader(sim) {
+                sim.executor.pause(office.group, true);
+                let (later, ms) = (sim.clone(), sim.draw(100..=30_000));
+                sim.spawn(WORLD, async move {
+                    later.sleep(ms).await;
+                    trace!(later, [office.number], "office: {} goes on", office.number);
+                    later.judge.borrow_mut().awakes(later.now());
+                    later.executor.pause(office.group, false);
+                });
+            }
+        }
+        Fault::LoseOffice if sim.config.remote => office::vacate(sim),
         Fault::KillBot => {
             if let Some(pid) = any_bot(sim) {
                 host::end(sim, pid, Exit::Signal(9));

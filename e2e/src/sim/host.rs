@@ -66,6 +66,8 @@ pub struct Disk {
     pub specs: BTreeMap<ProcessName, Arc<ProcessSpec>>,
     /// See `specs`.
     pub runs: BTreeMap<ProcessName, Run>,
+    /// The newest epoch whose orders were obeyed.
+    pub epoch: u64,
     /// The ledger's file, and how much of it is synced.
     pub ledger: Vec<Option<Record>>,
     /// See `ledger`.
@@ -168,7 +170,7 @@ pub fn spawn(sim: &Sim, start: Start, parent: u64) -> Pid {
         "{name} attempt {} runs as pid {pid}",
         start.attempt
     );
-    sim.judge.borrow_mut().spawned(&name, start.attempt);
+    sim.judge.borrow_mut().spawned(&name, start.attempt, pid);
     sim.touch();
     let identity = bot::Identity {
         pid,

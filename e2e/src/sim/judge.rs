@@ -4,14 +4,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use tanako_agent::{
-    desired::Document,
-    operations::{Operation, StepState, core::Effect},
+    desired::{Desired as Wanted, Document},
+    operations::{
+        Course, Kind, OpState, Operation, StepAction, StepState, core::Effect, receipt::How,
+    },
     supervisor::{Desired, State},
 };
-use tanako_fleet::ProcessName;
+use tanako_fleet::{ProcessName, spec::Places};
 use tanako_store::Store as _;
 
-use super::{config::Config, world::Sim};
+use super::{agent::drafts::BOT, config::Config, host::Pid, trace::trace, world::Sim};
 
 /// A process that is not ready for this long is down for everybody to see, in milliseconds.
 const SEEN_DOWN_MS: u64 = 5_000;
@@ -43,6 +45,14 @@ pub struct Judge {
     at_rest: BTreeSet<ProcessName>,
     /// The desired document as last seen, and its revision.
     document: (u64, Document),
+    /// What follows from it.
+    desired: Option<Wanted>,
+    /// A set of another shard count is beside the one that serves.
+    overlaps: bool,
+    /// Which process of the system each attempt was.
+    pids: BTreeMap<(ProcessName, u64), Pid>,
+    /// The newest epoch whose order was obeyed.
+    epoch: u64,
     /// Requests that may change what is wanted of a process.
     asked: BTreeSet<ProcessName>,
     /// Processes of which a boot has taken everything.
@@ -69,6 +79,10 @@ impl Judge {
             awake_since: 0,
             at_rest: BTreeSet::new(),
             document: (0, Document::default()),
+            desired: None,
+            overlaps: false,
+            pids: BTreeMap::new(),
+            epoch: 0,
             asked: BTreeSet::new(),
             booted: false,
             given_up: BTreeSet::new(),
@@ -92,8 +106,25 @@ impl Judge {
         self.newest.get(name).copied().unwrap_or(0)
     }
 
+    /// A host has obeyed an order.
+    pub fn obeyed(&mut self, epoch: u64) {
+        if epoch < self.epoch {
+            let newest = self.epoch;
+            self.violate(format!(
+                "4 (one decides): an order of epoch {epoch} is obeyed after one of {newest}"
+            ));
+        }
+        self.epoch = self.epoch.max(epoch);
+    }
+
+    /// What is wanted, as last seen.
+    pub fn desired(&self) -> Option<&Wanted> {
+        self.desired.as_ref()
+    }
+
     /// A process was started.
-    pub fn spawned(&mut self, name: &ProcessName, attempt: u64) {
+    pub fn spawned(&mut self, name: &ProcessName, attempt: u64, pid: Pid) {
+        self.pids.insert((name.clone(), attempt), pid);
         let newest = self.newest.entry(name.clone()).or_default();
         let before = std::mem::replace(newest, attempt.max(*newest));
         if attempt <= before && !self.booted {
@@ -145,11 +176,6 @@ impl Judge {
         self.booted = true;
     }
 
-    /// An operation has come to its end.
-    pub fn operation_ended(&mut self, op: &Operation) {
-        self.ended.push((op.number, op.state));
-    }
-
     /// Someone asks for a change of what is wanted of these.
     pub fn asks(&mut self, names: &[ProcessName]) {
         self.asked.extend(names.iter().cloned());
@@ -174,10 +200,28 @@ pub fn ordered(sim: &Sim, op: &Operation, effect: &Effect, name: &ProcessName) {
     if !matches!(effect, Effect::Start(_)) {
         judge.orders.insert(name.clone(), (now, op.number));
     }
-    if !matches!(effect, Effect::Restart(..)) {
+    let switching = op
+        .steps
+        .iter()
+        .filter(|step| step.action == StepAction::Switch && step.state == StepState::Running)
+        .count();
+    if switching > op.max_unavailable.max(1) as usize {
+        judge.violate(format!(
+            "5 (max unavailable): {} hands {switching} processes over at once, {} allowed",
+            op.id, op.max_unavailable
+        ));
+    }
+    // One that did not do as it was told is started anew, which is its own step's doing.
+    let plain = op.steps.iter().any(|step| {
+        step.action == StepAction::Restart
+            && step.state == StepState::Running
+            && step.object == name.as_str()
+    });
+    if !matches!(effect, Effect::Restart(..)) || !plain {
         return;
     }
-    if op.steps.iter().any(|step| step.state == StepState::Failed) {
+    let is_back = op.course == Course::Back;
+    if !is_back && op.steps.iter().any(|step| step.state == StepState::Failed) {
         judge.violate(format!(
             "5 (stops at the first): {} restarts {name} after a step has failed",
             op.id
@@ -196,7 +240,9 @@ pub fn ordered(sim: &Sim, op: &Operation, effect: &Effect, name: &ProcessName) {
     let others = op
         .steps
         .iter()
-        .filter(|step| step.state != StepState::Skipped)
+        // On the way back one that could not be brought back is given up.
+        .filter(|step| !is_back && step.state != StepState::Skipped)
+        .filter(|step| step.action == StepAction::Restart)
         .filter_map(|step| step.object.parse::<ProcessName>().ok())
         .filter(|other| !own.contains(other) && !judge.document.1.stopped.contains(other))
         .filter(|other| {
@@ -222,6 +268,10 @@ pub fn terminated(sim: &Sim, name: &ProcessName, attempt: u64, why: &str) {
         return;
     };
     let judge = sim.judge.borrow();
+    let unknown = judge
+        .desired
+        .as_ref()
+        .is_some_and(|desired| desired.process(name).is_none());
     let ordered = judge
         .orders
         .get(name)
@@ -233,7 +283,7 @@ pub fn terminated(sim: &Sim, name: &ProcessName, attempt: u64, why: &str) {
         .get(name)
         .is_some_and(|since| now - since + SLACK_MS >= 600_000);
     drop(judge);
-    if !(ordered || stopped || silent || slow) {
+    if !(ordered || stopped || silent || slow || unknown) {
         let heard = now - proc.heard_at;
         let what =
             format!("{name} attempt {attempt} is told to stop ({why}), heard of {heard} ms ago");
@@ -274,7 +324,9 @@ fn one_holder_each(sim: &Sim) {
     let discord = sim.discord.borrow();
     let mut seen = BTreeMap::new();
     let mut twice = None;
+    let mut counts = BTreeMap::new();
     for (pid, tuple) in discord.claims() {
+        counts.insert(tuple.1, pid);
         if let Some(other) = seen.insert(tuple, pid)
             && other != pid
         {
@@ -288,6 +340,128 @@ fn one_holder_each(sim: &Sim) {
     if let Some(what) = twice {
         sim.violated("1 (one holder each)", what);
     }
+    if counts.len() > 1 && !sim.judge.borrow().overlaps {
+        let what = format!("sets of {counts:?} shards are connected and no reshard is under way");
+        sim.violated("1 (one set)", what);
+    }
+}
+
+/// The desired state as it is stored now.
+fn stored(sim: &Sim) -> Option<Wanted> {
+    let places = Places {
+        data_dir: "/d".to_owned(),
+    };
+    futures_util::FutureExt::now_or_never(Wanted::load(&*sim.store, places))?.ok()
+}
+
+/// An operation has come to its end, and that is written down.
+pub fn ended(sim: &Sim, op: &Operation) {
+    follow_document(sim);
+    sim.judge.borrow_mut().ended.push((op.number, op.state));
+    if let Some(why) = stored(sim).and_then(|desired| misses(&desired, op)) {
+        let (id, state) = (&op.id, op.state.as_str());
+        sim.violated(
+            "4 (ends as asked or goes back)",
+            format!("{id} {state}: {why}"),
+        );
+    }
+    if let Some(why) = lies(sim, op) {
+        let (id, state) = (&op.id, op.state.as_str());
+        sim.violated("receipts", format!("{id} {state}: {why}"));
+    }
+    if op.kind == Kind::Reshard && op.state != OpState::Failed {
+        sim.judge.borrow_mut().overlaps = false;
+    }
+    trace!(
+        sim,
+        [op.number, op.receipt.len()],
+        "{}: {} receipts",
+        op.id,
+        op.receipt.len()
+    );
+}
+
+/// How the desired state is not what the end of an operation says.
+fn misses(desired: &Wanted, op: &Operation) -> Option<String> {
+    let of = |action: StepAction| {
+        let steps = op.steps.iter();
+        let steps = steps.filter(|step| step.action == action && !step.back);
+        let mut names: Vec<String> = steps.map(|step| step.object.clone()).collect();
+        names.sort_unstable();
+        names
+    };
+    if op.builds_generation() && !op.steps.is_empty() {
+        let sets = desired.generations(BOT)?;
+        let mut active: Vec<String> = sets
+            .active
+            .names(BOT)
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        active.sort_unstable();
+        let mut new = of(StepAction::Shadow);
+        new.extend(of(StepAction::Warm));
+        new.sort_unstable();
+        let old = of(StepAction::Remove);
+        let fits = match op.state {
+            OpState::Succeeded => active == new,
+            OpState::Aborted => active == old,
+            _ => active == new || active == old,
+        };
+        if !fits || sets.next.is_some() {
+            return Some(format!("{active:?} serve, next is {:?}", sets.next));
+        }
+    }
+    if op.replaces {
+        let brought = desired.written().mark() == op.brings;
+        // A reshard writes its own number into the file.
+        match op.state {
+            OpState::Succeeded if !brought => return Some("its spec is not the one".to_owned()),
+            OpState::Succeeded if !desired.document.held.is_empty() => {
+                return Some(format!("{:?} are still held", desired.document.held));
+            }
+            OpState::Aborted if brought => return Some("its spec is the one".to_owned()),
+            _ => {}
+        }
+    }
+    None
+}
+
+/// How a receipt does not agree with Discord's account.
+fn lies(sim: &Sim, op: &Operation) -> Option<String> {
+    let judge = sim.judge.borrow();
+    let discord = sim.discord.borrow();
+    for one in &op.receipt {
+        let name: ProcessName = one.process.parse().ok()?;
+        let Some(pid) = judge.pids.get(&(name, one.attempt)) else {
+            continue;
+        };
+        let account = discord.account(*pid, (one.shard_id, one.shard_count));
+        let shard = format!("shard {} of {}", one.shard_id, one.process);
+        if one.lost > 0 {
+            return Some(format!("{shard} has lost {} events", one.lost));
+        }
+        // What happened in the last moments has not been reported.
+        let reported = account.last_at + 3_000 < sim.now();
+        if !reported || one.how == How::Drained || one.how == How::Unknown {
+            continue;
+        }
+        let identified = account.identifies > one.base.identifies;
+        if identified != (one.how == How::Identified) {
+            return Some(format!("{shard} is {:?}, Discord has {account:?}", one.how));
+        }
+        let once = account.resumes == 1
+            && account.identifies == 0
+            && one.base.resumes == 0
+            && one.base.at == 0;
+        if once && account.replayed != one.replayed {
+            return Some(format!(
+                "{shard}: {} replayed, Discord has {account:?}",
+                one.replayed
+            ));
+        }
+    }
+    None
 }
 
 /// What is wanted changes only where someone asked for it.
@@ -322,7 +496,22 @@ fn follow_document(sim: &Sim) {
     for name in wanted {
         judge.at_rest.remove(&name);
     }
+    let counts: BTreeSet<u32> = document
+        .generations
+        .values()
+        .flat_map(|sets| [Some(sets.active), sets.next])
+        .flatten()
+        .map(|set| set.shards)
+        .collect();
+    judge.overlaps |= counts.len() > 1;
     judge.document = (revision, document);
+    judge.desired = stored(sim);
+    let active = judge
+        .desired
+        .as_ref()
+        .and_then(|desired| desired.active(BOT));
+    let counts = counts.into_iter().chain(active.map(|set| set.shards));
+    sim.discord.borrow_mut().serve(counts.collect());
 }
 
 fn rest(sim: &Sim) {

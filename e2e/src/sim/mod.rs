@@ -11,8 +11,10 @@
 //! - `executor`, `pipe`, `trace`, `world`: virtual time, transports, what happened, what there is.
 //!
 //! The cores: the supervisor's policy, the identify ledger, the session vault's rules, the operations'
-//! core with planning and desired state, the bot's sequence tracker, reconnector and set of seen
-//! interactions.
+//! core with its switches and cuts, planning, duties, receipts and desired state, the bot's duty desk,
+//! sequence tracker and reconnector.
+//!
+//! Who decides is the host's own agent, or one of two agents elsewhere, whose orders come late.
 //!
 //! The same seed is the same run: [`Outcome::hash`] covers everything that happened.
 
@@ -36,7 +38,7 @@ mod world;
 
 use self::{config::Config, world::Sim};
 
-pub use scenarios::{SCENARIOS, deaths};
+pub use scenarios::{Change, SCENARIOS, calm, deaths};
 
 /// Steps of one run at most; more is a run that never comes to rest.
 const STEPS_MAX: u64 = 5_000_000;
@@ -73,10 +75,23 @@ pub struct Failure {
     pub lines: Vec<String>,
 }
 
-/// Runs a random fleet in random weather.
+/// Runs a random fleet in random weather, with starts, stops and restarts.
 pub fn random(seed: u64, verbose: bool) -> Outcome {
+    let config = Config {
+        changes: 0,
+        ..Config::random(seed)
+    };
+    run(config, verbose)
+}
+
+/// The same, with rollouts and reshards too.
+pub fn changing(seed: u64, verbose: bool) -> Outcome {
+    run(Config::random(seed), verbose)
+}
+
+fn run(config: Config, verbose: bool) -> Outcome {
     let loud = verbose && std::env::var_os("TANAKO_SIM_LOUD").is_some();
-    let sim = Sim::new(Config::random(seed), verbose, loud);
+    let sim = Sim::new(config, verbose, loud);
     sim.spawn(executor::WORLD, faults::storm(sim.clone()));
     sim.spawn(executor::WORLD, operator::work(sim.clone()));
     sim.spawn(executor::WORLD, operator::mend(sim.clone()));

@@ -5,11 +5,14 @@ use tanako_agent::{
     operations::{Kind, Operation, ledger},
     supervisor::State,
 };
-use tanako_fleet::ProcessName;
+use tanako_fleet::{ProcessName, rollout::Strategy};
 use tokio::sync::oneshot;
 
 use super::{
-    agent::coordinator::{Ask, Command, Control, Refused},
+    agent::{
+        coordinator::{Ask, Command, Control, Refused},
+        drafts::{self, BOT},
+    },
     trace::trace,
     world::Sim,
 };
@@ -17,27 +20,47 @@ use super::{
 /// An answer is waited for this long, in milliseconds.
 const ANSWER_WITHIN: u64 = 20_000;
 
-/// The processes of the bot.
+/// The processes of the set that serves.
 pub fn names(sim: &Sim) -> Vec<ProcessName> {
-    (0..sim.config.processes())
-        .filter_map(|instance| ProcessName::new("b", instance).ok())
-        .collect()
+    let judge = sim.judge.borrow();
+    judge.desired().map_or_else(Vec::new, drafts::names)
+}
+
+/// A request that asks for nothing yet.
+pub fn request(id: impl Into<String>, kind: Kind) -> Ask {
+    Ask {
+        request_id: id.into(),
+        kind,
+        targets: Vec::new(),
+        named: false,
+        max_unavailable: 1,
+        strategy: Strategy::Rolling,
+        variant: None,
+        undo: None,
+        shards: 0,
+        observe_ms: 10_000,
+    }
+}
+
+/// To whoever decides.
+fn coordinator(sim: &Sim) -> Result<tokio::sync::mpsc::UnboundedSender<Command>, Refused> {
+    let office = sim.office.borrow().clone();
+    office
+        .filter(|office| office.serving.get())
+        .map(|office| office.commands.clone())
+        .ok_or(Refused::Gone)
 }
 
 /// Asks once.
 pub async fn ask(sim: &Sim, ask: &Ask) -> Result<Operation, Refused> {
-    let agent = sim.agent.borrow().clone();
-    let commands = agent
-        .filter(|agent| agent.serving.get())
-        .map(|agent| agent.coordinator.commands.clone())
-        .ok_or(Refused::Gone)?;
+    let commands = coordinator(sim)?;
     let wants = ask.named || matches!(ask.kind, Kind::Start | Kind::Stop);
     if wants {
         sim.judge.borrow_mut().asks(&ask.targets);
     }
     let (reply, answer) = oneshot::channel();
     commands
-        .send(Command::Submit(ask.clone(), reply))
+        .send(Command::Submit(Box::new(ask.clone()), reply))
         .map_err(|_| Refused::Gone)?;
     tokio::select! {
         biased;
@@ -61,11 +84,7 @@ pub async fn insist(sim: &Sim, wanted: &Ask, tries: u32) -> Result<Operation, Re
 
 /// Pauses, resumes or aborts.
 pub async fn control(sim: &Sim, number: u64, control: Control) -> Result<(), Refused> {
-    let agent = sim.agent.borrow().clone();
-    let commands = agent
-        .filter(|agent| agent.serving.get())
-        .map(|agent| agent.coordinator.commands.clone())
-        .ok_or(Refused::Gone)?;
+    let commands = coordinator(sim)?;
     let (reply, answer) = oneshot::channel();
     commands
         .send(Command::Control(number, control, reply))
@@ -113,6 +132,10 @@ pub async fn work(sim: Sim) {
             }
         }
         number += 1;
+        if sim.chance(sim.config.changes) {
+            change(&sim, number).await;
+            continue;
+        }
         let all = names(&sim);
         let (targets, named) = if sim.chance(500) {
             (all, false)
@@ -135,11 +158,10 @@ pub async fn work(sim: Sim) {
             return;
         };
         let wanted = Ask {
-            request_id: format!("r{number}"),
-            kind,
             targets,
             named,
             max_unavailable: sim.draw(1..=4) as u32,
+            ..request(format!("r{number}"), kind)
         };
         trace!(
             sim,
@@ -173,6 +195,65 @@ pub async fn work(sim: Sim) {
     }
 }
 
+/// A rollout, a reshard, or a rollout taken back.
+async fn change(sim: &Sim, number: u64) {
+    let id = format!("r{number}");
+    let observe_ms = sim.draw(1..=20) as i64 * 1_000;
+    let strategies = Strategy::ALL;
+    let mut wanted = Ask {
+        max_unavailable: sim.draw(1..=3) as u32,
+        strategy: sim.choose(&strategies).unwrap_or_default(),
+        variant: sim.chance(700).then(|| number as u32),
+        observe_ms,
+        ..request(id, Kind::Rollout)
+    };
+    let set = sim
+        .judge
+        .borrow()
+        .desired()
+        .and_then(|desired| desired.active(BOT));
+    match sim.draw(0..=9) {
+        0..=3 => {
+            let now = set.map_or(1, |set| set.shards);
+            wanted.kind = Kind::Reshard;
+            wanted.shards = match sim.draw(0..=3) {
+                0 => (now / 2).max(1),
+                1 => now + 1,
+                _ => (now * 2).min(32),
+            };
+        }
+        4 => wanted.undo = latest_rollout(sim).await,
+        _ => {}
+    }
+    trace!(
+        sim,
+        [number, wanted.shards, wanted.undo.unwrap_or(0)],
+        "operator: {} {} to {} shards, variant {:?}, undo {:?} (at most {} down)",
+        wanted.kind.as_str(),
+        wanted.strategy.as_str(),
+        wanted.shards,
+        wanted.variant,
+        wanted.undo,
+        wanted.max_unavailable
+    );
+    let answer = insist(sim, &wanted, 3).await;
+    trace!(
+        sim,
+        [answer.is_ok()],
+        "operator: {} is {:?}",
+        wanted.request_id,
+        answer.map(|op| op.id)
+    );
+}
+
+async fn latest_rollout(sim: &Sim) -> Option<u64> {
+    let latest = ledger::list(&*sim.store, 10).await.ok()?;
+    let found = latest
+        .iter()
+        .find(|op| op.kind == Kind::Rollout && op.state.is_ended());
+    found.map(|op| op.number)
+}
+
 /// After the faults: paused operations go on, what was given up is started by hand, now and then.
 pub async fn mend(sim: Sim) {
     sim.sleep_until(sim.config.busy_ms + 1_000).await;
@@ -195,11 +276,9 @@ pub async fn mend(sim: Sim) {
         if !given_up.is_empty() {
             number += 1;
             let wanted = Ask {
-                request_id: format!("mend{number}"),
-                kind: Kind::Start,
                 targets: given_up,
                 named: true,
-                max_unavailable: 1,
+                ..request(format!("mend{number}"), Kind::Start)
             };
             let answer = insist(&sim, &wanted, 3).await;
             trace!(

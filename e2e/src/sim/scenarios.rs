@@ -1,10 +1,14 @@
 //! Scenarios with a name: what must not go wrong even once.
 
-use tanako_agent::{operations::Kind, supervisor::core::Exit};
+use tanako_agent::{
+    operations::{Kind, OpState},
+    supervisor::core::Exit,
+};
+use tanako_fleet::rollout::Strategy;
 
 use super::{
     Outcome,
-    agent::coordinator::Ask,
+    agent::coordinator::{Ask, Control, Refused},
     config::Config,
     discord::{self, Blow},
     executor::WORLD,
@@ -35,11 +39,9 @@ fn world(config: Config, verbose: bool) -> Sim {
 
 fn restart_all(sim: &Sim, max_unavailable: u32) -> Ask {
     Ask {
-        request_id: "restart".to_owned(),
-        kind: Kind::Restart,
         targets: operator::names(sim),
-        named: false,
         max_unavailable,
+        ..operator::request("restart", Kind::Restart)
     }
 }
 
@@ -129,11 +131,9 @@ fn crash_loop(seed: u64, verbose: bool) -> Outcome {
             if given_up {
                 // An operator who never learns.
                 let ask = Ask {
-                    request_id: format!("again-{}", sim.now()),
-                    kind: Kind::Start,
                     targets: vec![victim.clone()],
                     named: true,
-                    max_unavailable: 1,
+                    ..operator::request(format!("again-{}", sim.now()), Kind::Start)
                 };
                 let _ = operator::insist(&sim, &ask, 1).await;
             }
@@ -260,12 +260,70 @@ fn rolling(seed: u64, verbose: bool) -> Outcome {
     finish(&sim)
 }
 
-/// A rolling restart in which the agent dies at the `place`-th moment at which something is half done.
-/// Going through all of them tries every step.
-pub fn deaths(seed: u64, place: Option<u64>, verbose: bool) -> Outcome {
+/// What goes on while someone dies at each of its steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// A rolling restart.
+    Restart,
+    /// A new spec, process by process.
+    Rolling,
+    /// A new spec, one process first.
+    Canary,
+    /// A new spec, by a second set.
+    BlueGreen,
+    /// Twice as many shards.
+    Reshard,
+    /// The same, aborted while it is under way.
+    ReshardAborted,
+    /// The same, with blue-green.
+    BlueGreenAborted,
+}
+
+impl Change {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Restart,
+        Self::Rolling,
+        Self::Canary,
+        Self::BlueGreen,
+        Self::Reshard,
+        Self::ReshardAborted,
+        Self::BlueGreenAborted,
+    ];
+
+    fn ask(self, sim: &Sim) -> Ask {
+        let rollout = |strategy| Ask {
+            strategy,
+            variant: Some(1),
+            observe_ms: 3_000,
+            ..operator::request("change", Kind::Rollout)
+        };
+        match self {
+            Self::Restart => restart_all(sim, 1),
+            Self::Rolling => rollout(Strategy::Rolling),
+            Self::Canary => rollout(Strategy::Canary),
+            Self::BlueGreen | Self::BlueGreenAborted => rollout(Strategy::BlueGreen),
+            Self::Reshard | Self::ReshardAborted => Ask {
+                shards: sim.config.shards * 2,
+                observe_ms: 3_000,
+                ..operator::request("change", Kind::Reshard)
+            },
+        }
+    }
+
+    fn is_aborted(self) -> bool {
+        matches!(self, Self::ReshardAborted | Self::BlueGreenAborted)
+    }
+}
+
+/// A change in which whoever decides, or the agent, dies at the `place`-th moment at which something is
+/// half done. Going through all of them tries every step. It is asked for and aborted again by the same
+/// operator, who does not give up.
+pub fn deaths(seed: u64, change: Change, place: Option<u64>, verbose: bool) -> Outcome {
     let config = Config {
-        busy_ms: 90_000,
-        event_ms: 300,
+        busy_ms: 150_000,
+        event_ms: 200,
+        remote: seed.is_multiple_of(2),
         ..Config::calm(seed, 4, 1, 4)
     };
     let sim = world(config, verbose);
@@ -274,8 +332,61 @@ pub fn deaths(seed: u64, place: Option<u64>, verbose: bool) -> Outcome {
     sim.spawn(WORLD, async move {
         let sim = later;
         sim.sleep(30_000).await;
-        let ask = restart_all(&sim, 1);
-        let _ = operator::insist(&sim, &ask, 10).await;
+        let ask = change.ask(&sim);
+        let accepted = operator::insist(&sim, &ask, 10).await;
+        let Ok(op) = accepted else {
+            sim.violated("scenario", format!("{change:?} is refused: {accepted:?}"));
+            return;
+        };
+        if change.is_aborted() {
+            sim.sleep(sim.draw(500..=45_000)).await;
+            for _ in 0..20 {
+                match operator::control(&sim, op.number, Control::Abort).await {
+                    Err(Refused::Gone | Refused::Store) => sim.sleep(700).await,
+                    _ => break,
+                }
+            }
+        }
+    });
+    finish(&sim)
+}
+
+/// A change in good weather: it succeeds, costs no more IDENTIFYs than it must, and loses nothing.
+pub fn calm(seed: u64, change: Change, verbose: bool) -> Outcome {
+    let config = Config {
+        busy_ms: 200_000,
+        event_ms: 50,
+        remote: seed.is_multiple_of(3),
+        ..Config::calm(seed, 8, 2, 4)
+    };
+    let sim = world(config, verbose);
+    let later = sim.clone();
+    sim.spawn(WORLD, async move {
+        let sim = later;
+        sim.sleep(60_000).await;
+        let before = sim.discord.borrow().counts;
+        let ask = change.ask(&sim);
+        let accepted = operator::insist(&sim, &ask, 3).await;
+        sim.sleep_until(sim.config.busy_ms).await;
+        let after = sim.discord.borrow().counts;
+        let spent = after.identifies - before.identifies;
+        let lost = after.lost - before.lost;
+        let needed = match change {
+            Change::Reshard => u64::from(sim.config.shards * 2),
+            _ => 0,
+        };
+        // The sessions of a set that is no more end with what nobody wants of them.
+        if spent != needed || lost > 0 && change != Change::Reshard {
+            let what = format!("{change:?}: {spent} IDENTIFYs spent, {lost} events lost");
+            sim.violated("calm change", what);
+        }
+        let succeeded = accepted.is_ok_and(|op| {
+            let ended = &sim.judge.borrow().ended;
+            ended.contains(&(op.number, OpState::Succeeded))
+        });
+        if !succeeded {
+            sim.violated("calm change", format!("{change:?} has not succeeded"));
+        }
     });
     finish(&sim)
 }

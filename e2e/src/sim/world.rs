@@ -9,7 +9,10 @@ use std::{
 };
 
 use super::{
-    agent::Agent,
+    agent::{
+        Agent,
+        office::{Lease, Office},
+    },
     config::Config,
     discord::Discord,
     executor::{Executor, Group, Sleep},
@@ -39,6 +42,12 @@ pub struct World {
     pub discord: RefCell<Discord>,
     /// The durable store.
     pub store: Arc<SimStore>,
+    /// Who decides, or did last.
+    pub office: RefCell<Option<Rc<Office>>>,
+    /// Those elsewhere that seek the office.
+    pub candidates: RefCell<Vec<Rc<Office>>>,
+    /// The lease of the office elsewhere, as the store has it.
+    pub lease: Cell<Lease>,
     /// The agent, while it lives.
     pub agent: RefCell<Option<Rc<Agent>>>,
     /// Who watches over the invariants.
@@ -74,6 +83,9 @@ impl Sim {
             host: RefCell::new(Host::new(&config)),
             discord: RefCell::new(Discord::new(&config)),
             store: Arc::new(SimStore::default()),
+            office: RefCell::default(),
+            candidates: RefCell::default(),
+            lease: Cell::default(),
             agent: RefCell::new(None),
             judge: RefCell::new(Judge::new(&config)),
             weather: RefCell::new(Weather::default()),

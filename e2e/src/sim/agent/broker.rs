@@ -113,6 +113,16 @@ impl Broker {
         });
     }
 
+    /// A shard's latest IDENTIFY went out at this time, on the machine's boot clock.
+    pub fn sent(&self, shard: u32, count: u32, at: i64) {
+        self.send(Input::Sent {
+            bot: BOT.to_owned(),
+            shard,
+            count,
+            at,
+        });
+    }
+
     /// A shard became ready.
     pub fn ready(&self, shard: u32, count: u32) {
         self.send(Input::Ready {

@@ -3,6 +3,8 @@
 
 pub mod broker;
 pub mod coordinator;
+pub mod drafts;
+pub mod office;
 pub mod supervisor;
 pub mod vault;
 pub mod worker;
@@ -16,9 +18,7 @@ use std::{
 use tanako_agent::supervisor::Table;
 use tokio::sync::mpsc;
 
-use self::{
-    broker::Broker, coordinator::Coordinator, supervisor::SupMsg, vault::Vault, worker::Workers,
-};
+use self::{broker::Broker, office::Office, supervisor::SupMsg, vault::Vault, worker::Workers};
 use super::{executor::Group, host::Pid, trace::trace, watch, world::Sim};
 
 /// See the module's documentation.
@@ -37,11 +37,9 @@ pub struct Agent {
     pub vault: Vault,
     /// The worker registry.
     pub workers: Workers,
-    /// The coordinator.
-    pub coordinator: Coordinator,
     /// Whether the worker socket is bound.
     pub listening: Cell<bool>,
-    /// Whether the operators' socket is bound.
+    /// Whether it takes orders.
     pub serving: Cell<bool>,
     /// Children whose end the supervisor has not been told of.
     exits: RefCell<Vec<Pid>>,
@@ -63,7 +61,6 @@ impl Agent {
         let (supervisor, inbox) = mpsc::unbounded_channel();
         let (published, table) = watch::channel(Arc::default());
         let (broker, broker_task) = Broker::new(sim, group);
-        let (coordinator, commands) = Coordinator::new();
         let agent = Rc::new(Self {
             life,
             group,
@@ -72,7 +69,6 @@ impl Agent {
             broker,
             vault: Vault::new(),
             workers: Workers::default(),
-            coordinator,
             listening: Cell::new(false),
             serving: Cell::new(false),
             exits: RefCell::default(),
@@ -92,9 +88,31 @@ impl Agent {
             let owner = supervisor::Owner::new(&sim, Rc::clone(&agent), published);
             sim.spawn(group, owner.run(inbox));
             sim.sleep(sim.draw(0..=20)).await;
+            // Before the first worker can say hello.
+            let down = || sim.weather.borrow().store_down > sim.now();
+            while down() && !sim.config.remote {
+                sim.sleep(200).await;
+            }
+            if !down() {
+                let duties = tanako_agent::coordinator::duties(&*sim.store).await;
+                *agent.workers.duties.borrow_mut() = duties.unwrap_or_default();
+            }
+            // Those elsewhere tell it the same once they hear of it.
+            let configured = sim
+                .judge
+                .borrow()
+                .desired()
+                .and_then(|now| now.spec.clone());
+            for bot in configured.iter().flat_map(|spec| spec.bots.values()) {
+                let hint = Some(bot.max_concurrency);
+                agent.broker.configure(hint, bot.identify_reserve);
+            }
             agent.listening.set(true);
             sim.sleep(sim.draw(0..=20)).await;
-            coordinator::run(sim, agent, commands).await;
+            agent.serving.set(true);
+            if !sim.config.remote {
+                Office::local(sim, agent).await;
+            }
         });
     }
 
@@ -104,7 +122,51 @@ impl Agent {
         if let Some(agent) = agent {
             trace!(sim, [agent.life], "agent: killed");
             sim.executor.kill(agent.group);
+            if !sim.config.remote {
+                *sim.office.borrow_mut() = None;
+            }
             sim.touch();
+        }
+    }
+
+    /// Whether an order of this epoch counts here.
+    pub fn admit(&self, sim: &Sim, epoch: u64) -> Result<(), String> {
+        let newest = sim.host.borrow().disk.epoch;
+        if epoch < newest {
+            trace!(
+                sim,
+                [epoch, newest],
+                "agent: an order of epoch {epoch} is refused"
+            );
+            return Err(format!("epoch {epoch} is over, {newest} decides"));
+        }
+        sim.host.borrow_mut().disk.epoch = epoch;
+        sim.judge.borrow_mut().obeyed(epoch);
+        Ok(())
+    }
+
+    /// kill -9 here and now, sometimes, of whoever runs in this group.
+    pub async fn may_die_at(sim: &Sim, group: Group, place: &'static str) {
+        let own = sim
+            .agent
+            .borrow()
+            .as_ref()
+            .is_some_and(|agent| agent.group == group);
+        if own {
+            let life = sim.agent.borrow().as_ref().map_or(0, |agent| agent.life);
+            return Self::may_die(sim, life, place).await;
+        }
+        let now = sim.weather.borrow_mut().reached(place) || sim.chance_of_death();
+        let office = sim
+            .candidates
+            .borrow()
+            .iter()
+            .find(|office| office.group == group)
+            .cloned();
+        if let Some(office) = office.filter(|_| now) {
+            trace!(sim, [office.number], "office: dies at {place}");
+            Office::kill(sim, &office);
+            std::future::pending::<()>().await;
         }
     }
 

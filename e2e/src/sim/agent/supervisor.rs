@@ -26,8 +26,10 @@ use super::{
     Agent,
 };
 
-/// The table is published at most this often, in milliseconds.
+/// The table is published at most this often while a process is on its way somewhere, in milliseconds.
 const PUBLISH_EVERY: u64 = 40;
+/// And this often while all of them rest.
+const PUBLISH_AT_REST: u64 = 4;
 /// The loop comes round this often, in milliseconds.
 const ROUND: u64 = 1_000;
 /// After a pause this long, in milliseconds, the agent itself was away.
@@ -97,6 +99,8 @@ pub struct Owner {
     table: Table,
     published_at: Option<u64>,
     unpublished: bool,
+    /// Processes in the table that are on their way somewhere.
+    moving: usize,
     awake_at: u64,
     rng: fastrand::Rng,
 }
@@ -118,6 +122,7 @@ impl Owner {
             table: Table::new(),
             published_at: None,
             unpublished: false,
+            moving: 0,
             awake_at: sim.now(),
             rng: sim.fork(),
         };
@@ -271,7 +276,7 @@ impl Owner {
             wake = wake.min(*at);
         }
         if let (true, Some(at)) = (self.unpublished, self.published_at) {
-            wake = wake.min(at + PUBLISH_EVERY);
+            wake = wake.min(at + self.publish_every());
         }
         wake
     }
@@ -344,16 +349,27 @@ impl Owner {
         for id in std::mem::take(&mut self.changed) {
             if let Some(proc) = self.procs.get(&id) {
                 let status = status(proc, wall);
-                self.table.insert(proc.name.clone(), Arc::new(status));
+                self.moving += usize::from(status.state.is_moving());
+                let old = self.table.insert(proc.name.clone(), Arc::new(status));
+                self.moving -= usize::from(old.is_some_and(|old| old.state.is_moving()));
                 self.unpublished = true;
             }
         }
-        let is_time = self.published_at.is_none_or(|at| now >= at + PUBLISH_EVERY);
+        let every = self.publish_every();
+        let is_time = self.published_at.is_none_or(|at| now >= at + every);
         if self.unpublished && is_time {
             self.unpublished = false;
             self.published_at = Some(now);
             self.publish.send_replace(Arc::new(self.table.clone()));
             self.sim.touch();
+        }
+    }
+
+    fn publish_every(&self) -> u64 {
+        if self.moving == 0 {
+            PUBLISH_AT_REST
+        } else {
+            PUBLISH_EVERY
         }
     }
 
@@ -563,7 +579,8 @@ impl Owner {
             self.deadlines.remove(&(at, id));
         }
         self.names.remove(&proc.name);
-        self.table.remove(&proc.name);
+        let old = self.table.remove(&proc.name);
+        self.moving -= usize::from(old.is_some_and(|old| old.state.is_moving()));
         self.unpublished = true;
         self.to_record.remove(&id);
         let mut host = self.sim.host.borrow_mut();

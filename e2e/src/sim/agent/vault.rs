@@ -5,7 +5,7 @@ use std::{cell::RefCell, collections::BTreeSet, rc::Rc};
 
 use tanako_fleet::{
     ProcessName, ProcessSpec,
-    vault::{Holder, Session, SessionId, ShardKey, Vault as Rules, Wanted},
+    vault::{Holder, Last, Session, SessionId, ShardKey, Vault as Rules, Wanted},
 };
 use tokio::sync::{Notify, oneshot};
 
@@ -143,6 +143,52 @@ impl Vault {
             let key = key(&spec.name, shard, spec.shard_count);
             state.rules.seen(now, &key, &who);
         }
+    }
+
+    /// Moves the shards that both processes have from one to the other.
+    pub fn handover(&self, from: &ProcessSpec, to: &ProcessSpec, attempt: u64) -> usize {
+        let who = holder(&to.name, attempt);
+        let mut moved = 0;
+        let mut state = self.state.borrow_mut();
+        if from.shard_count == to.shard_count && from.name.group() == to.name.group() {
+            for key in keys(to).filter(|key| from.shard_ids.contains(&key.shard)) {
+                if state.rules.handover(&key, &from.name, &who) {
+                    moved += 1;
+                    state.dirty.insert(key);
+                }
+            }
+        }
+        drop(state);
+        self.wake.notify_one();
+        moved
+    }
+
+    /// A set of shards is no more: drops its sessions.
+    pub fn forget(&self, sim: &Sim, bot: &str, count: u32) {
+        let keys = self.state.borrow_mut().rules.forget(bot, count);
+        let mut host = sim.host.borrow_mut();
+        for key in keys {
+            host.disk.vault.remove(&key);
+            host.disk.vault_synced.remove(&key);
+        }
+        drop(host);
+        sim.discord.borrow_mut().abandoned(count);
+    }
+
+    /// The latest deposit of whoever held a shard before this attempt.
+    pub fn last_before(
+        &self,
+        process: &ProcessName,
+        attempt: u64,
+        shard: u32,
+        count: u32,
+    ) -> Option<Last> {
+        let state = self.state.borrow();
+        let key = key(process, shard, count);
+        state
+            .rules
+            .last_before(&key, &holder(process, attempt))
+            .cloned()
     }
 
     /// The sessions that an attempt may resume.

@@ -5,14 +5,22 @@ use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
     rc::Rc,
+    sync::Arc,
 };
 
-use tanako_agent::supervisor::{State, Table, WorkerInput};
+use tanako_agent::{
+    supervisor::{State, Table, WorkerInput},
+    worker::{
+        ShardState, States, WorkerState,
+        duties::{Assignment, Duties},
+    },
+};
 use tanako_fleet::{
     ProcessName, ProcessSpec,
     identify::{Refusal, ReportedLimits},
     vault::{Session, SessionId},
 };
+use tanako_proto::worker::v1::{ProcessStage, ShardReport, ShardStage, WorkerKind};
 use tokio::sync::{Notify, oneshot};
 
 use super::{
@@ -34,50 +42,32 @@ const PUBLISHED_WITHIN: u64 = 2_000;
 /// States are published no more often than this, in milliseconds.
 const PUBLISH_EVERY: u64 = 100;
 
-/// Where a shard stands, as far as the agent cares.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct ShardView {
-    /// The shard.
-    pub id: u32,
-    /// It serves.
-    pub ready: bool,
-    /// IDENTIFYs since the process started.
-    pub identifies: u64,
-}
-
-/// What a process says of itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stage {
-    /// Not ready yet.
-    Starting,
-    /// Ready.
-    Ready,
-    /// Finishing.
-    Draining,
-}
-
 /// From a worker.
 pub enum FromWorker {
     /// First.
     Hello(ProcessName, u64),
     /// Now and then.
-    Report(Stage, Vec<ShardView>),
+    Report(ProcessStage, Vec<ShardReport>),
     /// What a successor needs; a number asks for an acknowledgement.
     Deposit(u32, u32, Session, u64),
     /// A session is void.
     Discard(u32, u32, SessionId),
     /// What Discord says.
     Limits(ReportedLimits),
+    /// What became of a command.
+    Result(u64, Done),
 }
 
 /// To a worker.
 pub enum ToWorker {
-    /// It may begin, with these sessions.
-    Welcome(Vec<(u32, Session)>),
+    /// It may begin, with these sessions, and this is what it does.
+    Welcome(Vec<(u32, Session)>, Assignment),
     /// Another attempt has taken its place.
     Superseded,
     /// The deposit is safe.
     Ack(u64),
+    /// Do this, and say how it went.
+    Command(u64, Command),
 }
 
 /// A worker's end of a stream.
@@ -100,29 +90,38 @@ pub enum Acquired {
     Unavailable,
 }
 
-/// A worker as last reported.
-#[derive(Debug, Clone, Default)]
-pub struct WorkerView {
-    /// The attempt that reported.
-    pub attempt: u64,
-    /// Its stream is up.
-    pub attached: bool,
-    /// Latest message, milliseconds since 1970.
-    pub last_seen: i64,
-    /// Its shards.
-    pub shards: BTreeMap<u32, ShardView>,
+/// What a worker is asked for.
+#[derive(Debug, Clone)]
+pub enum Command {
+    /// Give the sessions up within so many milliseconds, and stay.
+    StandDown(u64),
+    /// Take these sessions.
+    TakeOver(Vec<(u32, Session)>),
+    /// Do this from now on.
+    Share(Assignment),
 }
 
-/// All workers by name.
-pub type Views = BTreeMap<ProcessName, WorkerView>;
+/// A command's answer: the newest time that was handled, or why it was not done.
+pub type Done = Result<i64, String>;
+
+/// A worker's one live stream.
+struct Live {
+    id: u64,
+    replaced: Rc<Notify>,
+    outbox: Rc<pipe::Sender<ToWorker>>,
+    commands: BTreeMap<u64, oneshot::Sender<Done>>,
+}
 
 /// The registry of one life.
 pub struct Workers {
-    views: RefCell<Views>,
-    streams: RefCell<BTreeMap<ProcessName, (u64, Rc<Notify>)>>,
+    views: RefCell<States>,
+    streams: RefCell<BTreeMap<ProcessName, Live>>,
     next_stream: Cell<u64>,
-    published: watch::Sender<Rc<Views>>,
+    next_command: Cell<u64>,
+    published: watch::Sender<Rc<States>>,
     publishing: Cell<bool>,
+    /// What each process does with its shards.
+    pub duties: RefCell<Duties>,
 }
 
 impl Default for Workers {
@@ -131,22 +130,55 @@ impl Default for Workers {
             views: RefCell::default(),
             streams: RefCell::default(),
             next_stream: Cell::new(0),
+            next_command: Cell::new(0),
             published: watch::channel(Rc::default()).0,
             publishing: Cell::new(false),
+            duties: RefCell::default(),
         }
     }
 }
 
 impl Workers {
     /// What the workers last reported, as published.
-    pub fn states(&self) -> watch::Receiver<Rc<Views>> {
+    pub fn states(&self) -> watch::Receiver<Rc<States>> {
         self.published.subscribe()
+    }
+
+    /// Gives a command to a worker; its answer comes within so many milliseconds, or does not.
+    pub async fn command(
+        sim: &Sim,
+        agent: &Agent,
+        name: &ProcessName,
+        command: Command,
+        within: u64,
+    ) -> Done {
+        let (reply, answer) = oneshot::channel();
+        let id = agent.workers.next_command.get() + 1;
+        agent.workers.next_command.set(id);
+        {
+            let mut streams = agent.workers.streams.borrow_mut();
+            let Some(live) = streams.get_mut(name) else {
+                return Err("it is not attached".to_owned());
+            };
+            let at = sim.now() + sim.draw(0..=2);
+            live.outbox.send(at, ToWorker::Command(id, command));
+            live.commands.insert(id, reply);
+        }
+        let done = tokio::select! {
+            biased;
+            done = answer => done.unwrap_or_else(|_| Err("it went away".to_owned())),
+            () = sim.sleep(within) => Err("no answer in time".to_owned()),
+        };
+        if let Some(live) = agent.workers.streams.borrow_mut().get_mut(name) {
+            live.commands.remove(&id);
+        }
+        done
     }
 
     /// Breaks every stream.
     pub fn cut_all(&self) {
-        for (_, replaced) in self.streams.borrow().values() {
-            replaced.notify_one();
+        for live in self.streams.borrow().values() {
+            live.replaced.notify_one();
         }
     }
 
@@ -278,6 +310,22 @@ fn lives(status: &tanako_agent::supervisor::ProcessStatus) -> bool {
         )
 }
 
+/// A worker that has not reported yet.
+fn unheard(attempt: u64) -> WorkerState {
+    WorkerState {
+        attempt,
+        kind: WorkerKind::Shard,
+        version: String::new(),
+        attached: false,
+        last_seen: 0,
+        stage: ProcessStage::Starting,
+        detail: String::new(),
+        shards: BTreeMap::new(),
+        db: None,
+        metrics: BTreeMap::new(),
+    }
+}
+
 /// The whole life of a stream.
 async fn converse(
     sim: Sim,
@@ -286,6 +334,7 @@ async fn converse(
     mut inbound: pipe::Receiver<FromWorker>,
     outbox: pipe::Sender<ToWorker>,
 ) {
+    let outbox = Rc::new(outbox);
     let Some(FromWorker::Hello(name, attempt)) = inbound.recv().await else {
         return;
     };
@@ -301,29 +350,40 @@ async fn converse(
     let replaced = Rc::new(Notify::new());
     let id = agent.workers.next_stream.get() + 1;
     agent.workers.next_stream.set(id);
+    let live = Live {
+        id,
+        replaced: Rc::clone(&replaced),
+        outbox: Rc::clone(&outbox),
+        commands: BTreeMap::new(),
+    };
     let old = agent
         .workers
         .streams
         .borrow_mut()
-        .insert(name.clone(), (id, Rc::clone(&replaced)));
-    if let Some((_, old)) = old {
-        old.notify_one();
+        .insert(name.clone(), live);
+    if let Some(old) = old {
+        old.replaced.notify_one();
     }
     {
         let mut views = agent.workers.views.borrow_mut();
-        let view = views.entry(name.clone()).or_default();
-        if view.attempt != attempt {
-            *view = WorkerView {
-                attempt,
-                ..WorkerView::default()
-            };
-        }
-        view.last_seen = sim.wall_ms();
-        view.attached = true;
+        let known = views.get(&name).filter(|known| known.attempt == attempt);
+        let view = known.map_or_else(|| unheard(attempt), |known| WorkerState::clone(known));
+        let view = WorkerState {
+            last_seen: sim.wall_ms(),
+            attached: true,
+            ..view
+        };
+        views.insert(name.clone(), Arc::new(view));
     }
     Workers::changed(&sim, &agent);
-    agent.vault.attach(&spec, attempt);
-    send(ToWorker::Welcome(agent.vault.sessions_for(&sim, &spec)));
+    let assignment = agent.workers.duties.borrow().of(name.as_str());
+    let sessions = if assignment.holds_sessions() {
+        agent.vault.attach(&spec, attempt);
+        agent.vault.sessions_for(&sim, &spec)
+    } else {
+        Vec::new()
+    };
+    send(ToWorker::Welcome(sessions, assignment));
     let input = |input: WorkerInput| {
         if let Some(proc) = sim.host.borrow_mut().procs.get_mut(&pid) {
             proc.heard_at = sim.now();
@@ -334,7 +394,7 @@ async fn converse(
     };
     input(WorkerInput::Attached);
     let mut told = None;
-    let mut shards: BTreeMap<u32, ShardView> = BTreeMap::new();
+    let mut shards: BTreeMap<u32, (i32, u64)> = BTreeMap::new();
     loop {
         let message = tokio::select! {
             biased;
@@ -351,30 +411,48 @@ async fn converse(
                 if told != Some(stage) {
                     told = Some(stage);
                     input(match stage {
-                        Stage::Ready => WorkerInput::Ready,
-                        Stage::Draining => WorkerInput::Draining,
-                        Stage::Starting => WorkerInput::NotReady(String::new()),
+                        ProcessStage::Ready => WorkerInput::Ready,
+                        ProcessStage::Draining => WorkerInput::Draining,
+                        _ => WorkerInput::NotReady(String::new()),
                     });
                 }
+                let is_ready = |view: &&ShardReport| view.stage == ShardStage::Ready as i32;
                 for view in &views {
-                    if view.ready && shards.insert(view.id, *view) != Some(*view) {
-                        agent.broker.ready(view.id, spec.shard_count);
+                    let now = (view.stage, view.identifies);
+                    let before = shards.insert(view.shard_id, now);
+                    if view.identify_boot_ms > 0 && before.is_none_or(|before| before.1 != now.1) {
+                        let at = view.identify_boot_ms;
+                        agent.broker.sent(view.shard_id, spec.shard_count, at);
                     }
-                    shards.insert(view.id, *view);
+                    if is_ready(&view) && before != Some(now) {
+                        agent.broker.ready(view.shard_id, spec.shard_count);
+                    }
                 }
-                let serving = views.iter().filter(|view| view.ready).map(|view| view.id);
+                let serving = views.iter().filter(is_ready).map(|view| view.shard_id);
                 agent.vault.alive(&sim, &spec, attempt, serving);
                 let current = agent
                     .workers
                     .streams
                     .borrow()
                     .get(&name)
-                    .map(|stream| stream.0);
+                    .map(|live| live.id);
                 if current == Some(id)
                     && let Some(known) = agent.workers.views.borrow_mut().get_mut(&name)
                 {
+                    let known = Arc::make_mut(known);
                     known.last_seen = sim.wall_ms();
-                    known.shards = views.into_iter().map(|view| (view.id, view)).collect();
+                    known.stage = stage;
+                    let shards = views.into_iter().map(|report| {
+                        let events_per_s = 0.0;
+                        (
+                            report.shard_id,
+                            ShardState {
+                                report,
+                                events_per_s,
+                            },
+                        )
+                    });
+                    known.shards = shards.collect();
                 }
                 Workers::changed(&sim, &agent);
             }
@@ -391,13 +469,21 @@ async fn converse(
                 agent.vault.discard(&name, attempt, key, &session);
             }
             FromWorker::Limits(limits) => agent.broker.limits(limits),
+            FromWorker::Result(command, done) => {
+                let mut streams = agent.workers.streams.borrow_mut();
+                let live = streams.get_mut(&name);
+                if let Some(reply) = live.and_then(|live| live.commands.remove(&command)) {
+                    // Whoever asked may be gone.
+                    let _ = reply.send(done);
+                }
+            }
         }
     }
     let mut streams = agent.workers.streams.borrow_mut();
-    if streams.get(&name).is_some_and(|stream| stream.0 == id) {
+    if streams.get(&name).is_some_and(|live| live.id == id) {
         streams.remove(&name);
         if let Some(view) = agent.workers.views.borrow_mut().get_mut(&name) {
-            view.attached = false;
+            Arc::make_mut(view).attached = false;
         }
         Workers::changed(&sim, &agent);
     }

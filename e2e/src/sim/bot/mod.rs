@@ -1,7 +1,9 @@
 //! One process of the bot, as `bot/src/{app,agent/link}.rs`: the life of the process and its stream to
-//! the agent. The shards are in [`shard`], what handlers do in [`handler`].
+//! the agent. What it is told is in [`process`], the shards are in [`shard`], what handlers do in
+//! [`handler`].
 
 mod handler;
+mod process;
 mod shard;
 
 use std::{
@@ -13,17 +15,25 @@ use std::{
 };
 
 use tanako_agent::supervisor::core::Exit;
-use tanako_bot::backoff::Backoff;
+use tanako_bot::{
+    agent::report::terms,
+    backoff::Backoff,
+    shard::duty::{Duty, Terms},
+};
 use tanako_fleet::{
     ProcessSpec,
     identify::ReportedLimits,
     vault::{Session, SessionId},
 };
+use tanako_proto::worker::v1::{ProcessStage, ShardStage};
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use self::shard::{Shard, Status};
+use self::{
+    process::Process,
+    shard::{Deposit, Members, Status},
+};
 use super::{
-    agent::worker::{self, FromWorker, Link, Stage, ToWorker},
+    agent::worker::{self, Command, FromWorker, Link, ToWorker},
     discord,
     executor::Group,
     host::{self, Pid},
@@ -36,10 +46,6 @@ use super::{
 const WELCOME_WITHIN: u64 = 10_000;
 /// After a nudge, so that many become one message, in milliseconds.
 const COALESCE: u64 = 50;
-/// The agent's acknowledgement of the final deposits, in milliseconds.
-const FAREWELL_WITHIN: u64 = 3_000;
-/// The gateway's close handshake, in milliseconds.
-const CLOSE_WITHIN: u64 = 3_000;
 /// How long handlers may take once the process is told to stop, in milliseconds.
 const DRAIN_WITHIN: u64 = 10_000;
 /// `/gateway/bot` is asked again this often, in milliseconds.
@@ -61,16 +67,31 @@ pub struct Identity {
 pub struct Bot {
     sim: Sim,
     identity: Identity,
-    shards: RefCell<Vec<Rc<RefCell<Status>>>>,
+    members: Members,
     nudge: Notify,
-    drain: watch::Sender<bool>,
-    close: watch::Sender<bool>,
-    quiesced: watch::Sender<usize>,
-    closed: watch::Sender<usize>,
     superseded: watch::Sender<bool>,
     draining: Cell<bool>,
     was_ready: Cell<bool>,
     limits: RefCell<Option<ReportedLimits>>,
+}
+
+/// To the link: sessions to be handed over.
+struct Farewell {
+    last: bool,
+    done: oneshot::Sender<()>,
+}
+
+/// To the link: what became of a command.
+struct Answer {
+    stream: u64,
+    id: u64,
+    result: Result<i64, String>,
+}
+
+/// From the link.
+enum FromLink {
+    Welcome(Vec<(u32, Session)>, Terms),
+    Command(u64, u64, Command),
 }
 
 /// The life of a process.
@@ -80,67 +101,68 @@ pub async fn run(sim: Sim, identity: Identity, mut signals: watch::Receiver<u32>
     let bot = Rc::new(Bot {
         sim: sim.clone(),
         identity,
-        shards: RefCell::default(),
+        members: RefCell::default(),
         nudge: Notify::new(),
-        drain: watch::channel(false).0,
-        close: watch::channel(false).0,
-        quiesced: watch::channel(0).0,
-        closed: watch::channel(0).0,
         superseded: watch::channel(false).0,
         draining: Cell::new(false),
         was_ready: Cell::new(false),
         limits: RefCell::default(),
     });
-    let (welcome_tx, welcome) = oneshot::channel();
+    let (orders_tx, mut orders) = mpsc::unbounded_channel();
     let (farewell, farewells) = mpsc::unbounded_channel();
-    sim.spawn(group, link(Rc::clone(&bot), welcome_tx, farewells));
+    let (answers, answers_rx) = mpsc::unbounded_channel();
+    sim.spawn(
+        group,
+        link(Rc::clone(&bot), orders_tx, farewells, answers_rx),
+    );
     sim.spawn(group, keep_limits(Rc::clone(&bot)));
     let mut superseded = bot.superseded.subscribe();
-    let sessions = tokio::select! {
-        biased;
-        _ = signals.changed() => return host::end(&sim, pid, Exit::Code(0)),
-        _ = superseded.wait_for(|gone| *gone) => return leave_superseded(&bot),
-        sessions = welcome => sessions.unwrap_or_default(),
+    let (sessions, terms) = loop {
+        tokio::select! {
+            biased;
+            _ = signals.changed() => return host::end(&sim, pid, Exit::Code(0)),
+            _ = superseded.wait_for(|gone| *gone) => return leave_superseded(&bot),
+            Some(order) = orders.recv() => if let FromLink::Welcome(sessions, terms) = order {
+                break (sessions, terms);
+            }
+        }
     };
-    let mut sessions: BTreeMap<u32, Session> = sessions.into_iter().collect();
-    let ids = bot.identity.spec.shard_ids.clone();
-    for id in &ids {
-        let status = Rc::new(RefCell::new(Status::new(*id)));
-        bot.shards.borrow_mut().push(Rc::clone(&status));
-        let shard = Shard::new(Rc::clone(&bot), status, sessions.remove(id));
-        sim.spawn(group, shard.run());
+    let works = terms.duty != Duty::Warm;
+    let stage = if works {
+        ShardStage::Connecting
+    } else {
+        ShardStage::Standby
+    };
+    *bot.members.borrow_mut() = shard::start(&bot, stage);
+    let mut process = Process::new(Rc::clone(&bot), farewell, answers);
+    if works {
+        process.work(sessions, terms);
     }
+    bot.nudge.notify_one();
+    loop {
+        let order = tokio::select! {
+            biased;
+            _ = signals.changed() => break,
+            _ = superseded.wait_for(|gone| *gone) => return leave_superseded(&bot),
+            Some(order) = orders.recv() => order,
+        };
+        let FromLink::Command(stream, id, command) = order else {
+            continue;
+        };
+        tokio::select! {
+            biased;
+            _ = signals.changed() => break,
+            _ = superseded.wait_for(|gone| *gone) => return leave_superseded(&bot),
+            () = process.command((stream, id), command) => {}
+        }
+    }
+    bot.draining.set(true);
     bot.nudge.notify_one();
     tokio::select! {
         biased;
         _ = signals.changed() => {}
         _ = superseded.wait_for(|gone| *gone) => return leave_superseded(&bot),
-    }
-    bot.draining.set(true);
-    bot.drain.send_replace(true);
-    let orderly = async {
-        let mut quiesced = bot.quiesced.subscribe();
-        let _ = quiesced.wait_for(|count| *count >= ids.len()).await;
-        let (done, answer) = oneshot::channel();
-        let _ = farewell.send(done);
-        tokio::select! {
-            biased;
-            _ = answer => {}
-            () = sim.sleep(FAREWELL_WITHIN) => {}
-        }
-        bot.close.send_replace(true);
-        let mut closed = bot.closed.subscribe();
-        tokio::select! {
-            biased;
-            _ = closed.wait_for(|count| *count >= ids.len()) => {}
-            () = sim.sleep(CLOSE_WITHIN) => {}
-        }
-    };
-    tokio::select! {
-        biased;
-        _ = signals.changed() => {}
-        _ = superseded.wait_for(|gone| *gone) => return leave_superseded(&bot),
-        () = orderly => {}
+        _ = process.hand_over(DRAIN_WITHIN, true) => {}
     }
     host::end(&sim, pid, Exit::Code(0));
 }
@@ -176,36 +198,49 @@ async fn keep_limits(bot: Rc<Bot>) {
 /// The stream to the agent broke; the shards go on.
 struct Broken;
 
-type Farewells = mpsc::UnboundedReceiver<oneshot::Sender<()>>;
-
+/// The stream to the agent.
 struct Held {
     link: Link,
-    deposited: BTreeMap<u32, (u64, u64, Vec<u64>)>,
+    deposited: BTreeMap<u32, Deposit>,
     discarded: BTreeMap<u32, u64>,
     limits_sent: Option<ReportedLimits>,
     acks_open: BTreeSet<u64>,
-    farewell: Option<oneshot::Sender<()>>,
+    farewell: Option<Farewell>,
 }
 
-type Welcome = oneshot::Sender<Vec<(u32, Session)>>;
+/// What outlives streams.
+struct Lasting {
+    orders: mpsc::UnboundedSender<FromLink>,
+    farewells: mpsc::UnboundedReceiver<Farewell>,
+    answers: mpsc::UnboundedReceiver<Answer>,
+    welcomed: bool,
+    streams: u64,
+    next_ack: u64,
+    reported: Vec<i32>,
+    pending: Option<Farewell>,
+}
 
-/// Keeps the stream up until the last words are said.
-async fn link(bot: Rc<Bot>, welcome: Welcome, mut farewells: Farewells) {
+/// Keeps the stream up until the process ends.
+async fn link(
+    bot: Rc<Bot>,
+    orders: mpsc::UnboundedSender<FromLink>,
+    farewells: mpsc::UnboundedReceiver<Farewell>,
+    answers: mpsc::UnboundedReceiver<Answer>,
+) {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
-    let mut welcome = Some(welcome);
-    let mut pending = None;
-    let mut next_ack = 0;
+    let mut lasting = Lasting {
+        orders,
+        farewells,
+        answers,
+        welcomed: false,
+        streams: 0,
+        next_ack: 0,
+        reported: Vec::new(),
+        pending: None,
+    };
     loop {
         let started = bot.sim.now();
-        let outcome = stream(
-            &bot,
-            &mut welcome,
-            &mut farewells,
-            &mut pending,
-            &mut next_ack,
-        )
-        .await;
-        if outcome.is_ok() {
+        if bot.stream(&mut lasting).await.is_ok() {
             return;
         }
         if bot.sim.now() - started > 10_000 {
@@ -215,102 +250,104 @@ async fn link(bot: Rc<Bot>, welcome: Welcome, mut farewells: Farewells) {
     }
 }
 
-async fn stream(
-    bot: &Rc<Bot>,
-    welcome: &mut Option<Welcome>,
-    farewells: &mut Farewells,
-    pending: &mut Option<oneshot::Sender<()>>,
-    next_ack: &mut u64,
-) -> Result<(), Broken> {
-    let sim = &bot.sim;
-    let mut link = worker::connect(sim, bot.identity.pid).ok_or(Broken)?;
-    let hello = FromWorker::Hello(bot.identity.spec.name.clone(), bot.identity.attempt);
-    bot.send(&link, hello)?;
-    let answer = tokio::select! {
-        biased;
-        answer = link.from.recv() => answer.ok_or(Broken)?,
-        () = sim.sleep(WELCOME_WITHIN) => return Err(Broken),
-    };
-    match answer {
-        ToWorker::Welcome(sessions) => {
-            if let Some(welcome) = welcome.take() {
-                let _ = welcome.send(sessions);
-            }
-        }
-        ToWorker::Superseded => {
-            bot.superseded.send_replace(true);
-            return Ok(());
-        }
-        ToWorker::Ack(_) => return Err(Broken),
-    }
-    let mut held = Held {
-        link,
-        deposited: BTreeMap::new(),
-        discarded: BTreeMap::new(),
-        limits_sent: None,
-        acks_open: BTreeSet::new(),
-        farewell: pending.take(),
-    };
-    let result = async {
-        if held.farewell.is_some() {
-            bot.say_farewell(&mut held, next_ack)?;
-        }
-        hold(bot, &mut held, farewells, next_ack).await
-    }
-    .await;
-    // A stream that broke during the last words is tried again.
-    *pending = held.farewell.take();
-    result
-}
-
-async fn hold(
-    bot: &Rc<Bot>,
-    held: &mut Held,
-    farewells: &mut Farewells,
-    next_ack: &mut u64,
-) -> Result<(), Broken> {
-    let sim = &bot.sim;
-    let every = sim.config.report_ms;
-    let mut tick = sim.now();
-    let mut soon = None;
-    loop {
-        if held.farewell.is_some() && held.acks_open.is_empty() {
-            if let Some(done) = held.farewell.take() {
-                let _ = done.send(());
-            }
-            return Ok(());
-        }
-        tokio::select! {
-            biased;
-            message = held.link.from.recv() => match message.ok_or(Broken)? {
-                ToWorker::Ack(ack) => {
-                    held.acks_open.remove(&ack);
-                }
-                ToWorker::Superseded => {
-                    bot.superseded.send_replace(true);
-                    return Ok(());
-                }
-                ToWorker::Welcome(_) => {}
-            },
-            () = sim.sleep_until(tick) => {
-                tick = sim.now() + every;
-                soon = None;
-                bot.tell(held)?;
-            }
-            () = bot.nudge.notified(), if soon.is_none() => soon = Some(sim.now() + COALESCE),
-            () = sim.sleep_until(soon.unwrap_or(u64::MAX)), if soon.is_some() => {
-                soon = None;
-                bot.tell(held)?;
-            }
-            Some(done) = farewells.recv() => {
-                held.farewell = Some(done);
-                bot.say_farewell(held, next_ack)?;
-            }
-        }
-    }
-}
-
 impl Bot {
+    /// One stream, from Hello to its end. `Ok` = the last words were said.
+    async fn stream(&self, lasting: &mut Lasting) -> Result<(), Broken> {
+        let sim = &self.sim;
+        let mut link = worker::connect(sim, self.identity.pid).ok_or(Broken)?;
+        let hello = FromWorker::Hello(self.identity.spec.name.clone(), self.identity.attempt);
+        self.send(&link, hello)?;
+        let answer = tokio::select! {
+            biased;
+            answer = link.from.recv() => answer.ok_or(Broken)?,
+            () = sim.sleep(WELCOME_WITHIN) => return Err(Broken),
+        };
+        match answer {
+            ToWorker::Welcome(sessions, assignment) => {
+                if !std::mem::replace(&mut lasting.welcomed, true) {
+                    let terms = terms(assignment.duty, assignment.cut);
+                    let _ = lasting.orders.send(FromLink::Welcome(sessions, terms));
+                }
+            }
+            ToWorker::Superseded => {
+                self.superseded.send_replace(true);
+                return Ok(());
+            }
+            ToWorker::Ack(_) | ToWorker::Command(..) => return Err(Broken),
+        }
+        lasting.streams += 1;
+        let mut held = Held {
+            link,
+            deposited: BTreeMap::new(),
+            discarded: BTreeMap::new(),
+            limits_sent: None,
+            acks_open: BTreeSet::new(),
+            farewell: lasting.pending.take(),
+        };
+        let result = async {
+            if held.farewell.is_some() {
+                self.say_farewell(&mut held, lasting)?;
+            }
+            self.hold(&mut held, lasting).await
+        }
+        .await;
+        // A stream that broke during the last words is tried again.
+        lasting.pending = held.farewell.take();
+        result
+    }
+
+    async fn hold(&self, held: &mut Held, lasting: &mut Lasting) -> Result<(), Broken> {
+        let sim = &self.sim;
+        let every = sim.config.report_ms;
+        let mut tick = sim.now();
+        let mut soon = None;
+        loop {
+            if held.farewell.is_some() && held.acks_open.is_empty() {
+                while let Ok(answer) = lasting.answers.try_recv() {
+                    self.answer(held, lasting, answer)?;
+                }
+                if let Some(Farewell { last, done }) = held.farewell.take() {
+                    let _ = done.send(());
+                    if last {
+                        return Ok(());
+                    }
+                }
+            }
+            tokio::select! {
+                biased;
+                message = held.link.from.recv() => match message.ok_or(Broken)? {
+                    ToWorker::Ack(ack) => {
+                        held.acks_open.remove(&ack);
+                    }
+                    ToWorker::Superseded => {
+                        self.superseded.send_replace(true);
+                        return Ok(());
+                    }
+                    ToWorker::Command(id, command) => {
+                        let order = FromLink::Command(lasting.streams, id, command);
+                        let _ = lasting.orders.send(order);
+                    }
+                    ToWorker::Welcome(..) => {}
+                },
+                () = sim.sleep_until(tick) => {
+                    tick = sim.now() + every;
+                    soon = None;
+                    self.tell(held, lasting, true)?;
+                }
+                () = self.nudge.notified(), if soon.is_none() => soon = Some(sim.now() + COALESCE),
+                () = sim.sleep_until(soon.unwrap_or(u64::MAX)), if soon.is_some() => {
+                    soon = None;
+                    self.tell(held, lasting, false)?;
+                }
+                Some(farewell) = lasting.farewells.recv() => {
+                    held.farewell = Some(farewell);
+                    self.say_farewell(held, lasting)?;
+                }
+                Some(answer) = lasting.answers.recv() => self.answer(held, lasting, answer)?,
+            }
+        }
+    }
+
     fn send(&self, link: &Link, message: FromWorker) -> Result<(), Broken> {
         let at = self.sim.now() + self.sim.draw(0..=2);
         if link.to.send(at, message) {
@@ -318,6 +355,22 @@ impl Bot {
         } else {
             Err(Broken)
         }
+    }
+
+    fn answer(&self, held: &Held, lasting: &Lasting, answer: Answer) -> Result<(), Broken> {
+        if answer.stream != lasting.streams {
+            // Whoever asked is gone.
+            return Ok(());
+        }
+        self.send(&held.link, FromWorker::Result(answer.id, answer.result))
+    }
+
+    fn statuses(&self) -> Vec<Status> {
+        let members = self.members.borrow();
+        members
+            .iter()
+            .map(|member| member.status.borrow().clone())
+            .collect()
     }
 
     fn session(&self, status: &Status) -> Option<Session> {
@@ -332,46 +385,22 @@ impl Bot {
             token_sha256: [1; 32],
             handled: deposit.handled.clone(),
             guilds: 0,
-            last_event_at: 0,
-            stopped_at: if status.quiesced { wall } else { 0 },
+            last_event_at: status.report.last_event_at,
+            stopped_at: deposit.stopped_at,
             deposited_at: wall,
             seen_at: wall,
         })
     }
 
-    /// A report, and whatever else has changed.
-    fn tell(&self, held: &mut Held) -> Result<(), Broken> {
-        let shards = self.shards.borrow().clone();
+    /// Whatever has changed. The report goes along when it is due or says something new of a stage.
+    fn tell(&self, held: &mut Held, lasting: &mut Lasting, due: bool) -> Result<(), Broken> {
+        let statuses = self.statuses();
         let count = self.identity.spec.shard_count;
-        let views: Vec<worker::ShardView> =
-            shards.iter().map(|shard| shard.borrow().view()).collect();
-        let all_ready = !views.is_empty() && views.iter().all(|view| view.ready);
-        if all_ready && !self.was_ready.replace(true) {
-            trace!(
-                self.sim,
-                [self.identity.pid],
-                "{} attempt {} is ready",
-                self.identity.spec.name,
-                self.identity.attempt
-            );
-            if let Some(proc) = self.sim.host.borrow_mut().procs.get_mut(&self.identity.pid) {
-                proc.ready = true;
-            }
-            let mut judge = self.sim.judge.borrow_mut();
-            judge.became_ready(
-                self.sim.now(),
-                &self.identity.spec.name,
-                self.identity.attempt,
-            );
+        let stages: Vec<i32> = statuses.iter().map(|status| status.report.stage).collect();
+        if due || stages != lasting.reported {
+            lasting.reported = stages;
+            self.report(held, &statuses)?;
         }
-        let stage = if self.draining.get() {
-            Stage::Draining
-        } else if self.was_ready.get() {
-            Stage::Ready
-        } else {
-            Stage::Starting
-        };
-        self.send(&held.link, FromWorker::Report(stage, views))?;
         let limits = *self.limits.borrow();
         if let Some(limits) = limits
             && held.limits_sent != Some(limits)
@@ -379,40 +408,71 @@ impl Bot {
             self.send(&held.link, FromWorker::Limits(limits))?;
             held.limits_sent = Some(limits);
         }
-        for shard in &shards {
-            shard.borrow_mut().refresh(self.sim.now());
-            let status = shard.borrow();
-            let id = status.id;
+        for status in &statuses {
+            let id = status.report.shard_id;
             if let Some(void) = status.void_session
                 && held.discarded.insert(id, void) != Some(void)
             {
                 let discard = FromWorker::Discard(id, count, SessionId(void.to_string()));
                 self.send(&held.link, discard)?;
             }
-            if let (Some(deposit), Some(session)) = (&status.deposit, self.session(&status)) {
-                let now = (deposit.session, deposit.seq, deposit.handled.clone());
-                if held.deposited.get(&id) != Some(&now) {
+            if let (Some(deposit), Some(session)) = (&status.deposit, self.session(status)) {
+                if held.deposited.get(&id) != Some(deposit) {
                     self.send(&held.link, FromWorker::Deposit(id, count, session, 0))?;
-                    held.deposited.insert(id, now);
+                    held.deposited.insert(id, deposit.clone());
                 }
+            } else {
+                held.deposited.remove(&id);
             }
         }
         Ok(())
     }
 
-    /// The final report, and every session with an acknowledgement asked for.
-    fn say_farewell(&self, held: &mut Held, next_ack: &mut u64) -> Result<(), Broken> {
-        self.tell(held)?;
-        let shards = self.shards.borrow().clone();
-        for shard in &shards {
-            let status = shard.borrow();
-            if let Some(session) = self.session(&status) {
-                *next_ack += 1;
-                let count = self.identity.spec.shard_count;
-                let deposit = FromWorker::Deposit(status.id, count, session, *next_ack);
-                self.send(&held.link, deposit)?;
-                held.acks_open.insert(*next_ack);
+    fn report(&self, held: &Held, statuses: &[Status]) -> Result<(), Broken> {
+        let prepared = self.limits.borrow().is_some();
+        let all_ready = !statuses.is_empty()
+            && statuses
+                .iter()
+                .all(|status| status.is_ready() || status.stands_by() && prepared);
+        if all_ready && !self.was_ready.replace(true) {
+            let (name, attempt) = (&self.identity.spec.name, self.identity.attempt);
+            trace!(
+                self.sim,
+                [self.identity.pid],
+                "{name} attempt {attempt} is ready"
+            );
+            if let Some(proc) = self.sim.host.borrow_mut().procs.get_mut(&self.identity.pid) {
+                proc.ready = true;
             }
+            let mut judge = self.sim.judge.borrow_mut();
+            judge.became_ready(self.sim.now(), name, attempt);
+        }
+        let stage = if self.draining.get() {
+            ProcessStage::Draining
+        } else if self.was_ready.get() {
+            ProcessStage::Ready
+        } else {
+            ProcessStage::Starting
+        };
+        let shards = statuses.iter().map(|status| status.report.clone());
+        self.send(&held.link, FromWorker::Report(stage, shards.collect()))
+    }
+
+    /// The final report, and every session with an acknowledgement asked for.
+    fn say_farewell(&self, held: &mut Held, lasting: &mut Lasting) -> Result<(), Broken> {
+        self.tell(held, lasting, true)?;
+        held.acks_open.clear();
+        for status in self.statuses() {
+            if let Some(session) = self.session(&status) {
+                lasting.next_ack += 1;
+                let (count, ack) = (self.identity.spec.shard_count, lasting.next_ack);
+                let deposit = FromWorker::Deposit(status.report.shard_id, count, session, ack);
+                self.send(&held.link, deposit)?;
+                held.acks_open.insert(ack);
+            }
+        }
+        while let Ok(answer) = lasting.answers.try_recv() {
+            self.answer(held, lasting, answer)?;
         }
         Ok(())
     }
