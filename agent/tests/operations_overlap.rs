@@ -4,19 +4,22 @@ use std::collections::BTreeMap;
 
 use tanako_agent::{
     coordinator::planning,
-    desired::Desired,
+    desired::{Desired, Document},
     operations::{
         Course, Kind, OpState, Operation, Step, StepAction, StepState,
         core::{self, Effect, Input, Observation, Observed, Request},
         cut, duties,
     },
-    supervisor::State,
+    supervisor::{Desired as Wanted, State},
 };
 use tanako_fleet::{
     rollout::Sample,
     spec::{Generation, Places},
 };
-use tanako_store::{Store, Txn, embedded::EmbeddedStore};
+use tanako_store::{
+    Store, Txn,
+    embedded::{EmbeddedStore, Options},
+};
 
 const T: i64 = 1_000_000;
 
@@ -77,6 +80,8 @@ fn cut_of(op: &Operation, back: bool) -> &Step {
 
 /// Forward until both sides have confirmed; the moment.
 fn cut_over(op: &mut Operation) -> i64 {
+    // It begins, then tells the givers.
+    core::step(op, T, Input::Observe(&fleet(T)));
     core::step(op, T, Input::Observe(&fleet(T)));
     let at = cut_of(op, false).cut_at;
     answer(op, T + 1, "b/0", at);
@@ -175,18 +180,58 @@ fn an_operation_on_two_sets_holds_both_until_it_has_ended() {
     assert!(planning::in_the_way([&op], &steps, &["b".to_owned()]).is_none());
 }
 
-#[tokio::test]
-async fn what_was_removed_on_the_way_back_is_not_started_by_the_next_term() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let store = EmbeddedStore::open(dir.path(), &Default::default()).expect("opens");
-    let mut document = tanako_agent::desired::Document {
+fn document() -> Document {
+    Document {
         toml: "[fleet]\nname = \"t\"\n[bots.b]\ncommand = [\"x\"]\ntoken_file = \"/t\"\nshards = 1"
             .to_owned(),
-        ..Default::default()
-    };
-    let places = || Places {
+        ..Document::default()
+    }
+}
+
+fn places() -> Places {
+    Places {
         data_dir: "/d".to_owned(),
+    }
+}
+
+async fn desired(document: &Document) -> Desired {
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = EmbeddedStore::open(dir.path(), &Options::default()).expect("opens");
+    let value = serde_json::to_vec(document).expect("encodes");
+    let written = store.commit(Txn::new().put("desired", value)).await;
+    assert!(written.is_ok());
+    Desired::load(&store, places()).await.expect("loads")
+}
+
+#[tokio::test]
+async fn a_restart_that_ends_before_a_stopped_process_leaves_it_stopped() {
+    // It was asked for by its name, so it is wanted again from the moment of acceptance on.
+    let desired = desired(&document()).await;
+    let mut restart = Step::new("b/0", StepAction::Restart, 0, 60_000);
+    restart.was_stopped = true;
+    let mut op = Operation {
+        state: OpState::Running,
+        steps: vec![restart],
+        ..Operation::new(1, Kind::Restart, T)
     };
+    let first = |op: &Operation| {
+        let told = planning::wanted_at_first(&desired, &[op], &BTreeMap::new());
+        told.first().map(|(_, wanted)| *wanted)
+    };
+    assert_eq!(first(&op), Some(Wanted::Stopped), "before its turn");
+    core::step(&mut op, T, Input::Abort);
+    core::step(&mut op, T, Input::Observe(&Observed::new()));
+    assert_eq!(op.state, OpState::Aborted);
+    let after = planning::reverted(&desired, &op).expect("there is something to take back");
+    let name = "b/0".parse().expect("a name");
+    assert!(desired.is_wanted(&name) && !after.is_wanted(&name));
+    op.steps[0].started_at = T;
+    assert!(planning::reverted(&desired, &op).is_none(), "it had begun");
+}
+
+#[tokio::test]
+async fn what_was_removed_on_the_way_back_is_not_started_by_the_next_term() {
+    let mut document = document();
     let spec = document.resolve(&places()).expect("resolves").spec;
     let next = Generation {
         number: 2,
@@ -194,10 +239,7 @@ async fn what_was_removed_on_the_way_back_is_not_started_by_the_next_term() {
         shards_per_process: 1,
     };
     document.build("b", &spec.expect("one"), next);
-    let value = serde_json::to_vec(&document).expect("encodes");
-    let written = store.commit(Txn::new().put("desired", value)).await;
-    assert!(written.is_ok());
-    let desired = Desired::load(&store, places()).await.expect("loads");
+    let desired = desired(&document).await;
     let mut op = reshard();
     op.course = Course::Back;
     // One of the new set is gone again, the other was never begun.

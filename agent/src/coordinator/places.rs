@@ -29,10 +29,7 @@ use crate::{
     desired::Desired,
     history::Severity,
     hosts::{Assigned, HostPicture, Link, Order, OrderError},
-    operations::{
-        Kind, Operation, Step, StepAction, StepState,
-        core::{self, Input},
-    },
+    operations::{Kind, Operation, Step, StepAction, StepState, core},
     supervisor::Desired as Wanted,
 };
 
@@ -264,7 +261,7 @@ impl Task {
             .filter(|step| !step.lost)
             .cloned()
             .collect();
-        self.check_conflicts(&careful)?;
+        self.check_conflicts(&careful, &[])?;
         Ok(Draft {
             max_unavailable: max_unavailable.max(1),
             ..Draft::new(kind, targets, plan)
@@ -431,7 +428,7 @@ impl Task {
         };
         let is_its = |step: &Step| at(&step.object) || at(&step.other) || step.is_between(host);
         for active in &mut self.active {
-            core::step(&mut active.op, now_ms(), Input::Renewed(&is_its));
+            core::step(&mut active.op, now_ms(), core::Input::Renewed(&is_its));
         }
     }
 

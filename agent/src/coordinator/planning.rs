@@ -557,13 +557,21 @@ pub fn wanted_at_first(
         let live = table
             .get(&spec.name)
             .is_some_and(|process| process.state.is_live());
-        let wanted = match steps.get(spec.name.as_str()) {
+        let wanted = match steps
+            .get(spec.name.as_str())
+            .map(|step| (step.action, *step))
+        {
             // The operation starts it when its turn comes.
-            Some((StepAction::Start | StepAction::Warm | StepAction::Shadow, false)) if !live => {
+            Some((StepAction::Start | StepAction::Warm | StepAction::Shadow, step))
+                if !live && !step.is_begun() =>
+            {
+                Wanted::Stopped
+            }
+            Some((StepAction::Restart, step)) if step.was_stopped && !step.is_begun() => {
                 Wanted::Stopped
             }
             Some((StepAction::Stop, _)) => Wanted::Stopped,
-            Some((StepAction::Remove | StepAction::Move, true)) => continue,
+            Some((StepAction::Remove | StepAction::Move, step)) if step.is_begun() => continue,
             _ if desired.is_wanted(&spec.name) => Wanted::Running,
             _ => Wanted::Stopped,
         };
@@ -593,18 +601,20 @@ pub fn orphans(desired: &Desired, operations: &[&Operation], table: &Table) -> V
     table
         .keys()
         .filter(|name| desired.process(name).is_none())
-        .filter(|name| !matches!(steps.get(name.as_str()), Some((StepAction::Remove, _))))
+        .filter(|name| {
+            let next = steps.get(name.as_str());
+            next.is_none_or(|step| step.action != StepAction::Remove)
+        })
         .cloned()
         .collect()
 }
 
-/// The next step of each process, and whether it has begun.
-fn next_steps<'a>(operations: &[&'a Operation]) -> BTreeMap<&'a str, (StepAction, bool)> {
+/// The next step of each process.
+fn next_steps<'a>(operations: &[&'a Operation]) -> BTreeMap<&'a str, &'a Step> {
     let mut next = BTreeMap::new();
     for step in operations.iter().flat_map(|op| &op.steps) {
         if !step.state.is_ended() {
-            next.entry(step.object.as_str())
-                .or_insert((step.action, step.is_begun()));
+            next.entry(step.object.as_str()).or_insert(step);
         }
     }
     next
@@ -668,8 +678,8 @@ pub fn changed(
     })
 }
 
-/// The desired state without what a start or stop that has ended early never got to; `None` where
-/// there is nothing to take back.
+/// The desired state without what a start, stop or restart that has ended early never got to; `None`
+/// where there is nothing to take back.
 pub fn reverted(desired: &Desired, op: &Operation) -> Option<Desired> {
     let untouched: Vec<(ProcessName, bool)> = op
         .steps
@@ -677,11 +687,16 @@ pub fn reverted(desired: &Desired, op: &Operation) -> Option<Desired> {
         .filter(|step| {
             step.started_at == 0
                 && step.ended_at > 0
-                && matches!(step.action, StepAction::Start | StepAction::Stop)
+                && match step.action {
+                    StepAction::Start | StepAction::Stop => true,
+                    // It was asked for by its own name, and stays stopped all the same.
+                    StepAction::Restart => step.was_stopped,
+                    _ => false,
+                }
         })
         .filter_map(|step| Some((step.object.parse().ok()?, step.was_stopped)))
         .collect();
-    let relevant = matches!(op.kind, Kind::Start | Kind::Stop);
+    let relevant = matches!(op.kind, Kind::Start | Kind::Stop | Kind::Restart);
     if !op.state.is_ended() || !relevant || untouched.is_empty() {
         return None;
     }

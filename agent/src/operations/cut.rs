@@ -174,8 +174,11 @@ pub(super) fn watch(
         op.message = format!("{}: its old set takes the events back", step.object);
     }
     if step.stage == GIVERS {
-        give(step, now, observed, &givers, effects);
-        if back && late {
+        let given_up = back && late;
+        if !given_up || !stands(step, observed, &givers) {
+            give(step, now, observed, &givers, effects);
+        }
+        if given_up {
             silence(step, observed, &givers, effects);
             let silent = is_confirmed(step, observed, &givers, too_late);
             if silent && step.cut_at == 0 {
@@ -268,6 +271,16 @@ fn give(
         again(step, now, newest_of(observed, givers));
     }
     tell(step, now, observed, givers, effects);
+}
+
+/// Whether givers that are given up need no other moment: there is none yet, and what they have handled
+/// says which it is; or those that did not confirm have stopped, and had handled nothing from it on. A
+/// later one would leave what happens until then to nobody.
+fn stands(step: &Step, observed: &Observed, givers: &[String]) -> bool {
+    let open = givers.iter().filter(|name| !step.acks.contains(*name));
+    let mut open = open.filter_map(|name| observed.get(name));
+    step.cut_at == 0
+        || open.all(|process| process.is_down_for_good() && process.newest_handled < step.cut_at)
 }
 
 /// Givers that do not confirm in time are stopped, so that they handle nothing more.
