@@ -106,6 +106,11 @@ impl Host {
         EPOCH_MS + now as i64 + self.ahead
     }
 
+    /// What the wall clock is ahead of Discord's, in milliseconds.
+    pub fn ahead(&self) -> i64 {
+        self.ahead
+    }
+
     /// Names this boot.
     pub fn boot(&self) -> Arc<str> {
         format!("boot-{}", self.boot).into()

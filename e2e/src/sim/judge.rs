@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tanako_agent::{
     desired::{Desired as Wanted, Document},
     operations::{
-        Course, Kind, OpState, Operation, StepAction, StepState, core::Effect, receipt::How,
+        Course, Kind, OpState, Operation, Step, StepAction, StepState, core::Effect, receipt::How,
     },
     supervisor::{Desired, State},
 };
@@ -221,7 +221,15 @@ pub fn ordered(sim: &Sim, op: &Operation, effect: &Effect, name: &ProcessName) {
         return;
     }
     let is_back = op.course == Course::Back;
-    if !is_back && op.steps.iter().any(|step| step.state == StepState::Failed) {
+    let own = op.steps.iter().find(|step| {
+        step.action == StepAction::Restart
+            && step.object == name.as_str()
+            && step.state == StepState::Running
+    });
+    // What had begun before is told again.
+    let is_new = |failed: &Step| own.is_some_and(|own| own.started_at > failed.ended_at);
+    let failed = |step: &&Step| step.state == StepState::Failed;
+    if !is_back && op.steps.iter().filter(failed).any(is_new) {
         judge.violate(format!(
             "5 (stops at the first): {} restarts {name} after a step has failed",
             op.id

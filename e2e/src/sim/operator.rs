@@ -203,7 +203,7 @@ async fn change(sim: &Sim, number: u64) {
     let mut wanted = Ask {
         max_unavailable: sim.draw(1..=3) as u32,
         strategy: sim.choose(&strategies).unwrap_or_default(),
-        variant: sim.chance(700).then(|| number as u32),
+        variant: sim.chance(700).then_some(number as u32),
         observe_ms,
         ..request(id, Kind::Rollout)
     };

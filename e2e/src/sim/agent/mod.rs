@@ -130,7 +130,7 @@ impl Agent {
     }
 
     /// Whether an order of this epoch counts here.
-    pub fn admit(&self, sim: &Sim, epoch: u64) -> Result<(), String> {
+    pub fn admit(sim: &Sim, epoch: u64) -> Result<(), String> {
         let newest = sim.host.borrow().disk.epoch;
         if epoch < newest {
             trace!(

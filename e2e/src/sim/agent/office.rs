@@ -209,8 +209,15 @@ impl Office {
                 sim.sleep(500).await;
                 continue;
             };
-            agent.admit(sim, self.epoch.get())?;
-            break act(agent).await;
+            Agent::admit(sim, self.epoch.get())?;
+            let life = agent.life;
+            let done = act(agent).await;
+            let lives = |agent: &Rc<Agent>| agent.life == life;
+            let answers = sim.agent.borrow().as_ref().is_some_and(lives);
+            if answers || !self.remote || sim.now() >= deadline {
+                break done;
+            }
+            // The call broke: it may have been carried out, and is made again.
         };
         if self.remote {
             sim.sleep(self.way(sim)).await;
