@@ -103,7 +103,9 @@ impl Store for Watched {
     fn commit(&self, txn: Txn) -> BoxFuture<'_, Result<Outcome, StoreError>> {
         Box::pin(async move {
             self.trouble().await?;
-            self.commits.lock().expect("no panic").push(txn.ops.len());
+            if txn.ops.iter().any(|op| op.key().starts_with("vault/")) {
+                self.commits.lock().expect("no panic").push(txn.ops.len());
+            }
             self.inner.commit(txn).await
         })
     }
@@ -254,9 +256,11 @@ async fn copies_are_small_few_and_gathered() {
     // A set that is no more vanishes from the store, and does not come back from it.
     host.vault.forget("tanako", SHARDS);
     host.copied().await;
-    let listing = store.list("vault/").await.expect("lists");
-    assert_eq!(listing.items, []);
-    assert!(host.vault.refresh(SOON).await);
+    for gone in ["vault/", "guilds/"] {
+        let listing = store.list(gone).await.expect("lists");
+        assert_eq!(listing.items, []);
+    }
+    assert!(host.vault.refresh(&process, SOON).await);
     assert_eq!(host.seq(&process, 0), None);
     host.end().await;
 }
@@ -275,9 +279,23 @@ async fn another_host_takes_over(store: Arc<dyn Store>) {
     for shard in 0..8 {
         a.give(&process, 7, shard, 100 + u64::from(shard), 0).await;
     }
+    a.give(&process, 7, 9, 1, 0).await;
     a.copied().await;
-    assert!(b.vault.refresh(SOON).await);
+    let list = format!("guilds/tanako/{SHARDS}/9");
+    let deadline = tokio::time::Instant::now() + SOON;
+    while store.get(&list).await.expect("reads").is_none() {
+        assert!(tokio::time::Instant::now() < deadline, "no guild list");
+        tokio::time::sleep(quick).await;
+    }
+    assert!(b.vault.refresh(&process, SOON).await);
     assert_eq!(b.seq(&process, 3), Some(103));
+    let guild = 81_384_788_765_712_384;
+    assert_eq!(
+        b.vault.has_guild("tanako", 9, SHARDS, guild),
+        Some(true),
+        "a RESUME does not tell the guilds again"
+    );
+    assert_eq!(b.vault.has_guild("tanako", 3, SHARDS, guild), None);
     // a is cut off, and goes on depositing to nobody's good.
     let saved = tempfile::tempdir().expect("a directory");
     a.give(&process, 7, 3, 105, 1).await;
@@ -293,7 +311,7 @@ async fn another_host_takes_over(store: Arc<dyn Store>) {
     }
     a.end().await;
 
-    assert!(b.vault.refresh(SOON).await);
+    assert!(b.vault.refresh(&process, SOON).await);
     assert_eq!(b.seq(&process, 3), Some(105), "the last one was final");
     b.vault.attach(&process, 8);
     b.give(&process, 8, 3, 110, 0).await;
@@ -323,7 +341,7 @@ async fn another_host_takes_over(store: Arc<dyn Store>) {
     b.give(&process, 8, 3, 130, 0).await;
     b.copied().await;
     a.copied().await;
-    assert!(a.vault.refresh(SOON).await);
+    assert!(a.vault.refresh(&process, SOON).await);
     assert_eq!(a.seq(&process, 3), Some(130));
     assert_eq!(b.seq(&process, 3), Some(130));
     a.end().await;
@@ -360,7 +378,12 @@ async fn nothing_waits_for_a_store_that_is_out() {
         host.vault.sessions_for(&process, None).len(),
         SHARDS as usize
     );
-    assert!(!host.vault.refresh(Duration::from_millis(50)).await);
+    assert!(
+        !host
+            .vault
+            .refresh(&process, Duration::from_millis(50))
+            .await
+    );
     host.end().await;
 
     store.hang.store(false, Ordering::Relaxed);

@@ -159,7 +159,7 @@ impl Local {
         let Some(spec) = self.spec(name) else {
             return Err(refused(&SupervisorError::Unknown(name.clone())));
         };
-        if !self.vault.refresh(RECALL_WITHIN).await {
+        if !self.vault.refresh(&spec, RECALL_WITHIN).await {
             let problem = Problem::new(
                 "store-unavailable",
                 name.as_str(),

@@ -1,7 +1,7 @@
 //! The copy of the sessions in the fleet's store, for other hosts.
 //!
-//! A key for each shard, `vault/BOT/COUNT/SHARD`, its value at most a few kB: no guild list, and
-//! only the newest handled interactions (a successor looks up the others, see the bot). Changes of a
+//! A key for each shard, `vault/BOT/COUNT/SHARD`, its value at most a few kB: the guild list is beside
+//! (`lists`), and only the newest handled interactions (a successor looks up the others, see the bot). Changes of a
 //! few seconds are written together, in transactions well within the store's limits, each key only
 //! if it is as this host last saw it; otherwise everything is read and merged by the vault's rules,
 //! and written anew. While the store is out, changes gather (one a shard) and nothing else waits.
@@ -17,12 +17,17 @@ use tanako_fleet::vault::ShardKey;
 use tanako_store::{Outcome, Revision, Store, StoreError, Txn};
 use tokio_util::sync::CancellationToken;
 
-use super::{Vault, slots::Stored, stored};
+use super::{
+    Vault,
+    lists::{self, Copied},
+    slots::Stored,
+    stored,
+};
 use crate::history::Severity;
 
 const PREFIX: &str = "vault/";
-/// Keys of one transaction; each has a comparison and a change.
-const KEYS_MAX: usize = 64;
+/// Keys of one transaction; each has a comparison and at most two changes.
+const KEYS_MAX: usize = 63;
 /// Bytes of one transaction.
 const BYTES_MAX: usize = 512 * 1024;
 /// A session larger than this is not copied; ten times what a bot of ours has.
@@ -83,6 +88,7 @@ pub(super) async fn run(
         vault,
         store,
         known: None,
+        lists: Copied::default(),
         failures: 0,
     };
     // The first pass takes in what other hosts left.
@@ -122,6 +128,7 @@ struct Copier {
     store: Arc<dyn Store>,
     /// The revisions of the keys as last seen; `None` = not read yet, or no longer known.
     known: Option<HashMap<String, Revision>>,
+    lists: Copied,
     failures: u32,
 }
 
@@ -129,6 +136,11 @@ impl Copier {
     /// Brings the copy up to what is known now; what changes meanwhile is for the next pass. What
     /// fails stays to be done.
     async fn pass(&mut self) -> Result<(), StoreError> {
+        self.sessions().await?;
+        self.lists.pass(&self.vault, &*self.store).await
+    }
+
+    async fn sessions(&mut self) -> Result<(), StoreError> {
         let mut conflicts = 0;
         let mut upto = self.vault.lock().changes;
         loop {
@@ -201,7 +213,10 @@ impl Copier {
                     let txn = txn.if_unchanged(&name, revision.unwrap_or(0));
                     (txn.put(&name, value), true)
                 }
-                (None, Some(revision)) => (txn.if_unchanged(&name, revision).delete(&name), false),
+                (None, Some(revision)) => {
+                    let txn = txn.if_unchanged(&name, revision).delete(lists::name(key));
+                    (txn.delete(&name), false)
+                }
                 (None, None) => {
                     useless.push(key.clone());
                     (txn, false)

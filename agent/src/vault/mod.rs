@@ -7,11 +7,12 @@
 //!   a kill -9 of the agent does not touch. A deposit that asks for an acknowledgement (the last one
 //!   of a process) is synced to disk first. A RESUME needs nothing but this.
 //! - A compact form is copied to the fleet's store now and then (`copy`), so that another host can
-//!   RESUME. Nothing waits for the store.
+//!   RESUME, and the guild lists, less often (`lists`). Nothing waits for the store.
 //!
 //! Session ids are secrets: nothing here prints them.
 
 mod copy;
+mod lists;
 mod moving;
 mod slots;
 mod stored;
@@ -226,14 +227,18 @@ impl Vault {
         }
     }
 
-    /// Takes in what other hosts have copied to the store, before a process is started here that ran
+    /// Takes in what other hosts have copied to the store, before this process is started here that ran
     /// there. False when the store did not answer in time: then the process may have to identify.
-    pub async fn refresh(&self, within: Duration) -> bool {
+    pub async fn refresh(&self, spec: &ProcessSpec, within: Duration) -> bool {
         let Some(store) = self.shared.store.get() else {
             return true; // One machine: there is nobody else.
         };
-        match tokio::time::timeout(within, copy::take_in(self, &**store)).await {
-            Ok(Ok(_)) => true,
+        let both = async {
+            copy::take_in(self, &**store).await?;
+            lists::take_in(self, &**store, spec).await
+        };
+        match tokio::time::timeout(within, both).await {
+            Ok(Ok(())) => true,
             Ok(Err(error)) => {
                 tracing::warn!(%error, "copied sessions could not be read");
                 false

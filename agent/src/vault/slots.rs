@@ -95,12 +95,12 @@ pub(super) struct StoredLast {
 
 /// A guild list as stored.
 #[derive(Clone, PartialEq, prost::Message)]
-struct StoredGuilds {
+pub(super) struct StoredGuilds {
     /// The session that it belongs to.
     #[prost(string, tag = "1")]
-    session_id: String,
+    pub(super) session_id: String,
     #[prost(message, optional, tag = "2")]
-    guilds: Option<GuildCounts>,
+    pub(super) guilds: Option<GuildCounts>,
 }
 
 /// What is to be written about one shard.
