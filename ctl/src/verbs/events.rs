@@ -1,5 +1,7 @@
 //! `tanakoctl events`.
 
+use std::collections::HashMap;
+
 use tanako_proto::fleet::v1::{EventsRequest, Problem};
 
 use super::logs::next;
@@ -57,7 +59,7 @@ impl Args {
             since,
             targets: self.targets,
         };
-        let mut newest = 0;
+        let mut newest = HashMap::new();
         let mut tries = 0;
         loop {
             match read(session, &mut fleet, request.clone(), &mut newest).await? {
@@ -77,19 +79,20 @@ impl Args {
                 fleet = again;
                 tries = 0;
             }
-            if newest > 0 {
+            if !newest.is_empty() {
                 request.tail = TAIL_AGAIN;
             }
         }
     }
 }
 
-/// Reads to the end of the stream; event ids rise, so that `newest` tells what was shown already.
+/// Reads to the end of the stream. The ids of each host's events rise, so that `newest` tells what was shown
+/// already.
 async fn read(
     session: &Session,
     fleet: &mut Fleet,
     request: EventsRequest,
-    newest: &mut u64,
+    newest: &mut HashMap<String, u64>,
 ) -> Result<Option<Problem>, Failure> {
     let follow = request.follow;
     let mut events = match fleet.events(request).await {
@@ -100,8 +103,9 @@ async fn read(
         match next(fleet.endpoint(), &mut events, follow).await {
             Ok(Some(event)) => {
                 // An agent that numbers nothing sends 0; then everything is shown.
-                if event.id == 0 || event.id > *newest {
-                    *newest = event.id.max(*newest);
+                let known = newest.entry(event.host.clone()).or_default();
+                if event.id == 0 || event.id > *known {
+                    *known = event.id.max(*known);
                     session.ui.item(&EventView::from(event))?;
                 }
             }
