@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use crate::process::{ProcessKind, ProcessName, ProcessSpec};
+use crate::process::ProcessName;
 
 /// Which host has which process.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -111,83 +111,12 @@ pub struct Seat {
     pub open: bool,
 }
 
-/// Puts processes that have no host on open ones, evenly: each bot's shards first, then all weight.
-/// `pinned` names the only host that a process may be on. A process is left out when there is nowhere
-/// to put it. Processes and hosts in the same order give the same result.
-pub fn spread<'a>(
-    assignment: &Assignment,
-    seats: &[Seat],
-    all: impl IntoIterator<Item = &'a ProcessSpec>,
-    pinned: impl Fn(&ProcessSpec) -> Option<String>,
-) -> Vec<(ProcessName, String)> {
-    let weight = |spec: &ProcessSpec| spec.shard_ids.len().max(1) as u64;
-    let mut load: BTreeMap<&str, u64> = BTreeMap::new();
-    let mut of_bot: BTreeMap<(&str, &str), u64> = BTreeMap::new();
-    let mut homeless = Vec::new();
-    for spec in all {
-        match assignment.host_of(&spec.name) {
-            Some(host) => {
-                *load.entry(host).or_default() += weight(spec);
-                *of_bot.entry((host, spec.name.group())).or_default() += weight(spec);
-            }
-            None => homeless.push(spec),
-        }
-    }
-    let mut placed = Vec::new();
-    for spec in homeless {
-        let pin = pinned(spec);
-        // Data is where it was made: a node without a place of its own stays with the first host.
-        let first = spec.kind == ProcessKind::Db && pin.is_none();
-        let mut fit = seats.iter().filter(|seat| match &pin {
-            Some(host) => seat.host == *host,
-            None => seat.open,
-        });
-        let chosen = if first {
-            fit.min_by_key(|seat| &seat.host)
-        } else {
-            fit.by_ref().min_by_key(|seat| {
-                let host = seat.host.as_str();
-                let bot = of_bot.get(&(host, spec.name.group())).copied();
-                let all = load.get(host).copied();
-                (bot.unwrap_or(0), all.unwrap_or(0), host)
-            })
-        };
-        if let Some(seat) = chosen {
-            *load.entry(&seat.host).or_default() += weight(spec);
-            *of_bot.entry((&seat.host, spec.name.group())).or_default() += weight(spec);
-            placed.push((spec.name.clone(), seat.host.clone()));
-        }
-    }
-    placed
-}
-
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
-    use crate::spec::{self, Places};
 
     fn name(text: &str) -> ProcessName {
         text.parse().expect("a good name")
-    }
-
-    fn specs(shards: u32) -> Vec<ProcessSpec> {
-        let toml = format!(
-            "[fleet]\nname = \"t\"\n[bots.a]\ncommand = [\"x\"]\ntoken_file = \"/t\"\nshards = {shards}\n\
-             [bots.b]\ncommand = [\"x\"]\ntoken_file = \"/t\"\nshards = 3\n"
-        );
-        let spec = spec::parse(&toml, "fleet.toml").expect("a good spec");
-        spec.processes(&Places::anywhere())
-    }
-
-    fn seats(count: usize, closed: usize) -> Vec<Seat> {
-        (0..count)
-            .map(|n| Seat {
-                host: format!("h{n}"),
-                open: n != closed,
-            })
-            .collect()
     }
 
     #[test]
@@ -214,42 +143,5 @@ mod tests {
         let changed: Vec<String> = assignment.changed(&next).into_iter().collect();
         assert_eq!(changed, ["a", "b", "c"]);
         assert!(next.changed(&next).is_empty());
-    }
-
-    proptest! {
-        #[test]
-        fn shards_are_spread_evenly_over_open_hosts(count in 1usize..9, shards in 1u32..60, closed in 0usize..12) {
-            let specs = specs(shards);
-            let seats = seats(count, closed);
-            let open = seats.iter().filter(|seat| seat.open).count();
-            let placed = spread(&Assignment::default(), &seats, &specs, |_| None);
-            prop_assert_eq!(placed.len(), if open == 0 { 0 } else { specs.len() });
-            for group in ["a", "b"] {
-                let of = |seat: &Seat| placed.iter().filter(|(name, host)| {
-                    name.group() == group && *host == seat.host
-                }).count();
-                let counts: Vec<usize> = seats.iter().filter(|seat| seat.open).map(of).collect();
-                let (min, max) = (counts.iter().min(), counts.iter().max());
-                prop_assert!(max.copied().unwrap_or(0) <= min.copied().unwrap_or(0) + 1, "{:?}", counts);
-            }
-            prop_assert!(placed.iter().all(|(_, host)| seats.iter().any(|seat| seat.open && seat.host == *host)));
-            // What has a place keeps it.
-            let moves = placed.iter().map(|(name, host)| (name.clone(), Some(host.clone())));
-            let assignment = Assignment::default().with(moves);
-            if open > 0 {
-                prop_assert!(spread(&assignment, &seats, &specs, |_| None).is_empty());
-            }
-        }
-    }
-
-    #[test]
-    fn what_is_pinned_goes_nowhere_else() {
-        let specs = specs(4);
-        let pinned = |spec: &ProcessSpec| (spec.name.group() == "a").then(|| "h2".to_owned());
-        let placed = spread(&Assignment::default(), &seats(3, 2), &specs, pinned);
-        for (name, host) in placed {
-            assert_eq!(host == "h2", name.group() == "a", "{name} on {host}");
-        }
-        assert!(spread(&Assignment::default(), &seats(2, 9), &specs, pinned).len() == 3);
     }
 }

@@ -128,7 +128,7 @@ impl Task {
             Kind::Rollout => return self.draft_rollout(request).await,
             Kind::Reshard => return self.draft_reshard(request),
             Kind::Move => return self.draft_move(request),
-            Kind::Failover => return self.draft_failover(request).await,
+            Kind::Failover => return self.draft_failover(request),
             Kind::Cordon | Kind::Uncordon => return self.draft_cordon(kind, request),
             Kind::Drain => return self.draft_drain(request),
             Kind::Rebalance => return self.draft_rebalance(request),

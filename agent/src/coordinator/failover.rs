@@ -4,11 +4,14 @@
 //! shown, resumed by the next coordinator, with a receipt. Each commit that takes a process from a lost host
 //! compares that the host has not come back.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use tanako_fleet::{
-    ProcessKind, ProcessName,
-    assignment::{self, Assignment},
+    ProcessKind, ProcessName, ProcessSpec,
+    placement::{Aim, HostState},
 };
 use tanako_proto::fleet::v1::{self as wire, Problem};
 use tanako_store::Txn;
@@ -17,7 +20,7 @@ use super::{
     Caller,
     draft::{Draft, Refused},
     places::Moves,
-    planning::{Plan, Relocation},
+    planning::Relocation,
     task::Task,
 };
 use crate::{
@@ -30,6 +33,8 @@ use crate::{
 
 /// After an operation that could not be begun, or failed.
 const AGAIN_MS: i64 = 5_000;
+/// How long it may take, once the operator has said that a host is off, until the store says so too.
+const RELEASE_WITHIN: Duration = Duration::from_secs(5);
 
 impl Task {
     /// Who is lost, as far as this term knows.
@@ -89,6 +94,25 @@ impl Task {
     /// The processes of a lost host that have to go elsewhere, unless that is under way. Database nodes stay
     /// with their data: that is told.
     fn stranded(&mut self, host: &str) -> Vec<ProcessName> {
+        let (bots, nodes) = self.lost_with(host);
+        for node in nodes {
+            if self.nodes_told.insert(node.clone()) {
+                self.parts.history.event(
+                    Severity::Error,
+                    "database-node-lost",
+                    node.as_str(),
+                    format!(
+                        "its data is on host {host}, which is lost: bring that host back, or restore the \
+                         latest backup on another one (tanakoctl backup list, tanakoctl restore)"
+                    ),
+                );
+            }
+        }
+        bots
+    }
+
+    /// What is assigned to a host: bots that are not under way elsewhere yet, and database nodes.
+    fn lost_with(&self, host: &str) -> (Vec<ProcessName>, Vec<ProcessName>) {
         let under_way: BTreeSet<String> = self
             .active
             .iter()
@@ -106,37 +130,41 @@ impl Task {
                 _ => {}
             }
         }
-        for node in nodes {
-            if self.nodes_told.insert(node.clone()) {
-                self.parts.history.event(
-                    Severity::Error,
-                    "database-node-lost",
-                    node.as_str(),
-                    format!(
-                        "its data is on host {host}, which is lost: bring that host back, or restore the \
-                         latest backup on another one (tanakoctl backup list, tanakoctl restore)"
-                    ),
-                );
-            }
-        }
-        bots
+        (bots, nodes)
     }
 
     /// Where they go: evenly over the hosts that take processes.
     fn relocations(&self, host: &str, names: &[ProcessName]) -> Vec<Relocation> {
-        let homeless = names.iter().map(|name| (name.clone(), None));
-        let without: Assignment = self.stored.assignment.with(homeless);
-        let seats = self.hosts.seats();
-        let seats: Vec<_> = seats.into_iter().filter(|seat| seat.host != host).collect();
-        let all = self.desired.processes.iter().map(AsRef::as_ref);
-        assignment::spread(&without, &seats, all, |_| None)
-            .into_iter()
-            .filter(|(process, _)| names.contains(process))
-            .map(|(process, to)| Relocation {
-                process,
-                from: host.to_owned(),
-                to,
-                lost: true,
+        let hosts = self.offers(&self.desired, |name, state| {
+            if name == host { HostState::Lost } else { state }
+        });
+        let placed = self.level_of(hosts, Aim::Needed, |_| true);
+        let targets: BTreeMap<&ProcessName, &str> = placed
+            .moves
+            .iter()
+            .map(|step| (&step.process, step.to.as_str()))
+            .collect();
+        // Sessions change hands within a host: sets that hold the same shards stay together.
+        let key = |spec: &ProcessSpec| {
+            (
+                spec.name.group().to_owned(),
+                spec.shard_ids.clone(),
+                spec.shard_count,
+            )
+        };
+        let mut together: BTreeMap<_, &str> = BTreeMap::new();
+        names
+            .iter()
+            .filter_map(|process| {
+                let spec = self.desired.process(process)?;
+                let to = *targets.get(process)?;
+                let to = *together.entry(key(spec)).or_insert(to);
+                Some(Relocation {
+                    process: process.clone(),
+                    from: host.to_owned(),
+                    to: to.to_owned(),
+                    lost: true,
+                })
             })
             .collect()
     }
@@ -166,40 +194,86 @@ impl Task {
     }
 
     /// The operator says that a lost host is off: what it had is moved although nobody could prove that it
-    /// has stopped, or although too many are lost.
-    pub(super) async fn draft_failover(
+    /// has stopped, or although too many are lost. What that would be; his word counts with
+    /// [`Self::give_up`].
+    pub(super) fn draft_failover(
         &self,
         request: &wire::OperationRequest,
     ) -> Result<Draft, Refused> {
-        let invalid = |object: &str, message: String, hint: &str| {
-            Box::new(Problem::new("invalid-target", object, message).hint(hint))
-        };
-        let [target] = request.targets.as_slice() else {
-            let message = "name one lost host".to_owned();
-            return Err(invalid(
-                "targets",
-                message,
-                "one after the other, as in `host:b`",
-            ));
-        };
-        let host = target.strip_prefix("host:").unwrap_or(target);
+        let host = lost_host(&request.targets)?;
         let losses = self.losses();
         if !losses.waiting.contains_key(host) && !losses.released.contains(host) {
-            let message = format!("host {host} is not lost");
-            return Err(invalid(
-                host,
-                message,
+            let problem = Problem::new("not-lost", host, format!("host {host} is not lost"));
+            return Err(Box::new(problem.hint(
                 "see `tanakoctl status`; to empty a host that lives use `tanakoctl drain`",
+            )));
+        }
+        let (bots, nodes) = self.lost_with(host);
+        let relocations = self.relocations(host, &bots);
+        let mut draft =
+            self.draft_relocation(Kind::Failover, &request.targets, &relocations, u32::MAX)?;
+        if relocations.len() < bots.len() {
+            return Err(Box::new(
+                Problem::new(
+                    "no-host",
+                    host,
+                    format!(
+                        "{} processes of {host} have no host to go to",
+                        bots.len() - relocations.len()
+                    ),
+                )
+                .hint("start the agent of a host, or uncordon one: `tanakoctl status` lists them")
+                .retryable(),
             ));
         }
-        if let Some(watchman) = &self.watchman {
-            watchman.allow(host).await;
+        draft.plan.warnings.push(format!(
+            "if {host} is not off, its shards will run twice: look at it, or switch it off, first"
+        ));
+        for node in nodes {
+            draft.plan.warnings.push(format!(
+                "{node} stays lost: its data is on {host}; bring that host back, or restore a backup"
+            ));
         }
-        Ok(Draft::new(
-            Kind::Failover,
-            &request.targets,
-            Plan::default(),
-        ))
+        Ok(draft)
+    }
+
+    /// Takes the operator's word that a host is off, and waits until the store has it.
+    pub(super) async fn give_up(&self, targets: &[String]) -> Result<(), Refused> {
+        let host = lost_host(targets)?;
+        let Some(watchman) = &self.watchman else {
+            return Ok(());
+        };
+        let mut losses = watchman.losses();
+        if losses.borrow_and_update().released.contains(host) {
+            return Ok(());
+        }
+        watchman.allow(host).await;
+        let released = losses.wait_for(|losses| losses.released.contains(host));
+        match tokio::time::timeout(RELEASE_WITHIN, released).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(Box::new(crate::problem::stopping())),
+            Err(_) => Err(Box::new(
+                Problem::new(
+                    "not-released",
+                    host,
+                    format!("the store does not say yet that {host} is off"),
+                )
+                .cause("the host has come back, or the store does not answer")
+                .hint("see `tanakoctl status`, then ask again")
+                .retryable(),
+            )),
+        }
+    }
+}
+
+/// The one host that targets name.
+fn lost_host(targets: &[String]) -> Result<&str, Refused> {
+    match targets {
+        [target] => Ok(target.strip_prefix("host:").unwrap_or(target)),
+        _ => Err(Box::new(
+            Problem::new("invalid-target", "targets", "name one lost host")
+                .hint("one after the other, as in `host:b`"),
+        )),
     }
 }
 

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use tanako_fleet::{
+    ProcessSpec,
     placement::{self, Aim, Host, HostState, Input, demand},
     spec::Spec,
 };
@@ -234,14 +235,21 @@ impl Task {
 
     /// Plans the processes that serve; sets that an operation is building are its own.
     pub(super) fn level(&self, hosts: Vec<Host>, aim: Aim) -> placement::Plan {
+        self.level_of(hosts, aim, |spec| !self.desired.is_next(&spec.name))
+    }
+
+    /// Plans these processes.
+    pub(super) fn level_of(
+        &self,
+        hosts: Vec<Host>,
+        aim: Aim,
+        which: impl Fn(&ProcessSpec) -> bool,
+    ) -> placement::Plan {
         let assignment = self.hosts.assignment();
         let desired = &self.desired;
-        let serving = desired
-            .processes
-            .iter()
-            .filter(|spec| !desired.is_next(&spec.name))
-            .map(AsRef::as_ref);
-        let processes = demand::processes(desired.spec.as_deref(), serving, |spec| {
+        let all = desired.processes.iter().map(AsRef::as_ref);
+        let planned = all.filter(|spec| which(spec));
+        let processes = demand::processes(desired.spec.as_deref(), planned, |spec| {
             assignment.host_of(&spec.name).map(str::to_owned)
         });
         placement::plan(&Input {

@@ -44,6 +44,11 @@ impl Task {
                 .operation(&draft, &request.request_id, caller)
                 .to_wire());
         }
+        if draft.kind == Kind::Failover {
+            self.give_up(&request.targets)
+                .await
+                .map_err(|refused| *refused)?;
+        }
         self.accept(draft, request.request_id, caller).await
     }
 
