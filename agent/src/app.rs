@@ -312,7 +312,7 @@ impl App {
             workers: workers.clone(),
             vault: vault.clone(),
             sample: metrics.latest(),
-            gate: Gate::open(&config.data_dir),
+            gate: Gate::open(&config.data_dir, &store_name(&config.store)),
         };
         let through = matches!(store, Opened::Etcd(_)).then(|| {
             let dial = dial.clone();
@@ -709,6 +709,14 @@ async fn duties(config: &Config, store: &dyn Store) -> Result<Duties, DesiredErr
             Ok(Duties::default())
         }
         known => known,
+    }
+}
+
+/// Tells stores apart whose revisions have nothing to do with each other.
+fn store_name(store: &StoreConfig) -> String {
+    match store {
+        StoreConfig::Embedded => "embedded".to_owned(),
+        StoreConfig::Etcd(etcd) => format!("etcd {}", etcd.options.prefix),
     }
 }
 

@@ -5,6 +5,10 @@
 //! know it, moves nothing here, not even after this agent's restart. Within an epoch an order about a
 //! process counts only if none with a higher number has been carried out: one that was held up on its
 //! way does not undo what came after it.
+//!
+//! Revisions count within one store. The file also names the store: after a move to another one, whose
+//! revisions may be lower, the epochs of the old one count no more. That holds nothing back for long: the
+//! old store's coordinator ended with the move.
 
 use std::{
     collections::HashMap,
@@ -28,25 +32,29 @@ pub struct Gate(Arc<Mutex<State>>);
 #[derive(Debug)]
 struct State {
     path: PathBuf,
+    /// Of which store the epochs are.
+    store: String,
     epoch: u64,
     /// Number of the last order about each process, in this epoch.
     last: HashMap<ProcessName, u64>,
 }
 
 impl Gate {
-    /// Reads the epoch that is kept in `directory`. One that cannot be read counts as none: the store
-    /// fences what coordinators write in any case.
-    pub fn open(directory: &Path) -> Self {
+    /// Reads the epoch that is kept in `directory` for `store`, a name without line breaks. One that cannot
+    /// be read, and one of another store, count as none: the store fences what coordinators write in any
+    /// case.
+    pub fn open(directory: &Path, store: &str) -> Self {
         let path = directory.join("epoch");
         let epoch = match std::fs::read_to_string(&path) {
-            Ok(text) => text.trim().parse().unwrap_or_else(|_| {
-                tracing::warn!(path = %path.display(), "the epoch cannot be read");
+            Ok(text) => read(&text, store).unwrap_or_else(|| {
+                tracing::warn!(path = %path.display(), "the epoch is not one of this store");
                 0
             }),
             Err(_) => 0,
         };
         Self(Arc::new(Mutex::new(State {
             path,
+            store: store.to_owned(),
             epoch,
             last: HashMap::new(),
         })))
@@ -68,7 +76,7 @@ impl Gate {
             });
         }
         if epoch > state.epoch {
-            write(&state.path, epoch).map_err(|error| {
+            write(&state.path, epoch, &state.store).map_err(|error| {
                 let problem = Problem::new(
                     "no-space",
                     state.path.display().to_string(),
@@ -94,10 +102,19 @@ impl Gate {
     }
 }
 
-fn write(path: &Path, epoch: u64) -> std::io::Result<()> {
+fn read(text: &str, store: &str) -> Option<u64> {
+    let (epoch, of) = text.trim_end().split_once(' ')?;
+    if of == store {
+        epoch.parse().ok()
+    } else {
+        None
+    }
+}
+
+fn write(path: &Path, epoch: u64, store: &str) -> std::io::Result<()> {
     let new = path.with_extension("new");
     let mut file = std::fs::File::create(&new)?;
-    file.write_all(epoch.to_string().as_bytes())?;
+    file.write_all(format!("{epoch} {store}\n").as_bytes())?;
     file.sync_all()?;
     std::fs::rename(&new, path)?;
     // The rename itself must be there after a power cut.
@@ -114,21 +131,25 @@ mod tests {
     #[test]
     fn an_older_coordinator_is_refused_also_by_the_next_agent() {
         let dir = tempfile::tempdir().expect("a directory");
-        let gate = Gate::open(dir.path());
+        let gate = Gate::open(dir.path(), "embedded");
         assert_eq!((gate.epoch(), gate.pass(7, None)), (0, Ok(())));
         let stale = OrderError::Stale { epoch: 6, seen: 7 };
         assert_eq!(gate.pass(6, None), Err(stale.clone()));
-        let next = Gate::open(dir.path());
+        let next = Gate::open(dir.path(), "embedded");
         assert_eq!(next.pass(6, None), Err(stale));
         assert_eq!(next.pass(8, None), Ok(()));
+        // Another store counts anew, however low.
+        let moved = Gate::open(dir.path(), "etcd tanako/t/");
+        assert_eq!((moved.epoch(), moved.pass(3, None)), (0, Ok(())));
+        assert_eq!(Gate::open(dir.path(), "etcd tanako/t/").epoch(), 3);
         std::fs::write(dir.path().join("epoch"), "rubbish").expect("writes");
-        assert_eq!(Gate::open(dir.path()).epoch(), 0);
+        assert_eq!(Gate::open(dir.path(), "embedded").epoch(), 0);
     }
 
     #[test]
     fn a_late_order_does_not_undo_a_newer_one() {
         let dir = tempfile::tempdir().expect("a directory");
-        let gate = Gate::open(dir.path());
+        let gate = Gate::open(dir.path(), "embedded");
         let (a, b) = (
             "x/0".parse().expect("a name"),
             "x/1".parse().expect("a name"),
@@ -147,7 +168,7 @@ mod tests {
     #[test]
     fn an_epoch_that_cannot_be_kept_counts_for_nothing() {
         let dir = tempfile::tempdir().expect("a directory");
-        let gate = Gate::open(&dir.path().join("missing"));
+        let gate = Gate::open(&dir.path().join("missing"), "embedded");
         let refused = gate.pass(3, None).expect_err("nowhere to keep it");
         assert!(refused.is_retryable(), "{refused}");
         assert_eq!(gate.epoch(), 0);

@@ -4,6 +4,7 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::Stream;
+use tanako_pki::Peer;
 use tanako_proto::{
     fleet::v1::Problem,
     host::v1::{self as wire, host_server::Host, worker_answer::Answer},
@@ -218,6 +219,7 @@ impl Host for HostService {
         &self,
         request: Request<wire::PermitRequest>,
     ) -> Result<Response<wire::PermitReply>, Status> {
+        is_asker(&request, &request.get_ref().host)?;
         let counter = self.counter.as_ref().ok_or_else(|| not_yet("permits"))?;
         let reply = counter.acquire(request.into_inner()).await?;
         Ok(Response::new(reply))
@@ -259,8 +261,25 @@ impl Host for HostService {
         &self,
         request: Request<wire::RelayRequest>,
     ) -> Result<Response<wire::RelayReply>, Status> {
+        is_asker(&request, &request.get_ref().host)?;
         let request = request.into_inner();
         Ok(Response::new(self.tenures.relay(&request).await))
+    }
+}
+
+/// Whoever asks for a host must be that host, by its certificate. On this host's own socket there is none:
+/// who may open it may everything.
+fn is_asker<T>(request: &Request<T>, host: &str) -> Result<(), Status> {
+    match request.extensions().get::<Arc<Peer>>() {
+        Some(peer) if peer.name != host => Err(Problem::new(
+            "denied",
+            host,
+            format!("{peer} asks in the name of host {host:?}"),
+        )
+        .cause("an agent asks for its own host only")
+        .hint("give each host a certificate of its own: tanakoctl join-token --host NAME")
+        .into_status(tonic::Code::PermissionDenied)),
+        _ => Ok(()),
     }
 }
 
