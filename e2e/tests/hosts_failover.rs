@@ -60,6 +60,24 @@ mod netns {
     }
 
     #[test]
+    fn the_fence_kills_what_a_frozen_agent_cannot() {
+        let mut rng = fastrand::Rng::with_seed(seed());
+        let mut fleet = Hosts::up(&HOSTS, size());
+        let host = HOSTS[rng.usize(..HOSTS.len())];
+        let shards = victim(&fleet, host);
+        fleet.flow();
+        fleet.freeze_agent_and_bots(host);
+        // Killed where they stand: none of them wakes up with shards that are another's.
+        fleet.until_idle(host);
+        fleet.until_elsewhere(host, &shards);
+        fleet.thaw(host);
+        fleet.until_answers(host);
+        let account = fleet.settle();
+        demand_lossless(&fleet, "agent and bots frozen", &account);
+        demand_once(&account, &shards);
+    }
+
+    #[test]
     fn a_host_without_its_links_goes_on_or_gives_up_as_it_must() {
         let mut rng = fastrand::Rng::with_seed(seed());
         let mut fleet = Hosts::up(&HOSTS, size());
@@ -111,32 +129,5 @@ mod netns {
         let account = fleet.settle();
         demand_lossless(&fleet, "cut from everything but Discord", &account);
         demand_once(&account, &shards);
-    }
-
-    #[test]
-    fn the_leader_of_etcd_dies_and_nobody_notices() {
-        let mut fleet = Hosts::up(&HOSTS, size());
-        let places = fleet.places();
-        fleet.flow();
-        let leader = fleet.etcd.leader(&fleet.lan);
-        fleet.etcd.kill_member(&leader);
-        fleet.say(&format!("etcd of {leader}, the leader, killed"));
-        let next = fleet.etcd.leader(&fleet.lan);
-        assert_ne!(next, leader);
-        // Decisions go on with the next leader.
-        let host = fleet.coordinator();
-        let output = fleet.ctl(&host, &["restart", "tanako/0", "--yes", "--wait"]);
-        assert!(
-            output.status.success(),
-            "{}\n{}",
-            tanako_e2e::fleet::text(&output),
-            fleet.story()
-        );
-        fleet.etcd.start_member(&fleet.lan, &leader);
-        fleet.etcd.until_healthy(&fleet.lan, &leader);
-        let account = fleet.settle();
-        demand_lossless(&fleet, "leader of etcd killed", &account);
-        demand_once(&account, &BTreeSet::from([0, 1]));
-        assert_eq!(fleet.places(), places, "nothing moved");
     }
 }

@@ -37,24 +37,29 @@ mod netns {
     }
 
     #[test]
-    fn a_rolling_restart_outlives_the_host_of_the_coordinator() {
+    fn a_rollout_outlives_the_host_of_the_coordinator() {
         let mut fleet = Hosts::up(&HOSTS, size());
         let coordinator = fleet.coordinator();
         let asked = another(&fleet, &coordinator);
         fleet.flow();
-        let command = fleet.spawn(&asked, &["restart", "tanako", "--yes", "--wait"]);
-        fleet.operation("restart", "its first process", 90, |operation| {
+        let command = fleet.spawn(&asked, &["rollout", "start", "tanako", "--yes", "--wait"]);
+        fleet.operation("rollout", "its first process", 90, |operation| {
             done(operation) >= 1 && operation["state"] == "running"
         });
         let shards = fleet.shards_on(&coordinator);
         fleet.cut_power(&coordinator);
         fleet.until_elsewhere(&coordinator, &shards);
         demand_success(&fleet, command);
-        let operation = fleet.ended("restart", 180);
-        assert_eq!(operation["state"], "succeeded", "{operation:#}");
+        let operation = fleet.ended("rollout", 180);
+        assert_eq!(
+            operation["state"],
+            "succeeded",
+            "{operation:#}\n{}",
+            fleet.story()
+        );
         fleet.revive(&coordinator);
         let account = fleet.settle();
-        demand_lossless(&fleet, "coordinator lost in a restart", &account);
+        demand_lossless(&fleet, "coordinator lost in a rollout", &account);
     }
 
     #[test]

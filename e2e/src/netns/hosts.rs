@@ -266,6 +266,23 @@ impl Hosts {
         self.say(&format!("{host} frozen"));
     }
 
+    /// SIGSTOP of a host's agent and bots, and of nothing else there.
+    pub fn freeze_agent_and_bots(&mut self, host: &str) {
+        let namespace = self.lan.host(host);
+        namespace.freeze_those(|pid| {
+            let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let mut words = command.split(|byte| *byte == 0);
+            let program = words.next().unwrap_or_default();
+            program.ends_with(b"tanako-bot")
+                || program.ends_with(b"tanako-agent") && words.next() != Some(b"fence")
+        });
+        self.agents
+            .get_mut(host)
+            .expect("a host of that name")
+            .frozen = true;
+        self.say(&format!("agent and bots of {host} frozen"));
+    }
+
     /// SIGCONT of everything on a host.
     pub fn thaw(&mut self, host: &str) {
         self.lan.host(host).thaw();
@@ -434,14 +451,25 @@ impl Hosts {
         self.say(&format!("the shards of {host} are elsewhere"));
     }
 
+    fn bots_on(&self, host: &str) -> Vec<u32> {
+        let mut bots = self.lan.host(host).pids();
+        bots.retain(|pid| {
+            fs::read_to_string(format!("/proc/{pid}/comm"))
+                .is_ok_and(|name| name.trim() == "tanako-bot")
+        });
+        bots
+    }
+
+    /// The bot's processes on all hosts, by their ids.
+    pub fn bots(&self) -> BTreeSet<u32> {
+        let hosts = self.agents.keys();
+        hosts.flat_map(|host| self.bots_on(host)).collect()
+    }
+
     /// Waits until none of the bot's processes lives on a host.
     pub fn until_idle(&self, host: &str) {
         wait::until(&format!("no bot on {host}"), 90, || {
-            let mut bots = self.lan.host(host).pids();
-            bots.retain(|pid| {
-                fs::read_to_string(format!("/proc/{pid}/comm"))
-                    .is_ok_and(|name| name.trim() == "tanako-bot")
-            });
+            let bots = self.bots_on(host);
             if bots.is_empty() {
                 Ok(())
             } else {

@@ -97,12 +97,17 @@ impl Namespace {
 
     /// Stops every process in its tracks. None of them does anything once it returns.
     pub fn freeze(&self) {
+        self.freeze_those(|_| true);
+    }
+
+    /// The same for some of them.
+    pub fn freeze_those(&self, which: impl Fn(u32) -> bool) {
         let mut told = BTreeSet::new();
         wait::until("everything to stop", 60, || {
             let going: Vec<u32> = self
                 .pids()
                 .into_iter()
-                .filter(|pid| !stands_still(*pid, told.contains(pid)))
+                .filter(|pid| which(*pid) && !stands_still(*pid, told.contains(pid)))
                 .collect();
             for pid in &going {
                 processes::signal(*pid, Signal::STOP);
