@@ -156,13 +156,17 @@ impl Hosts {
         println!("{:6.1} s  {what}", self.since.elapsed().as_secs_f64());
     }
 
-    /// Names of the hosts that run.
+    /// Names of the hosts that run. Those that are cut off from anything come last: what they tell of
+    /// others may be old.
     pub fn living(&self) -> Vec<String> {
-        self.agents
+        let mut names: Vec<String> = self
+            .agents
             .iter()
             .filter(|(_, host)| !host.off && !host.frozen && host.agent.is_some())
             .map(|(name, _)| name.clone())
-            .collect()
+            .collect();
+        names.sort_by_key(|name| self.lan.is_impaired(name));
+        names
     }
 
     fn run_dir(&self, host: &str) -> PathBuf {
@@ -372,10 +376,16 @@ impl Hosts {
 
     /// Waits until every process is ready and every guild known; gives that status.
     pub fn whole(&self) -> Value {
+        let mut told = String::new();
         wait::until("a whole fleet", 240, || {
             let status = self
                 .status()
                 .map_err(|why| format!("{why}\n{}", self.story()))?;
+            let reasons = status["reasons"].to_string();
+            if reasons != told {
+                self.say(&format!("not healthy for: {reasons}"));
+                told = reasons;
+            }
             rig::is_whole(&status, &self.size)
                 .map(|()| status)
                 .map_err(|why| format!("{why}\n{}", self.story()))

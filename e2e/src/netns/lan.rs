@@ -149,6 +149,11 @@ impl Lan {
         });
     }
 
+    /// Whether any link of a host is bad.
+    pub fn is_impaired(&self, name: &str) -> bool {
+        !self.plugged(name).faults.is_empty()
+    }
+
     /// All links of a host are good again.
     pub fn heal(&mut self, name: &str) {
         self.change(name, BTreeMap::clear);
