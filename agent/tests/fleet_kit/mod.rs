@@ -1,0 +1,380 @@
+//! Several real agents with certificates of one authority, on a real etcd.
+#![allow(dead_code, reason = "each test file uses its own part")]
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::SocketAddr,
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use hyper_util::rt::TokioIo;
+use tanako_pki::{Authority, Identity, Role, Subject, tls};
+use tanako_proto::{
+    fleet::v1::{self as wire, Problem, fleet_client::FleetClient},
+    host::v1::host_client::HostClient,
+};
+use tanako_store::{
+    Store,
+    etcd::{EtcdStore, Options},
+};
+use tonic::transport::{Channel, Endpoint};
+use tower::service_fn;
+
+use crate::{
+    agent_kit::{Client, connect, kill_all_of},
+    etcd_kit::Etcd,
+};
+
+/// Leases run out and members are elected on the way.
+pub const SOON: Duration = Duration::from_secs(90);
+pub const DAY: Duration = Duration::from_secs(24 * 3600);
+pub const PREFIX: &str = "tanako/t/";
+
+/// Processes that only run, each ready after a while.
+pub fn spec(processes: u32, ready_after: &str) -> String {
+    format!(
+        "[fleet]\nname = \"t\"\n[bots.a]\n\
+         command = [\"/bin/sh\", \"-c\", \"echo in $HERE; trap 'exit 0' TERM; while :; do sleep 0.1; done\"]\n\
+         env = {{ HERE = \"{{data_dir}}\" }}\n\
+         shards = {processes}\nworker = true\ntoken_file = \"TOKEN\"\n\
+         ready = {{ kind = \"started\", after = \"{ready_after}\", timeout = \"60s\" }}\n\
+         stop = {{ signal = \"TERM\", grace = \"5s\" }}\n"
+    )
+}
+
+/// A fleet of hosts on one etcd.
+pub struct Fleet {
+    pub etcd: Etcd,
+    pub authority: Authority,
+    pub dir: tempfile::TempDir,
+    pub hosts: BTreeMap<&'static str, Host>,
+}
+
+/// An agent on a directory of its own. Dropping it kills the agent and everything it started.
+pub struct Host {
+    pub dir: PathBuf,
+    pub name: &'static str,
+    pub endpoints: String,
+    pub child: Option<Child>,
+}
+
+impl Fleet {
+    /// All hosts are present and somebody decides.
+    pub async fn new(names: &[&'static str]) -> Self {
+        let etcd = Etcd::single();
+        let dir = tempfile::Builder::new()
+            .prefix("tah")
+            .tempdir()
+            .expect("a directory");
+        let token = dir.path().join("token");
+        fs::write(&token, "secret").expect("writes");
+        fs::set_permissions(&token, fs::Permissions::from_mode(0o600)).expect("sets");
+        let authority = Authority::create("t").expect("made");
+        let mut fleet = Self {
+            authority,
+            hosts: BTreeMap::new(),
+            dir,
+            etcd,
+        };
+        for name in names {
+            let dir = fleet.dir.path().join(name);
+            fs::create_dir(&dir).expect("makes");
+            let ip = "127.0.0.1".parse().expect("an address");
+            fleet
+                .authority
+                .issue_to(&dir.join("identity"), &Subject::agent(*name, [ip]), DAY)
+                .expect("issued");
+            let mut host = Host {
+                dir,
+                name,
+                endpoints: fleet.etcd.urls().join(","),
+                child: None,
+            };
+            host.start();
+            fleet.hosts.insert(name, host);
+        }
+        fleet.present(names).await;
+        fleet
+    }
+
+    pub fn host(&mut self, name: &str) -> &mut Host {
+        self.hosts.get_mut(name).expect("a host")
+    }
+
+    pub async fn store(&self) -> EtcdStore {
+        let options = Options {
+            endpoints: self.etcd.urls(),
+            prefix: PREFIX.to_owned(),
+            tls: None,
+            user: None,
+            timeout: Duration::from_secs(5),
+        };
+        EtcdStore::open(options).expect("opens")
+    }
+
+    /// Waits until exactly these hosts hold their leases.
+    pub async fn present(&self, names: &[&str]) {
+        let store = self.store().await;
+        let end = Instant::now() + SOON;
+        loop {
+            let found = store.list("present/").await.expect("lists").items;
+            let mut found: Vec<&str> = found
+                .iter()
+                .filter_map(|item| item.key.strip_prefix("present/"))
+                .collect();
+            found.sort_unstable();
+            if found == names {
+                return;
+            }
+            assert!(Instant::now() < end, "{found:?}, not {names:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// The host whose agent decides, with a client of it.
+    pub async fn decides(&self) -> (&'static str, Client) {
+        let store = self.store().await;
+        let end = Instant::now() + SOON;
+        loop {
+            let leader = store.get("coordinator").await.expect("reads");
+            let leader = leader.map(|item| String::from_utf8_lossy(&item.value).into_owned());
+            let host = self
+                .hosts
+                .values()
+                .find(|host| Some(host.name) == leader.as_deref());
+            if let Some(host) = host
+                && host.child.is_some()
+            {
+                let mut client = host.client().await;
+                let reply = client.plan(wire::PlanRequest::default()).await;
+                let problem = Problem::from_status(&reply.expect_err("nothing is asked"));
+                if problem.code != "not-coordinator" {
+                    return (host.name, client);
+                }
+            }
+            assert!(Instant::now() < end, "nobody decides");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    pub fn spec(&self, processes: u32, ready_after: &str) -> String {
+        let token = self.dir.path().join("token");
+        spec(processes, ready_after).replace("TOKEN", &token.display().to_string())
+    }
+
+    pub async fn apply(&self, toml: &str) {
+        let (_, mut client) = self.decides().await;
+        let request = wire::ApplyRequest {
+            spec_toml: toml.to_owned(),
+            file_name: "fleet.toml".to_owned(),
+            ..wire::ApplyRequest::default()
+        };
+        let op = client.apply(request).await.expect("accepted").into_inner();
+        self.succeeds(&op.id).await;
+    }
+
+    /// Waits until each host has so many ready processes; what each has then.
+    pub async fn ready(
+        &self,
+        wish: impl Fn(&BTreeMap<&str, Vec<wire::Process>>) -> bool,
+    ) -> Processes {
+        let end = Instant::now() + SOON;
+        loop {
+            let found = self.processes().await;
+            if wish(&found) {
+                return found;
+            }
+            assert!(Instant::now() < end, "not as wished: {found:#?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// What the agents that run say of their own processes.
+    pub async fn processes(&self) -> Processes {
+        let mut all = BTreeMap::new();
+        for host in self.hosts.values().filter(|host| host.child.is_some()) {
+            let mut client = host.client().await;
+            let status = client.get_status(wire::StatusRequest::default()).await;
+            let mut processes = status.expect("answers").into_inner().processes;
+            processes.retain(|process| process.host == host.name);
+            all.insert(host.name, processes);
+        }
+        all
+    }
+
+    /// Waits for the end of an operation, whoever carries it forward.
+    pub async fn ends(&self, id: &str) -> wire::Operation {
+        let end = Instant::now() + SOON;
+        loop {
+            let (_, mut client) = self.decides().await;
+            let request = wire::OperationId { id: id.to_owned() };
+            if let Ok(op) = client.get_operation(request).await {
+                let op = op.into_inner();
+                if op.ended_at > 0 {
+                    return op;
+                }
+            }
+            assert!(Instant::now() < end, "{id} does not end");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    pub async fn succeeds(&self, id: &str) -> wire::Operation {
+        let op = self.ends(id).await;
+        assert_eq!(op.state, "succeeded", "{op:#?}");
+        op
+    }
+
+    pub async fn does(&self, kind: &str, targets: &[&str]) -> wire::Operation {
+        let op = self.submit(kind, targets).await.expect("accepted");
+        self.succeeds(&op.id).await
+    }
+
+    /// Asks until somebody decides; a refusal that will not go away is given back.
+    pub async fn submit(&self, kind: &str, targets: &[&str]) -> Result<wire::Operation, Problem> {
+        let end = Instant::now() + SOON;
+        loop {
+            let (_, mut client) = self.decides().await;
+            let request = wire::OperationRequest {
+                kind: kind.to_owned(),
+                targets: targets.iter().map(|text| (*text).to_owned()).collect(),
+                ..wire::OperationRequest::default()
+            };
+            match client.submit(request).await {
+                Ok(op) => return Ok(op.into_inner()),
+                Err(status) => {
+                    let problem = Problem::from_status(&status);
+                    if !problem.retryable || Instant::now() > end {
+                        return Err(problem);
+                    }
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+    }
+
+    /// As the agent of `name` would speak to the one of `to`.
+    pub async fn peer(&self, name: &str, to: &str) -> HostClient<Channel> {
+        HostClient::new(self.channel(&self.identity(name), to).await)
+    }
+
+    /// As a user with that role would speak to the agent of `to`.
+    pub async fn user(&self, name: &str, role: Role, to: &str) -> Client {
+        let subject = Subject::user(name, role);
+        let identity = self.authority.identity(&subject, DAY).expect("made");
+        FleetClient::new(self.channel(&identity, to).await)
+    }
+
+    pub async fn channel(&self, identity: &Identity, to: &str) -> Channel {
+        let address = self.hosts[to].listens();
+        let config = tls::client(identity, Some(to)).expect("configured");
+        let connector = service_fn(move |_| {
+            let config = config.clone();
+            async move {
+                let stream = tls::connect(address, config, SOON).await?;
+                Ok::<_, std::io::Error>(TokioIo::new(stream))
+            }
+        });
+        Endpoint::from_static("http://agent.tanako")
+            .connect_with_connector(connector)
+            .await
+            .expect("connects")
+    }
+
+    pub fn identity(&self, name: &str) -> Identity {
+        let ip = "127.0.0.1".parse().expect("an address");
+        self.authority
+            .identity(&Subject::agent(name, [ip]), DAY)
+            .expect("made")
+    }
+}
+
+pub type Processes = BTreeMap<&'static str, Vec<wire::Process>>;
+
+impl Host {
+    pub fn start(&mut self) {
+        let _ = fs::remove_file(self.dir.join("info.json"));
+        let log = fs::File::options()
+            .append(true)
+            .create(true)
+            .open(self.dir.join("log"))
+            .expect("opens");
+        let child = Command::new(env!("CARGO_BIN_EXE_tanako-agent"))
+            .arg("--data-dir")
+            .arg(self.dir.join("d"))
+            .args(["--http", "127.0.0.1:0", "--host", self.name])
+            .args(["--listen", "127.0.0.1:0", "--identity"])
+            .arg(self.dir.join("identity"))
+            .arg("--info-file")
+            .arg(self.dir.join("info.json"))
+            .args(["--store", "etcd", "--etcd-prefix", PREFIX])
+            .args(["--etcd-endpoints", &self.endpoints])
+            .args(["--etcd-lease-seconds", "3"])
+            // Nothing is moved away while an agent is off for a moment.
+            .args(["--host-lease-seconds", "60"])
+            .env("RUST_LOG", "info")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("starts");
+        self.child = Some(child);
+        let end = Instant::now() + SOON;
+        while !self.dir.join("info.json").exists() {
+            let child = self.child.as_mut().expect("started");
+            let ended = child.try_wait().expect("asks");
+            assert!(ended.is_none(), "the agent ended: {}", self.log());
+            assert!(Instant::now() < end, "it did not come up: {}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.join("log")).unwrap_or_default()
+    }
+
+    pub fn listens(&self) -> SocketAddr {
+        let text = fs::read_to_string(self.dir.join("info.json")).expect("there");
+        let info: serde_json::Value = serde_json::from_str(&text).expect("reads");
+        let address = info["listen"].as_str().expect("it listens");
+        address.parse().expect("an address")
+    }
+
+    pub async fn client(&self) -> Client {
+        connect(&self.dir.join("d/run/agent.sock")).await
+    }
+
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().expect("kills");
+            child.wait().expect("ends");
+        }
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.kill();
+        kill_all_of(&self.dir);
+    }
+}
+
+pub fn counts(all: &BTreeMap<&str, Vec<wire::Process>>) -> Vec<usize> {
+    all.values()
+        .map(|processes| processes.iter().filter(|process| process.ready).count())
+        .collect()
+}
+
+pub fn named<'a>(all: &'a Processes, name: &str) -> (&'static str, &'a wire::Process) {
+    let found: Vec<_> = all
+        .iter()
+        .flat_map(|(host, processes)| processes.iter().map(move |process| (*host, process)))
+        .filter(|(_, process)| process.name == name)
+        .collect();
+    assert_eq!(found.len(), 1, "{name} in {all:#?}");
+    found[0]
+}
