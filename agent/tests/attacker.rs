@@ -19,6 +19,8 @@ use std::{
 use agent_kit::{connect, kill_all_of, signal};
 use etcd_kit::Etcd;
 use hyper_util::rt::TokioIo;
+use prost::Message as _;
+use tanako_agent::service::admission::CALLER;
 use tanako_fleet::access;
 use tanako_pki::{
     Authority, FIRST_FILE, Given, Holder, Identity, JoinToken, Pending, Renewal, Role, Subject,
@@ -26,8 +28,9 @@ use tanako_pki::{
 };
 use tanako_proto::{
     fleet::v1::{AuditRequest, Problem, StatusRequest, fleet_client::FleetClient},
+    host::v1::{OrderRequest, ShardsQuestion, host_client::HostClient, order_request::Order},
     identity::v1::{
-        GrantRequest, JoinRequest, ListRequest, RenewRequest, RevokeRequest, TokenRequest,
+        Caller, GrantRequest, JoinRequest, ListRequest, RenewRequest, RevokeRequest, TokenRequest,
         identity_client::IdentityClient,
     },
 };
@@ -39,6 +42,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tonic::{
     Code, Request, Status,
     client::Grpc,
+    metadata::BinaryMetadataValue,
     transport::{Channel, Endpoint},
 };
 use tonic_prost::ProstCodec;
@@ -199,28 +203,40 @@ impl World {
 
     /// Waits for a line with all these words in the audit log.
     async fn told(&self, words: &[&str]) {
+        self.traced(words, async || {}).await;
+    }
+
+    /// Does it until there is a line with all these words in the audit log: of many different refusals in
+    /// a row some are only counted.
+    async fn traced(&self, words: &[&str], act: impl AsyncFn()) {
         let mut client = connect(&self.b.dir.join("run/agent.sock")).await;
         let until = Instant::now() + SOON;
         loop {
-            let list = client.audit(AuditRequest { limit: 500 }).await;
-            let lines: Vec<String> = list
-                .expect("an answer")
-                .into_inner()
-                .records
-                .iter()
-                .map(|r| {
-                    format!(
-                        "{} {} {} {} {}",
-                        r.who, r.from, r.action, r.object, r.outcome
-                    )
-                })
-                .collect();
-            let all = |line: &String| words.iter().all(|word| line.contains(word));
-            if lines.iter().any(all) {
-                return;
+            act().await;
+            let again = Instant::now() + Duration::from_secs(1);
+            while Instant::now() < again {
+                let lines: Vec<String> = match client.audit(AuditRequest { limit: 500 }).await {
+                    Ok(list) => list
+                        .into_inner()
+                        .records
+                        .iter()
+                        .map(|r| {
+                            format!(
+                                "{} {} {} {} {}",
+                                r.who, r.from, r.action, r.object, r.outcome
+                            )
+                        })
+                        .collect(),
+                    // The store is slow on a loaded machine.
+                    Err(status) => vec![status.to_string()],
+                };
+                let all = |line: &String| words.iter().all(|word| line.contains(word));
+                if lines.iter().any(all) {
+                    return;
+                }
+                assert!(Instant::now() < until, "{words:?} is not in {lines:#?}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
             }
-            assert!(Instant::now() < until, "{words:?} is not in {lines:#?}");
-            tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
 
@@ -295,6 +311,49 @@ async fn channel(
     identity: &Identity,
 ) -> Result<Channel, tonic::transport::Error> {
     open(address, tls::client(identity, None).expect("configured")).await
+}
+
+/// Makes a call with these bytes as its body, and gets nothing for it.
+async fn post(world: &World, identity: &Identity, path: &str, body: &[u8]) {
+    let config = tls::client(identity, None).expect("configured");
+    let stream = tls::connect(world.b.address, config, SOON).await;
+    let io = TokioIo::new(stream.expect("connects"));
+    let executor = hyper_util::rt::TokioExecutor::new();
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(executor, io)
+        .await
+        .expect("speaks HTTP/2");
+    let driver = tokio::spawn(connection);
+    let request = http::Request::post(format!("http://agent.tanako{path}"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(http_body_util::Full::new(bytes::Bytes::copy_from_slice(
+            body,
+        )))
+        .expect("a request");
+    let answer = tokio::time::timeout(SOON, sender.send_request(request)).await;
+    if let Ok(response) = answer.expect("an answer") {
+        // Trailers only: the status is in the headers.
+        let code = response.headers().get("grpc-status");
+        assert!(code.is_none_or(|code| code != "0"), "{response:?}");
+    }
+    driver.abort();
+}
+
+/// The same call, in the name of somebody else.
+async fn call_for(channel: &Channel, path: &'static str, caller: &[u8]) -> Result<(), Status> {
+    let mut grpc = Grpc::new(channel.clone());
+    grpc.ready()
+        .await
+        .map_err(|error| Status::unknown(error.to_string()))?;
+    let mut request = Request::new(());
+    let value = BinaryMetadataValue::from_bytes(caller);
+    request.metadata_mut().insert_bin(CALLER, value);
+    let path = http::uri::PathAndQuery::from_static(path);
+    let asked = grpc.server_streaming(request, path, ProstCodec::<(), ()>::default());
+    tokio::time::timeout(SOON, asked)
+        .await
+        .expect("an answer")
+        .map(|_| ())
 }
 
 /// Any call, with nothing in it.
@@ -444,6 +503,159 @@ async fn wrong_roles_and_wrong_certificates_get_nothing() {
         .collect();
     assert_eq!(before, after);
     world.still_serves().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn agents_talk_among_themselves_and_to_nobody_else() {
+    let mut world = World::new(&[]).await;
+    let before = world.precious().await;
+    let between: Vec<&'static str> = access::calls()
+        .filter(|path| path.starts_with("/tanako.host.v1.Host/"))
+        .collect();
+    assert!(between.len() >= 10, "{between:?}");
+    // An admin of the fleet is no agent. One each: what is the same is counted, not listed.
+    for (number, path) in between.iter().enumerate() {
+        let name = format!("ann-{number}");
+        let channel = channel(world.b.address, &world.identity(&name, Role::Admin)).await;
+        let channel = channel.expect("connects");
+        let words = [&format!("{name} (admin)"), *path, "refused"];
+        let act = async || {
+            let problem = denied(call(&channel, path).await, path);
+            assert!(problem.cause.contains("role admin"), "{problem:?}");
+        };
+        world.traced(&words, act).await;
+    }
+
+    // An agent of a fleet of the same name.
+    let foreign = Authority::create("t").expect("made");
+    let theirs = foreign
+        .identity(&Subject::agent("a", []), DAY)
+        .expect("made");
+    let home = world.dir.path().join("theirs");
+    theirs.save(&home).expect("saved");
+    fs::copy(world.a.dir.join("identity/ca.pem"), home.join("ca.pem")).expect("copies");
+    let theirs = Identity::load(&home).expect("loads");
+    let act = async || {
+        if let Ok(channel) = channel(world.b.address, &theirs).await {
+            for path in &between {
+                call(&channel, path).await.expect_err("no agent of ours");
+            }
+        }
+    };
+    world.traced(&["connect", "another authority"], act).await;
+
+    // Whoever is no agent speaks for nobody, and agents only as they should.
+    let root = wire_caller("root (admin)", "admin");
+    let paths = [
+        "/tanako.fleet.v1.Fleet/Submit",
+        "/tanako.host.v1.Host/Order",
+    ];
+    for (name, role) in [
+        ("vic", Role::Viewer),
+        ("oli", Role::Operator),
+        ("al", Role::Admin),
+    ] {
+        let channel = channel(world.b.address, &world.identity(name, role)).await;
+        let channel = channel.expect("connects");
+        let words = [&format!("{name} ({role})"), "speaks for somebody else"];
+        let act = async || {
+            for path in paths {
+                let problem = denied(call_for(&channel, path, &root).await, path);
+                assert!(problem.cause.contains("is no agent"), "{problem:?}");
+            }
+        };
+        world.traced(&words, act).await;
+    }
+    let local = connect(&world.b.dir.join("run/agent.sock")).await;
+    let mut request = Request::new(StatusRequest {});
+    let value = BinaryMetadataValue::from_bytes(&root);
+    request.metadata_mut().insert_bin(CALLER, value);
+    let status = local
+        .clone()
+        .get_status(request)
+        .await
+        .expect_err("no agent");
+    assert_eq!(Problem::from_status(&status).code, "denied");
+
+    // A host that was taken over makes no messages that anybody takes.
+    let agent = world.identity("z", Role::Agent);
+    let channel = channel(world.b.address, &agent).await.expect("connects");
+    let words = ["z (agent)", "the caller it speaks for cannot be read"];
+    let act = async || {
+        for bad in [
+            &b"\xff\xff\xff"[..],
+            &wire_caller(&"x".repeat(1000), "admin"),
+            &wire_caller("root", "emperor"),
+            b"",
+        ] {
+            let problem = denied(call_for(&channel, paths[0], bad).await, "unreadable");
+            assert!(problem.cause.contains("cannot be read"), "{problem:?}");
+        }
+    };
+    world.traced(&words, act).await;
+    // In the name of a viewer it may what a viewer may.
+    let viewer = wire_caller("vic (viewer)", "viewer");
+    let words = ["vic (viewer)", "by way of z", "the role viewer may not"];
+    let act = async || {
+        for path in paths {
+            let problem = denied(call_for(&channel, path, &viewer).await, path);
+            assert!(problem.cause.contains("role viewer"), "{problem:?}");
+        }
+    };
+    world.traced(&words, act).await;
+    // In its own it changes nothing.
+    let act = async || drop(denied(call(&channel, paths[0]).await, "of its own"));
+    let words = ["z (agent)", "the role agent may not"];
+    world.traced(&words, act).await;
+
+    let frames: [&[u8]; 3] = [
+        b"\x00\x00\x00\x00\x05\xff\xff\xff\xff\xff",
+        b"\x00\xff\xff\xff\xff",
+        b"garbage that is no frame",
+    ];
+    for call in ["Order", "AskShards", "GiveSessions"] {
+        let path = format!("/tanako.host.v1.Host/{call}");
+        let who = format!("{} (agent)", call.to_lowercase());
+        let agent = world.identity(&call.to_lowercase(), Role::Agent);
+        for cause in ["cannot be read", "too large"] {
+            let act = async || {
+                for frame in frames {
+                    post(&world, &agent, &path, frame).await;
+                }
+            };
+            world.traced(&[&who, &path, cause], act).await;
+        }
+    }
+    // Well-formed nonsense is answered, and gives no orders.
+    let mut host = HostClient::new(channel);
+    let bare = host.order(OrderRequest::default()).await;
+    assert_eq!(bare.expect_err("no order").code(), Code::InvalidArgument);
+    let order = OrderRequest {
+        epoch: u64::MAX,
+        from: "z".repeat(10_000),
+        sequence: u64::MAX,
+        order: Some(Order::Stop("../../etc/passwd".to_owned())),
+    };
+    let status = host.order(order).await.expect_err("no name of a process");
+    assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+    let question = ShardsQuestion {
+        bot: "t".to_owned(),
+        question: "rm -rf /".to_owned(),
+        ..ShardsQuestion::default()
+    };
+    let status = host.ask_shards(question).await.expect_err("no question");
+    assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+    assert_eq!(before, world.precious().await);
+    world.still_serves().await;
+}
+
+fn wire_caller(who: &str, role: &str) -> Vec<u8> {
+    let caller = Caller {
+        who: who.to_owned(),
+        from: "nowhere".to_owned(),
+        role: role.to_owned(),
+    };
+    caller.encode_to_vec()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -608,30 +820,10 @@ async fn noise_crowds_and_giants_leave_the_agent_alive() {
     ];
     let giant = [b"\x00\x00\x50\x00\x00".to_vec(), vec![b'x'; 0x50_0000]].concat();
     for body in frames.into_iter().chain([&giant[..]]) {
-        let config = tls::client(&operator, None).expect("configured");
-        let stream = tls::connect(world.b.address, config, SOON)
-            .await
-            .expect("connects");
-        let io = TokioIo::new(stream);
-        let executor = hyper_util::rt::TokioExecutor::new();
-        let (mut sender, connection) = hyper::client::conn::http2::handshake(executor, io)
-            .await
-            .expect("speaks HTTP/2");
-        let driver = tokio::spawn(connection);
-        let request = http::Request::post("http://agent.tanako/tanako.fleet.v1.Fleet/Apply")
-            .header("content-type", "application/grpc")
-            .header("te", "trailers")
-            .body(http_body_util::Full::new(bytes::Bytes::copy_from_slice(
-                body,
-            )))
-            .expect("a request");
-        let answer = tokio::time::timeout(SOON, sender.send_request(request)).await;
-        if let Ok(response) = answer.expect("an answer") {
-            // Trailers only: the status is in the headers.
-            let code = response.headers().get("grpc-status");
-            assert!(code.is_none_or(|code| code != "0"), "{response:?}");
-        }
-        driver.abort();
+        post(&world, &operator, "/tanako.fleet.v1.Fleet/Apply", body).await;
+    }
+    for cause in ["cannot be read", "too large"] {
+        world.told(&["otto (operator)", "Fleet/Apply", cause]).await;
     }
     // Noise instead of TLS, and inside of it.
     for bytes in [

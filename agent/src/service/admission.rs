@@ -15,11 +15,12 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use futures_util::{FutureExt as _, future::BoxFuture};
 use prost::Message as _;
 use tanako_fleet::access::{self, Role};
 use tanako_pki::Peer;
 use tanako_proto::{fleet::v1::Problem, identity::v1 as wire};
-use tonic::{Status, body::Body, metadata::MetadataMap, transport::server::UdsConnectInfo};
+use tonic::{Code, Status, body::Body, metadata::MetadataMap, transport::server::UdsConnectInfo};
 use tower::{Layer, Service};
 
 use crate::{
@@ -296,21 +297,20 @@ pub struct Admitted<S> {
 impl<S> Service<http::Request<Body>> for Admitted<S>
 where
     S: Service<http::Request<Body>, Response = http::Response<Body>>,
+    S::Future: Send + 'static,
+    S::Error: Send + 'static,
 {
     type Response = http::Response<Body>;
     type Error = S::Error;
-    type Future = futures_util::future::Either<
-        std::future::Ready<Result<Self::Response, Self::Error>>,
-        S::Future,
-    >;
+    type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(context)
     }
 
     fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
-        use futures_util::future::Either;
-
+        let refusals = self.admission.guards.refusals.clone();
+        let call = request.uri().path().to_owned();
         match self.admission.admit(&request) {
             Ok(caller) => {
                 let peer = request.extensions().get::<Connection>();
@@ -318,16 +318,39 @@ where
                 if let Some(peer) = peer {
                     request.extensions_mut().insert(peer);
                 }
+                let (who, from) = (caller.who.clone(), caller.from.clone());
                 request.extensions_mut().insert(caller);
-                Either::Right(self.inner.call(request))
+                let answering = self.inner.call(request);
+                async move {
+                    let response = answering.await?;
+                    if let Some(cause) = unreadable(response.headers()) {
+                        let denied = Denied::new(&who, &from, cause.to_owned(), String::new());
+                        refusals.report(denied.refusal(&call));
+                    }
+                    Ok(response)
+                }
+                .boxed()
             }
             Err(denied) => {
                 let response = denied.status().into_http();
-                let refusal = denied.refusal(request.uri().path());
-                self.admission.guards.refusals.report(refusal);
-                Either::Left(std::future::ready(Ok(response)))
+                refusals.report(denied.refusal(&call));
+                std::future::ready(Ok(response)).boxed()
             }
         }
+    }
+}
+
+/// Why the message of a call did not even come to what answers it. Whatever does answer says more than
+/// a bare code.
+fn unreadable(headers: &http::HeaderMap) -> Option<&'static str> {
+    let text = |name| headers.get(name)?.to_str().ok();
+    if headers.contains_key("grpc-status-details-bin") {
+        return None;
+    }
+    match Code::from_bytes(text("grpc-status")?.as_bytes()) {
+        Code::OutOfRange => Some("its message is too large"),
+        Code::Internal | Code::DataLoss => Some("its message cannot be read"),
+        _ => None,
     }
 }
 
@@ -352,6 +375,20 @@ fn name_of(passwd: &str, uid: u32) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_nobody_answered_was_unreadable() {
+        let of = |status: Status| {
+            let response: http::Response<Body> = status.into_http();
+            unreadable(response.headers())
+        };
+        assert!(of(Status::out_of_range("message length too large")).is_some());
+        assert!(of(Status::internal("failed to decode")).is_some());
+        assert!(of(Status::unimplemented("")).is_none());
+        assert!(of(Status::ok("")).is_none());
+        let said = Problem::new("internal", "x", "y").into_status(Code::Internal);
+        assert!(of(said).is_none());
+    }
 
     #[test]
     fn names_come_from_the_user_database() {
