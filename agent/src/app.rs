@@ -65,6 +65,7 @@ use crate::{
     hub::{
         self, Hub,
         board::{self, Board},
+        shards::Others,
     },
     identify::{self, Broker, Counter, Through},
     identity::{
@@ -73,7 +74,7 @@ use crate::{
     },
     metrics::Metrics,
     migrate::valve::Valve,
-    office::{self, Front, Seat, Standing},
+    office::{self, Front, Seat, Standing, Wanted},
     peers::Peers,
     registry::{self, Registry},
     service::{
@@ -406,6 +407,8 @@ impl App {
             accepting.cancel.clone(),
             &accepting.tracker,
         );
+        let wanted = Wanted::new(coordinator.clone(), shared.clone(), &config.data_dir);
+        broadcast.set_elsewhere(Arc::new(Others::new(hub.clone(), wanted.clone())));
         let queue = http::Queue::new(queue_addresses, broker.clone(), supervisor.status());
         let http = http::serve(
             bound,
@@ -445,6 +448,7 @@ impl App {
             broadcast: broadcast.clone(),
             valve,
             hub,
+            wanted,
         };
         let socket = socket::bind(&config.agent_socket(), config.group_access)?;
         let service = Service::new(

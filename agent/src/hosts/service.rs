@@ -17,7 +17,7 @@ use tonic::{Request, Response, Status};
 
 use super::{Local, feed::Feed, wire as convert};
 use crate::{
-    broadcast::{Broadcast, Question},
+    broadcast::Broadcast,
     hub::{board::Board, feed as views},
     identify::Counter,
     tenure::Answering,
@@ -241,13 +241,14 @@ impl Host for HostService {
     ) -> Result<Response<tanako_proto::worker::v1::BroadcastReply>, Status> {
         let broadcast = self.broadcast.as_ref();
         let broadcast = broadcast.ok_or_else(|| not_yet("questions to its shards"))?;
-        let asked = request.into_inner();
-        let question = Question::new(asked.question, asked.json, asked.timeout_ms)
-            .map_err(|problem| problem.into_status(tonic::Code::InvalidArgument))?;
-        let answers = broadcast.ask_here(&asked.bot, &question).await;
-        Ok(Response::new(tanako_proto::worker::v1::BroadcastReply {
-            answers,
-        }))
+        let reply = broadcast.answer(request.into_inner()).await;
+        reply.map(Response::new).map_err(|problem| {
+            let code = match problem.code.as_str() {
+                "busy" => tonic::Code::ResourceExhausted,
+                _ => tonic::Code::InvalidArgument,
+            };
+            problem.into_status(code)
+        })
     }
 
     async fn get_standing(

@@ -16,7 +16,7 @@
 //! - [`report`]: what this host tells; pure. [`board`]: where it is composed. [`feed`]: for one follower.
 //! - [`follow`]: one other host, for as long as it is wanted. [`known`]: which there are.
 //! - [`merge`]: lines of many hosts by time; pure. [`peer`]: questions to other agents. [`forward`]: what
-//!   changes the fleet, to the agent that decides.
+//!   changes the fleet, to the agent that decides. [`shards`]: questions to shards.
 //! - `task`: owns the core.
 
 pub mod board;
@@ -31,6 +31,7 @@ pub mod merge;
 pub mod peer;
 pub mod report;
 mod rows;
+pub mod shards;
 pub mod show;
 mod task;
 

@@ -254,6 +254,21 @@ impl Core {
             .collect()
     }
 
+    /// The other hosts, and why one of them need not be asked: it is not heard of.
+    pub fn askable(&self) -> BTreeMap<String, Result<(), String>> {
+        let others = self.hosts.iter().filter(|(name, _)| **name != self.own);
+        others
+            .map(|(name, host)| {
+                let askable = if host.is_lost() {
+                    Err(silence(host))
+                } else {
+                    Ok(())
+                };
+                (name.to_string(), askable)
+            })
+            .collect()
+    }
+
     /// Why the fleet is not healthy, and what else is worth a look.
     fn reasons(&self) -> (bool, Vec<String>) {
         let mut reasons: Vec<String> = Vec::new();
@@ -307,27 +322,29 @@ fn named(hosts: &[&str]) -> String {
     }
 }
 
-fn unreachable(name: &str, host: &Host) -> String {
+/// Since when a host has not been heard of, and why.
+fn silence(host: &Host) -> String {
     let since = jiff::Timestamp::from_millisecond(host.heard_at)
         .ok()
         .filter(|_| host.heard_at > 0);
-    let shown = match host.rows.len() {
-        0 => String::new(),
-        1 => "; its process is shown as it was then".to_owned(),
-        n => format!("; its {n} processes are shown as they were then"),
-    };
     let why = if host.why.is_empty() {
         String::new()
     } else {
         format!(" ({})", host.why)
     };
     match since {
-        Some(at) => format!(
-            "host {name} is unreachable: not heard of since {} UTC{why}{shown}",
-            at.strftime("%H:%M:%S")
-        ),
-        None => format!("host {name} is unreachable: this agent has not heard of it{why}"),
+        Some(at) => format!("not heard of since {} UTC{why}", at.strftime("%H:%M:%S")),
+        None => format!("this agent has not heard of it{why}"),
     }
+}
+
+fn unreachable(name: &str, host: &Host) -> String {
+    let shown = match host.rows.len() {
+        0 => String::new(),
+        1 => "; its process is shown as it was then".to_owned(),
+        n => format!("; its {n} processes are shown as they were then"),
+    };
+    format!("host {name} is unreachable: {}{shown}", silence(host))
 }
 
 /// A host as readers see it.

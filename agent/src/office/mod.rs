@@ -15,7 +15,7 @@
 //! - `keeper`: keeps one lease alive.
 //! - `task`: campaigns, begins and ends terms. `course`: what can become of them.
 //! - `authority`: the store for those who outlive terms. `compact`: its history.
-//! - [`Front`]: what the rest of the agent asks, whoever decides.
+//! - [`Front`]: what the rest of the agent asks, whoever decides. [`Wanted`]: what is wanted, likewise.
 //!
 //! A *term* is one life of the coordinator: it begins by reading everything from the store and ends
 //! when the office passes, when the store is silent for too long, or when nobody knows what became of
@@ -32,6 +32,7 @@ mod front;
 mod keeper;
 mod lapse;
 mod task;
+mod wanted;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -45,6 +46,7 @@ use crate::coordinator::Parts;
 
 use authority::Authority;
 pub use front::Front;
+pub use wanted::Wanted;
 
 /// Key of the office.
 pub const KEY: &str = "coordinator";

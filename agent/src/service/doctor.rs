@@ -1,4 +1,4 @@
-//! What is wrong with this machine and this fleet, and what to do about it.
+//! What is wrong with this host and what runs on it, and what to do about it.
 
 use std::{fs, os::unix::fs::MetadataExt, path::Path, time::Duration};
 
@@ -44,20 +44,17 @@ impl Findings {
     }
 }
 
-/// Looks at everything once.
-pub async fn examine(sources: &Sources) -> DoctorReport {
+/// Looks at everything once. `desired`: as it is known here, whoever decides.
+pub async fn examine(sources: &Sources, desired: &Desired) -> DoctorReport {
     let mut findings = Findings(Vec::new());
-    let desired = sources.coordinator.watch_desired().borrow().clone();
     disk(&mut findings, &sources.config.data_dir);
     store(&mut findings, sources).await;
-    descriptors(&mut findings, desired.processes.len() as u64);
+    let here = sources.supervisor.status().borrow().len();
+    descriptors(&mut findings, here as u64);
     cgroup(&mut findings, sources);
     clock(&mut findings);
     match &desired.spec {
-        Some(spec) => {
-            secrets(&mut findings, spec);
-            backups(&mut findings, sources, spec).await;
-        }
+        Some(spec) => secrets(&mut findings, spec),
         None => findings.add(
             "warning",
             "spec",
@@ -66,9 +63,12 @@ pub async fn examine(sources: &Sources) -> DoctorReport {
         ),
     }
     processes(&mut findings, sources);
-    ports(&mut findings, sources).await;
-    budget(&mut findings, sources);
-    reshards(&mut findings, &desired, sources);
+    ports(&mut findings, sources, desired).await;
+    // Only who decides knows the budget.
+    if sources.wanted.decides() {
+        budget(&mut findings, sources);
+        reshards(&mut findings, desired, sources);
+    }
     findings.ok(
         "http",
         format!("/metrics, /health and /ready at http://{}", sources.http),
@@ -268,37 +268,6 @@ fn secrets(findings: &mut Findings, spec: &Spec) {
     }
 }
 
-async fn backups(findings: &mut Findings, sources: &Sources, spec: &Spec) {
-    if spec.database.is_none() {
-        return;
-    }
-    let Some(directory) = sources.coordinator.watch_desired().borrow().backup_dir() else {
-        return;
-    };
-    let root = std::path::PathBuf::from(&directory);
-    let listed = tokio::task::spawn_blocking(move || crate::backup::set::list(&root)).await;
-    let newest = match listed {
-        Ok(Ok(sets)) => sets
-            .into_iter()
-            .find(|set| set.condition == crate::backup::set::Condition::Verified),
-        Ok(Err(error)) => {
-            let hint = "check [backup] directory in fleet.toml, its owner and its mode";
-            findings.add("error", "backup", format!("{directory}: {error}"), hint);
-            return;
-        }
-        Err(_) => return,
-    };
-    match newest {
-        Some(set) => findings.ok("backup", format!("newest verified set: {}", set.label)),
-        None => findings.add(
-            "warning",
-            "backup",
-            format!("there is no verified backup in {directory}"),
-            "make one: `tanakoctl backup`; and set a schedule in [backup]",
-        ),
-    }
-}
-
 fn processes(findings: &mut Findings, sources: &Sources) {
     let table = sources.supervisor.status().borrow().clone();
     let mut well = 0usize;
@@ -332,13 +301,14 @@ fn processes(findings: &mut Findings, sources: &Sources) {
 }
 
 /// A port that a database node wants and somebody else has.
-async fn ports(findings: &mut Findings, sources: &Sources) {
-    let desired = sources.coordinator.watch_desired().borrow().clone();
+async fn ports(findings: &mut Findings, sources: &Sources, desired: &Desired) {
     let Some(database) = desired.spec.as_ref().and_then(|spec| spec.database.clone()) else {
         return;
     };
     let table = sources.supervisor.status().borrow().clone();
-    for node in &database.nodes {
+    let own = sources.config.host.as_str();
+    let here = |host: &Option<String>| host.as_deref().is_none_or(|host| host == own);
+    for node in database.nodes.iter().filter(|node| here(&node.host)) {
         let live = format!("db/{}", node.name)
             .parse()
             .ok()

@@ -6,22 +6,30 @@ use futures_util::{StreamExt, stream};
 use tanako_proto::fleet::v1::{self as wire, Problem, fleet_client::FleetClient};
 use tonic::{Response, Status, transport::Channel};
 
+use super::rpc::SETTLE_MAX;
 use crate::hub::{Hub, peer};
 
 /// What each other host said. One that is silent is not asked.
 pub type Answers<T> = BTreeMap<String, Result<T, Problem>>;
+
+/// The other hosts, and why one of them need not be asked.
+pub async fn others(hub: &Hub) -> BTreeMap<String, Result<(), String>> {
+    // Those that nobody has asked before are connected first.
+    let _ = hub.settled(SETTLE_MAX).await;
+    let others = hub.look(|core, _| core.askable()).await;
+    others.unwrap_or_default()
+}
 
 /// Asks all other hosts.
 pub async fn ask<T, F>(hub: &Hub, call: impl Fn(FleetClient<Channel>) -> F + Copy) -> Answers<T>
 where
     F: Future<Output = Result<Response<T>, Status>>,
 {
-    let others = hub.look(|core, _| core.others()).await.unwrap_or_default();
-    let asked = others.into_iter().map(|(host, live)| async move {
-        let answer = if live {
-            peer::ask(hub, &host, call).await
-        } else {
-            Err(peer::unreachable(&host, "it is not heard of"))
+    let others = others(hub).await;
+    let asked = others.into_iter().map(|(host, askable)| async move {
+        let answer = match askable {
+            Ok(()) => peer::ask(hub, &host, call).await,
+            Err(why) => Err(peer::unreachable(&host, why)),
         };
         (host, answer)
     });

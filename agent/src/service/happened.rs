@@ -7,6 +7,7 @@ use tanako_proto::fleet::v1 as wire;
 use tokio::{sync::mpsc, time::timeout};
 use tonic::Status;
 
+use super::everywhere;
 use crate::{
     clock::now_ms,
     history::History,
@@ -26,20 +27,19 @@ pub async fn past(
     tail: usize,
 ) -> Vec<wire::Event> {
     let mut found = history.events(tail, request.since, &request.targets).await;
-    let others = hub.look(|core, _| core.others()).await.unwrap_or_default();
+    let others = everywhere::others(hub).await;
     let asked = wire::EventsRequest {
         tail: tail as u32,
         follow: false,
         ..request.clone()
     };
-    let answers = others.into_iter().map(|(host, live)| {
+    let answers = others.into_iter().map(|(host, askable)| {
         let asked = asked.clone();
         async move {
             let events = async {
-                if live {
-                    of_host(hub, &host, asked).await
-                } else {
-                    Err("it is unreachable".to_owned())
+                match askable {
+                    Ok(()) => of_host(hub, &host, asked).await,
+                    Err(why) => Err(why),
                 }
             };
             let events = timeout(ANSWER_WITHIN, events).await;

@@ -8,11 +8,12 @@
 //! - [`view`]: the status of the fleet, composed from what the parts publish; pure.
 //! - [`watch`]: that status as a stream of changes.
 //! - [`logs`]: many logs as one stream; `gather`: those of many hosts. `happened`: events of many hosts.
-//! - `everywhere`: one question to all hosts.
+//! - `everywhere`: one question to all hosts. `backups`: those of all hosts.
 //! - [`locate`]: where a guild lives. `targets`: what targets stand for.
 //! - [`doctor`]: what is wrong with this machine and this fleet, and what to do.
 
 pub mod admission;
+mod backups;
 pub mod doctor;
 mod everywhere;
 mod gather;

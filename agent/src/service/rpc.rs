@@ -3,22 +3,23 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, Stream, StreamExt, future::BoxFuture};
-use tanako_fleet::{spec::Places, target::Target};
+use tanako_fleet::target::Target;
 use tanako_proto::fleet::v1::{self as wire, Problem, fleet_server::Fleet};
+use tanako_store::Txn;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status};
 
-use super::{doctor, everywhere, gather::Gather, happened, locate, logs, watch as watching};
+use super::{
+    backups, doctor, everywhere, gather::Gather, happened, locate, logs, watch as watching,
+};
 use crate::{
     audit::{self, Record},
-    backup::set,
     broadcast::{Broadcast, Question},
     clock::now_ms,
     config::Config,
     coordinator::Caller,
-    desired::Desired,
     health::Health,
     history::History,
     hub::{
@@ -30,7 +31,7 @@ use crate::{
     identify::Broker,
     metrics::Metrics,
     migrate::valve::Valve,
-    office::{Front, Standing},
+    office::{Front, Wanted},
     operations::ledger,
     problem,
     supervisor::Supervisor,
@@ -57,12 +58,10 @@ const HISTORY_POINTS_MAX: u32 = 10_000;
 const HISTORY_METRICS_MAX: usize = 64;
 /// Updates under way to one watcher: with one, what waits is never old.
 const UPDATES_MAX: usize = 1;
-/// How long the store may take to tell what is wanted.
-const STORE_WITHIN: Duration = Duration::from_secs(2);
 /// An operation is looked at at least this often.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// A status waits so long for hosts that have not been asked before.
-const SETTLE_MAX: Duration = Duration::from_millis(1_500);
+pub(super) const SETTLE_MAX: Duration = Duration::from_millis(1_500);
 /// Log streams at once.
 const LOG_STREAMS_MAX: usize = 32;
 
@@ -102,32 +101,23 @@ pub struct Sources {
     pub valve: Option<Valve>,
     /// All of that, of all hosts.
     pub hub: Hub,
+    /// What is wanted, whoever decides.
+    pub wanted: Wanted,
 }
 
 impl Sources {
-    /// The desired state as this agent knows it.
-    pub(super) fn desired(&self) -> Arc<Desired> {
-        self.coordinator.watch_desired().borrow().clone()
-    }
-
-    /// The desired state; as stored, where another agent decides. While the store is away the latest
-    /// known.
-    async fn known_desired(&self) -> Arc<Desired> {
-        let known = self.desired();
-        let decides = matches!(
-            *self.coordinator.standing().borrow(),
-            Standing::Holding { .. }
-        );
-        if decides && known.spec.is_some() {
-            return known;
+    /// Writes down a change of this host that needs no decision, whoever decides.
+    async fn note(&self, record: Record) -> Result<(), Box<Problem>> {
+        if self.wanted.decides() {
+            return self.coordinator.audit(record).await.map_err(Box::new);
         }
-        let places = Places {
-            data_dir: self.config.data_dir.to_string_lossy().into_owned(),
+        let noted = async {
+            let txn = audit::note(&*self.store, Txn::new(), &record).await?;
+            self.store.commit(txn).await
         };
-        let loading = Desired::load(&*self.store, places);
-        match tokio::time::timeout(STORE_WITHIN, loading).await {
-            Ok(Ok(stored)) => Arc::new(stored),
-            Ok(Err(_)) | Err(_) => known,
+        match noted.await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(Box::new(problem::from_store(&error))),
         }
     }
 }
@@ -260,7 +250,7 @@ impl Fleet for Service {
     }
 
     async fn get_spec(&self, _: Request<wire::SpecRequest>) -> Reply<wire::SpecDocument> {
-        let desired = self.sources.known_desired().await;
+        let desired = self.sources.wanted.now().await;
         if desired.spec.is_none() {
             return Err(refused(
                 Problem::new("no-spec", "fleet", "the fleet has no spec yet")
@@ -517,7 +507,12 @@ impl Fleet for Service {
     ) -> Reply<wire::GuildLocation> {
         let passed_on = peer::is_hop(request.metadata());
         let guild_id = request.get_ref().guild_id;
-        let desired = self.sources.known_desired().await;
+        self.sources
+            .hub
+            .settled(SETTLE_MAX)
+            .await
+            .map_err(stopped)?;
+        let desired = self.sources.wanted.now().await;
         let Some(spec) = &desired.spec else {
             return Err(refused(Problem::new(
                 "no-spec",
@@ -561,26 +556,9 @@ impl Fleet for Service {
         &self,
         request: Request<wire::ListBackupsRequest>,
     ) -> Reply<wire::BackupList> {
-        let Some(directory) = self.sources.known_desired().await.backup_dir() else {
-            return Ok(Response::new(wire::BackupList::default()));
-        };
-        let root = std::path::PathBuf::from(&directory);
-        let listed = {
-            let root = root.clone();
-            tokio::task::spawn_blocking(move || set::list(&root)).await
-        };
-        let listed = listed.unwrap_or_else(|_| Err(std::io::Error::other("interrupted")));
-        let sets = listed.map_err(|error| refused(set::unreadable(&root, &error)))?;
-        let mut backups: Vec<wire::Backup> = sets.iter().map(set::Found::to_wire).collect();
-        if !peer::is_hop(request.metadata()) {
-            let answers = everywhere::ask(&self.sources.hub, |mut client| async move {
-                client
-                    .list_backups(peer::hop(wire::ListBackupsRequest {}))
-                    .await
-            });
-            everywhere::add_backups(&mut backups, self.sources.hub.host(), answers.await);
-        }
-        Ok(Response::new(wire::BackupList { backups, directory }))
+        let passed_on = peer::is_hop(request.metadata());
+        let desired = self.sources.wanted.now().await;
+        self.backups(&desired, passed_on).await.map(Response::new)
     }
 
     async fn audit(&self, request: Request<wire::AuditRequest>) -> Reply<wire::AuditList> {
@@ -592,15 +570,18 @@ impl Fleet for Service {
     }
 
     async fn doctor(&self, request: Request<wire::DoctorRequest>) -> Reply<wire::DoctorReport> {
-        let own = doctor::examine(&self.sources);
+        let desired = self.sources.wanted.now().await;
+        let own = doctor::examine(&self.sources, &desired);
         if peer::is_hop(request.metadata()) {
             return Ok(Response::new(own.await));
         }
         let others = everywhere::ask(&self.sources.hub, |mut client| async move {
             client.doctor(peer::hop(wire::DoctorRequest {})).await
         });
-        let (mut report, others) = tokio::join!(own, others);
+        let backups = self.backups(&desired, false);
+        let (mut report, others, backups) = tokio::join!(own, others, backups);
         everywhere::add_findings(&mut report, self.sources.hub.host(), others);
+        report.findings.extend(backups::finding(&desired, backups));
         Ok(Response::new(report))
     }
 
@@ -636,11 +617,7 @@ impl Fleet for Service {
             after: "the binary on disk".to_owned(),
             outcome: "accepted".to_owned(),
         };
-        self.sources
-            .coordinator
-            .audit(record.clone())
-            .await
-            .map_err(refused)?;
+        self.sources.note(record.clone()).await.map_err(refused)?;
         self.upgrades
             .send(answer)
             .await
@@ -652,7 +629,7 @@ impl Fleet for Service {
             Ok(Err(error)) => {
                 record.outcome = format!("failed: {error}");
                 // The failure itself is the answer, whether it can be written down or not.
-                let _ = self.sources.coordinator.audit(record).await;
+                let _ = self.sources.note(record).await;
                 let source = std::error::Error::source(&error).map(ToString::to_string);
                 Err(refused(
                     Problem::new("upgrade-failed", "agent", error.to_string())

@@ -11,7 +11,7 @@ use tonic::Status;
 
 use super::{
     gather::Placed,
-    rpc::{Service, refused, stopped},
+    rpc::{SETTLE_MAX, Service, refused, stopped},
 };
 use crate::problem;
 
@@ -19,6 +19,7 @@ impl Service {
     /// The processes that targets stand for, by the host that each is on; none = all.
     pub(super) async fn resolve(&self, texts: &[String]) -> Result<Placed, Status> {
         let hub = &self.sources.hub;
+        hub.settled(SETTLE_MAX).await.map_err(stopped)?;
         let shown = hub
             .look(|core, _| core.processes())
             .await
@@ -28,7 +29,7 @@ impl Service {
             .filter_map(|process| Known::of(process))
             .collect();
         let named: HashSet<ProcessName> = known.iter().map(|known| known.name.clone()).collect();
-        let desired = self.sources.desired();
+        let desired = self.sources.wanted.now().await;
         // What has never run is on no host; here nobody finds anything of it, as it should be.
         let unborn = desired
             .processes
