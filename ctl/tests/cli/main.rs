@@ -7,6 +7,7 @@ mod failures;
 mod fake;
 mod offline;
 mod operations;
+mod remote;
 mod rollouts;
 mod status;
 mod streams;
