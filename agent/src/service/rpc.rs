@@ -58,8 +58,9 @@ const HISTORY_POINTS_MAX: u32 = 10_000;
 const HISTORY_METRICS_MAX: usize = 64;
 /// Updates under way to one watcher: with one, what waits is never old.
 const UPDATES_MAX: usize = 1;
-/// An operation is looked at at least this often.
-const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// An operation is looked at at least, and at most, this often.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+const LOOK_SPACING: Duration = Duration::from_millis(50);
 /// A status waits so long for hosts that have not been asked before.
 pub(super) const SETTLE_MAX: Duration = Duration::from_millis(1_500);
 /// Log streams at once.
@@ -655,6 +656,7 @@ async fn follow_operation(
     updates: &mpsc::Sender<Result<wire::Operation, Status>>,
 ) {
     let mut pulse = service.sources.hub.pulse();
+    let mut seen = 0;
     let mut shown = first;
     loop {
         let ended = shown.ended_at > 0;
@@ -662,9 +664,14 @@ async fn follow_operation(
             return;
         }
         loop {
-            if let Ok(Err(_)) = tokio::time::timeout(LOOK_EVERY, pulse.changed()).await {
+            // A look is itself a sign of life of this host, and so no reason for the next one.
+            let news = pulse.wait_for(|pulse| pulse.urgent != seen);
+            if let Ok(Err(_)) = tokio::time::timeout(LOOK_EVERY, news).await {
                 return;
             }
+            tokio::time::sleep(LOOK_SPACING).await;
+            // What changes during the look is news for the next one.
+            seen = pulse.borrow_and_update().urgent;
             // One that has ended long ago is found in the store.
             match service.operation(&shown.id).await {
                 Ok(op) if op != shown => {
