@@ -23,6 +23,14 @@ pub fn from_store(error: &StoreError) -> Problem {
     problem
 }
 
+/// A store from which nothing can be read at the moment.
+pub fn unread(cause: impl Into<String>) -> Problem {
+    Problem::new("store-unavailable", "store", "the fleet's state cannot be read")
+        .cause(cause)
+        .hint("check the etcd servers (etcdctl endpoint health), and this host's way to them; the processes run on")
+        .retryable()
+}
+
 /// A target that stands for nothing.
 pub fn from_target(error: &TargetError) -> Problem {
     let (code, object) = match error {

@@ -12,7 +12,8 @@ use std::{
 };
 
 use agent_kit::{Client, end, request, until_within};
-use fleet_kit::{Fleet, SOON, counts};
+use etcd_kit::Proxy;
+use fleet_kit::{Fleet, SOON, counts, patiently};
 use tanako_pki::Role;
 use tanako_proto::fleet::v1::{self as wire, Problem, fleet_update::Update};
 use tokio::time::timeout;
@@ -42,12 +43,47 @@ fn host<'s>(status: &'s wire::FleetStatus, name: &str) -> &'s wire::Host {
 
 async fn audit(client: &mut Client) -> Vec<wire::AuditRecord> {
     let asked = wire::AuditRequest { limit: 500 };
-    client
-        .audit(asked)
-        .await
-        .expect("answers")
-        .into_inner()
-        .records
+    let list = patiently(async || client.audit(asked).await).await;
+    list.expect("answers").records
+}
+
+async fn operations(client: &mut Client) -> Vec<wire::Operation> {
+    let asked = wire::ListOperationsRequest::default();
+    let list = patiently(async || client.list_operations(asked).await).await;
+    list.expect("lists").operations
+}
+
+async fn spec(client: &mut Client) -> String {
+    let asked = wire::SpecRequest {};
+    let spec = patiently(async || client.get_spec(asked).await).await;
+    spec.expect("there").toml
+}
+
+async fn locate(client: &mut Client) -> wire::GuildShard {
+    let guild = wire::GuildRequest { guild_id: GUILD };
+    let found = patiently(async || client.locate_guild(guild).await).await;
+    found.expect("locates").shards.remove(0)
+}
+
+async fn submit(
+    client: &mut Client,
+    request: wire::OperationRequest,
+) -> Result<wire::Operation, Problem> {
+    patiently(async || client.submit(request.clone()).await).await
+}
+
+/// Waits until the doctor finds it so.
+async fn examined(client: &mut Client, wish: impl Fn(&[wire::Finding]) -> bool) {
+    let until = Instant::now() + SOON;
+    loop {
+        let report = client.doctor(wire::DoctorRequest {}).await;
+        let findings = report.expect("examines").into_inner().findings;
+        if wish(&findings) {
+            return;
+        }
+        assert!(Instant::now() < until, "{findings:#?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 /// Waits for a record of the audit log.
@@ -114,8 +150,7 @@ async fn any_agent_answers_for_the_whole_fleet() {
     fleet.ready(|all| counts(all) == [2, 2, 2]).await;
     let applied = {
         let (_, mut client) = fleet.decides().await;
-        let list = client.list_operations(wire::ListOperationsRequest::default());
-        list.await.expect("lists").into_inner().operations
+        operations(&mut client).await
     };
     assert_eq!(applied.len(), 1, "{applied:#?}");
     let mut same: BTreeSet<String> = BTreeSet::new();
@@ -168,49 +203,30 @@ async fn any_agent_answers_for_the_whole_fleet() {
             .collect();
         assert_eq!(started, placed, "each tells of its own");
 
-        let guild = wire::GuildRequest { guild_id: GUILD };
-        let found = client
-            .locate_guild(guild)
-            .await
-            .expect("locates")
-            .into_inner();
-        let shard = &found.shards[0];
+        let shard = locate(&mut client).await;
         assert_eq!((shard.state.as_str(), shard.shard_count), ("ready", 6));
         assert_eq!(shard.host, where_is(&status)[&shard.process].0);
 
-        let report = client
-            .doctor(wire::DoctorRequest {})
-            .await
-            .expect("examines");
-        let findings = report.into_inner().findings;
-        for of in ALL {
-            let about = |check: &str| {
+        examined(&mut client, |findings| {
+            let well = |of: &str, check: &str| {
                 let mut own = findings.iter().filter(|one| one.host == of);
                 own.any(|one| one.check == check && one.severity == "ok")
             };
-            assert!(
-                about("store") && about("secrets") && about("processes"),
-                "{findings:#?}"
-            );
-        }
-        let list = client.list_operations(wire::ListOperationsRequest::default());
-        let listed = list.await.expect("lists").into_inner().operations;
+            let checks = ["store", "secrets", "processes"];
+            ALL.iter()
+                .all(|of| checks.iter().all(|check| well(of, check)))
+        })
+        .await;
+        let listed = operations(&mut client).await;
         assert_eq!(listed, applied);
         let op = wire::OperationId {
             id: applied[0].id.clone(),
         };
-        assert_eq!(
-            client
-                .get_operation(op.clone())
-                .await
-                .expect("found")
-                .into_inner(),
-            applied[0]
-        );
+        let one = patiently(async || client.get_operation(op.clone()).await).await;
+        assert_eq!(one.expect("found"), applied[0]);
         let ended = end(&mut client, &op.id).await;
         assert_eq!(ended.state, "succeeded");
-        let spec = client.get_spec(wire::SpecRequest {}).await.expect("there");
-        assert_eq!(spec.into_inner().toml, fleet.spec(6, "100ms"));
+        assert_eq!(spec(&mut client).await, fleet.spec(6, "100ms"));
         let history = wire::HistoryRequest {
             target: "a/5".to_owned(),
             metrics: vec!["rss_bytes".to_owned()],
@@ -223,18 +239,17 @@ async fn any_agent_answers_for_the_whole_fleet() {
             .into_inner()
             .series;
         assert_eq!(series.len(), 1);
-        let backups = client.list_backups(wire::ListBackupsRequest {}).await;
-        assert!(backups.expect("lists").into_inner().backups.is_empty());
+        let asked = wire::ListBackupsRequest {};
+        let backups = patiently(async || client.list_backups(asked).await).await;
+        assert!(backups.expect("lists").backups.is_empty());
         let log = audit(&mut client).await;
         assert!(
             log.iter().any(|record| record.action == "apply"),
             "{log:#?}"
         );
-        let advice = client
-            .advise(wire::AdviseRequest {})
-            .await
-            .expect("advises")
-            .into_inner();
+        let asked = wire::AdviseRequest {};
+        let advice = patiently(async || client.advise(asked).await).await;
+        let advice = advice.expect("advises");
         let identify = client.get_identify(wire::IdentifyStatusRequest {}).await;
         let identify = identify.expect("answers").into_inner();
         // The same from each, but for the time.
@@ -256,9 +271,11 @@ async fn changes_go_to_the_one_who_decides_in_the_name_of_their_caller() {
             .get_status(wire::StatusRequest {})
             .await
             .expect("looks");
-        viewer.advise(wire::AdviseRequest {}).await.expect("reads");
-        let refused = viewer.submit(request("restart", &["all"])).await;
-        let problem = Problem::from_status(&refused.expect_err("it only looks"));
+        let asked = wire::AdviseRequest {};
+        let advice = patiently(async || viewer.advise(asked).await).await;
+        advice.expect("reads");
+        let refused = submit(&mut viewer, request("restart", &["all"])).await;
+        let problem = refused.expect_err("it only looks");
         assert_eq!(problem.code, "denied", "{problem:?}");
         let mut local = fleet.hosts[name].client().await;
         audited(&mut local, "the refusal", |record| {
@@ -268,8 +285,8 @@ async fn changes_go_to_the_one_who_decides_in_the_name_of_their_caller() {
 
         let who = format!("otto-{name}");
         let mut operator = fleet.user(&who, Role::Operator, name).await;
-        let op = operator.submit(request("restart", &["a/0"])).await;
-        let op = op.expect("accepted").into_inner();
+        let op = submit(&mut operator, request("restart", &["a/0"])).await;
+        let op = op.expect("accepted");
         let op = end(&mut operator, &op.id).await;
         assert_eq!(op.state, "succeeded", "{op:#?}");
         let (leader, _) = fleet.decides().await;
@@ -286,8 +303,8 @@ async fn changes_go_to_the_one_who_decides_in_the_name_of_their_caller() {
         })
         .await;
         // What is refused is refused as by the one who decides.
-        let refused = operator.submit(request("restart", &["a/77"])).await;
-        let problem = Problem::from_status(&refused.expect_err("there is none"));
+        let refused = submit(&mut operator, request("restart", &["a/77"])).await;
+        let problem = refused.expect_err("there is none");
         assert_eq!(
             (problem.code.as_str(), problem.hint.is_empty()),
             ("unknown-target", false)
@@ -307,10 +324,34 @@ async fn changes_go_to_the_one_who_decides_in_the_name_of_their_caller() {
     let mut ids = BTreeSet::new();
     for name in ALL {
         let mut client = fleet.hosts[name].client().await;
-        let op = client.submit(twice.clone()).await.expect("accepted");
-        ids.insert(op.into_inner().id);
+        let op = submit(&mut client, twice.clone()).await;
+        ids.insert(op.expect("accepted").id);
     }
     assert_eq!(ids.len(), 1);
+
+    // What is about one host alone is done there, and written down for all.
+    let (leader, mut deciding) = fleet.decides().await;
+    let other = ALL.into_iter().find(|name| *name != leader);
+    let other = other.expect("there are three");
+    let mut admin = fleet.user("ada", Role::Admin, other).await;
+    let asked = wire::UpgradeRequest {};
+    let taken = patiently(async || admin.upgrade(asked).await).await;
+    taken.expect("taken");
+    audited(&mut deciding, "the upgrade", |record| {
+        record.who == "ada (admin)"
+            && (record.action.as_str(), record.object.as_str())
+                == ("upgrade", &format!("host:{other}"))
+    })
+    .await;
+    let until = Instant::now() + SOON;
+    while !events(&mut deciding)
+        .await
+        .iter()
+        .any(|event| event.kind == "agent-upgraded" && event.host == other)
+    {
+        assert!(Instant::now() < until, "it did not come back");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -360,19 +401,17 @@ async fn a_lost_host_is_shown_as_it_was_and_hides_nothing() {
         .collect();
     assert_eq!(missed.len(), 1, "{missed:#?}");
     assert_eq!(missed[0].host, lost);
-    let report = client
-        .doctor(wire::DoctorRequest {})
-        .await
-        .expect("examines");
-    let findings = report.into_inner().findings;
-    let told = |one: &wire::Finding| (one.host.as_str(), one.check.as_str()) == (lost, "host");
-    assert!(findings.iter().any(told), "{findings:#?}");
+    examined(&mut client, |findings| {
+        let told = |one: &wire::Finding| (one.host.as_str(), one.check.as_str()) == (lost, "host");
+        findings.iter().any(told)
+    })
+    .await;
 
     let there = where_is(&before);
     let mine = there.iter().find(|(_, (host, _))| host == leader);
     let mine = mine.expect("a process of the leader's").0.clone();
-    let op = client.submit(request("restart", &[&mine])).await;
-    let op = op.expect("accepted").into_inner();
+    let op = submit(&mut client, request("restart", &[&mine])).await;
+    let op = op.expect("accepted");
     assert_eq!(end(&mut client, &op.id).await.state, "succeeded");
     let (mut notice, mut again) = (false, false);
     while !(notice && again) {
@@ -394,4 +433,64 @@ async fn a_lost_host_is_shown_as_it_was_and_hides_nothing() {
             assert_eq!(there[&name], (host, pid), "its processes ran on");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_has_lost_the_store_answers_by_way_of_the_others() {
+    let mut fleet = Fleet::new(&ALL).await;
+    fleet.apply(&fleet.spec(6, "100ms")).await;
+    fleet.ready(|all| counts(all) == [2, 2, 2]).await;
+    let turn = in_turn(&fleet).await;
+    let (cut, leader) = (turn[0], turn[2]);
+    let way = Proxy::to(&fleet.etcd.members[0].socket()).await;
+    fleet.host(cut).kill();
+    fleet.host(cut).endpoints = way.url.clone();
+    fleet.host(cut).start();
+    let mut client = fleet.hosts[cut].client().await;
+    let before = until_within(SOON, &mut client, "whole", |status| {
+        status.healthy && status.processes.iter().filter(|one| one.ready).count() == 6
+    })
+    .await;
+    way.open(false);
+    let after = until_within(SOON, &mut client, "cut off", |status| {
+        let lost = format!("host {cut}: no decisions are taken");
+        status.reasons.iter().any(|why| why.starts_with(&lost))
+    })
+    .await;
+    assert_eq!(where_is(&after), where_is(&before));
+    assert!(after.hosts.iter().all(|host| host.state == "ready"));
+
+    assert_eq!(spec(&mut client).await, fleet.spec(6, "100ms"));
+    let listed = operations(&mut client).await;
+    assert!(listed.iter().any(|op| op.kind == "apply"), "{listed:#?}");
+    let log = audit(&mut client).await;
+    assert!(
+        log.iter().any(|record| record.action == "apply"),
+        "{log:#?}"
+    );
+    let shard = locate(&mut client).await;
+    assert_eq!(shard.host, where_is(&before)[&shard.process].0);
+    examined(&mut client, |findings| {
+        let bad = |check: &str| {
+            let mut own = findings.iter().filter(|one| one.host == cut);
+            own.any(|one| one.check == check && one.severity != "ok")
+        };
+        bad("store") && bad("spec")
+    })
+    .await;
+
+    let there = where_is(&before);
+    let mine = there.iter().find(|(_, (host, _))| host == leader);
+    let mine = mine.expect("a process of the leader's").0.clone();
+    let mut operator = fleet.user("otto", Role::Operator, cut).await;
+    let op = submit(&mut operator, request("restart", &[&mine])).await;
+    let op = op.expect("accepted");
+    assert_eq!(end(&mut operator, &op.id).await.state, "succeeded");
+    let way_there = format!(", by way of {cut}");
+    audited(&mut client, "the restart", |record| {
+        record.who == "otto (operator)" && record.from.ends_with(&way_there)
+    })
+    .await;
+    way.open(true);
+    until_within(SOON, &mut client, "well again", |status| status.healthy).await;
 }

@@ -44,6 +44,19 @@ pub fn place(standing: &Standing, own: &str, metadata: &MetadataMap) -> Place {
     }
 }
 
+/// The same; an agent that has lost the store knows from the others who decides.
+pub async fn find(hub: &Hub, standing: &Standing, metadata: &MetadataMap) -> Place {
+    let place = place(standing, hub.host(), metadata);
+    let lost = matches!(standing, Standing::Away { .. } | Standing::Starting);
+    if place == Place::Here && lost && !peer::is_hop(metadata) {
+        let leader = hub.look(|core, _| core.leader()).await;
+        if let Ok(Some(leader)) = leader {
+            return Place::There(leader);
+        }
+    }
+    place
+}
+
 /// What is passed on.
 pub struct Call<T> {
     /// The request.

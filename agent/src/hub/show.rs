@@ -254,6 +254,13 @@ impl Core {
             .collect()
     }
 
+    /// The other host whose agent decides, while it is heard of.
+    pub fn leader(&self) -> Option<String> {
+        let from = &*self.part.from;
+        let host = self.hosts.get(from)?;
+        (host.is_live() && *from != *self.own).then(|| from.to_owned())
+    }
+
     /// The other hosts, and why one of them need not be asked: it is not heard of.
     pub fn askable(&self) -> BTreeMap<String, Result<(), String>> {
         let others = self.hosts.iter().filter(|(name, _)| **name != self.own);

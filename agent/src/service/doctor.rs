@@ -1,10 +1,10 @@
 //! What is wrong with this host and what runs on it, and what to do about it.
 
-use std::{fs, os::unix::fs::MetadataExt, path::Path, time::Duration};
+use std::{fs, os::unix::fs::MetadataExt, path::Path, sync::Arc, time::Duration};
 
 use rustix::process::{Resource, getrlimit};
 use tanako_fleet::Spec;
-use tanako_proto::fleet::v1::{DoctorReport, Finding};
+use tanako_proto::fleet::v1::{DoctorReport, Finding, Problem};
 
 use super::rpc::Sources;
 use crate::{
@@ -44,8 +44,8 @@ impl Findings {
     }
 }
 
-/// Looks at everything once. `desired`: as it is known here, whoever decides.
-pub async fn examine(sources: &Sources, desired: &Desired) -> DoctorReport {
+/// Looks at everything once. `told`: what is wanted, as it is known here, whoever decides.
+pub async fn examine(sources: &Sources, told: &Result<Arc<Desired>, Box<Problem>>) -> DoctorReport {
     let mut findings = Findings(Vec::new());
     disk(&mut findings, &sources.config.data_dir);
     store(&mut findings, sources).await;
@@ -53,21 +53,31 @@ pub async fn examine(sources: &Sources, desired: &Desired) -> DoctorReport {
     descriptors(&mut findings, here as u64);
     cgroup(&mut findings, sources);
     clock(&mut findings);
-    match &desired.spec {
-        Some(spec) => secrets(&mut findings, spec),
-        None => findings.add(
+    match told.as_ref().map(|desired| &desired.spec) {
+        Ok(Some(spec)) => secrets(&mut findings, spec),
+        Ok(None) => findings.add(
             "warning",
             "spec",
             "the fleet has no spec yet",
             "write a fleet.toml and run `tanakoctl apply fleet.toml`",
         ),
+        Err(problem) => findings.add(
+            "warning",
+            "spec",
+            format!("it is not known here: {}", problem.cause),
+            &problem.hint,
+        ),
     }
     processes(&mut findings, sources);
-    ports(&mut findings, sources, desired).await;
+    if let Ok(desired) = told {
+        ports(&mut findings, sources, desired).await;
+    }
     // Only who decides knows the budget.
     if sources.wanted.decides() {
         budget(&mut findings, sources);
-        reshards(&mut findings, desired, sources);
+        if let Ok(desired) = told {
+            reshards(&mut findings, desired, sources);
+        }
     }
     findings.ok(
         "http",

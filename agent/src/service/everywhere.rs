@@ -6,7 +6,7 @@ use futures_util::{StreamExt, stream};
 use tanako_proto::fleet::v1::{self as wire, Problem, fleet_client::FleetClient};
 use tonic::{Response, Status, transport::Channel};
 
-use super::rpc::SETTLE_MAX;
+use super::rpc::{SETTLE_MAX, Service, refused};
 use crate::hub::{Hub, peer};
 
 /// What each other host said. One that is silent is not asked.
@@ -37,6 +37,33 @@ where
         .buffer_unordered(peer::AT_ONCE)
         .collect()
         .await
+}
+
+impl Service {
+    /// What was read here; else what the agent that decides says: it may have the store where this one
+    /// has not.
+    pub(super) async fn or_there<T, F>(
+        &self,
+        here: Result<T, Problem>,
+        passed_on: bool,
+        again: impl FnOnce(FleetClient<Channel>) -> F,
+    ) -> Result<T, Status>
+    where
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        let hub = &self.sources.hub;
+        let problem = match here {
+            Ok(here) => return Ok(here),
+            Err(problem) => problem,
+        };
+        if problem.code == "store-unavailable"
+            && !passed_on
+            && let Ok(Some(leader)) = hub.look(|core, _| core.leader()).await
+        {
+            return peer::ask(hub, &leader, again).await.map_err(refused);
+        }
+        Err(refused(problem))
+    }
 }
 
 /// Adds the backups that lie on other hosts. A set in a directory that hosts share is one.

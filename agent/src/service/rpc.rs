@@ -4,12 +4,14 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, Stream, StreamExt, future::BoxFuture};
 use tanako_fleet::target::Target;
-use tanako_proto::fleet::v1::{self as wire, Problem, fleet_server::Fleet};
+use tanako_proto::fleet::v1::{
+    self as wire, Problem, fleet_client::FleetClient, fleet_server::Fleet,
+};
 use tanako_store::Txn;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, transport::Channel};
 
 use super::{
     backups, doctor, everywhere, gather::Gather, happened, locate, logs, watch as watching,
@@ -164,7 +166,7 @@ impl Service {
         let front = &self.sources.coordinator;
         let caller = caller(&request);
         let standing = front.standing().borrow().clone();
-        let place = forward::place(&standing, &self.sources.config.host, request.metadata());
+        let place = forward::find(&self.sources.hub, &standing, request.metadata()).await;
         let (metadata, _, message) = request.into_parts();
         let reply = match place {
             Place::Here => here(message, caller).await.map_err(refused),
@@ -185,18 +187,21 @@ impl Service {
     }
 
     /// An operation, from what the coordinator tells, else from the store.
-    async fn operation(&self, id: &str) -> Result<wire::Operation, Status> {
+    async fn operation(&self, id: &str, passed_on: bool) -> Result<wire::Operation, Status> {
         let asked = id.to_owned();
         let hub = &self.sources.hub;
         let told = hub
             .look(move |core, _| core.operation(&asked).cloned())
             .await;
-        match told.map_err(stopped)? {
-            Some(operation) => Ok(operation),
-            None => ledger::by_id(&*self.sources.store, id)
-                .await
-                .map_err(refused),
+        if let Some(operation) = told.map_err(stopped)? {
+            return Ok(operation);
         }
+        let stored = ledger::by_id(&*self.sources.store, id).await;
+        let request = wire::OperationId { id: id.to_owned() };
+        let again = |mut client: FleetClient<Channel>| async move {
+            client.get_operation(peer::hop(request)).await
+        };
+        self.or_there(stored, passed_on, again).await
     }
 }
 
@@ -250,8 +255,18 @@ impl Fleet for Service {
         Ok(Response::new(stream(receiver)))
     }
 
-    async fn get_spec(&self, _: Request<wire::SpecRequest>) -> Reply<wire::SpecDocument> {
-        let desired = self.sources.wanted.now().await;
+    async fn get_spec(&self, request: Request<wire::SpecRequest>) -> Reply<wire::SpecDocument> {
+        let passed_on = peer::is_hop(request.metadata());
+        let desired = match self.sources.wanted.told().await {
+            Ok(desired) => desired,
+            Err(problem) => {
+                let again = |mut client: FleetClient<Channel>| async move {
+                    client.get_spec(peer::hop(wire::SpecRequest {})).await
+                };
+                let there = self.or_there(Err(*problem), passed_on, again).await;
+                return there.map(Response::new);
+            }
+        };
         if desired.spec.is_none() {
             return Err(refused(
                 Problem::new("no-spec", "fleet", "the fleet has no spec yet")
@@ -310,7 +325,8 @@ impl Fleet for Service {
     }
 
     async fn get_operation(&self, request: Request<wire::OperationId>) -> Reply<wire::Operation> {
-        self.operation(&request.get_ref().id)
+        let passed_on = peer::is_hop(request.metadata());
+        self.operation(&request.get_ref().id, passed_on)
             .await
             .map(Response::new)
     }
@@ -319,7 +335,9 @@ impl Fleet for Service {
         &self,
         request: Request<wire::ListOperationsRequest>,
     ) -> Reply<wire::OperationList> {
-        let limit = bounded(request.get_ref().limit, OPERATIONS_DEFAULT, OPERATIONS_MAX);
+        let passed_on = peer::is_hop(request.metadata());
+        let asked = request.into_inner();
+        let limit = bounded(asked.limit, OPERATIONS_DEFAULT, OPERATIONS_MAX);
         let told = self.sources.hub.look(|core, _| core.operations(0)).await;
         let told = told.map_err(stopped)?;
         let stored = ledger::list(&*self.sources.store, limit).await;
@@ -332,8 +350,17 @@ impl Fleet for Service {
                     known.map_or_else(|| op.to_wire(), Clone::clone)
                 })
                 .collect(),
-            Err(_) if !told.is_empty() => told.into_iter().rev().take(limit).collect(),
-            Err(error) => return Err(refused(problem::from_store(&error))),
+            Err(error) => {
+                let again = |mut client: FleetClient<Channel>| async move {
+                    client.list_operations(peer::hop(asked)).await
+                };
+                let unread = Err(problem::unread(error.to_string()));
+                match self.or_there(unread, passed_on, again).await {
+                    Ok(list) => return Ok(Response::new(list)),
+                    Err(_) if !told.is_empty() => told.into_iter().rev().take(limit).collect(),
+                    Err(status) => return Err(status),
+                }
+            }
         };
         Ok(Response::new(wire::OperationList { operations }))
     }
@@ -342,7 +369,7 @@ impl Fleet for Service {
         &self,
         request: Request<wire::OperationId>,
     ) -> Reply<Self::WatchOperationStream> {
-        let first = self.operation(&request.into_inner().id).await?;
+        let first = self.operation(&request.into_inner().id, false).await?;
         let (updates, receiver) = mpsc::channel(UPDATES_MAX);
         let service = self.clone();
         let cancel = self.cancel.clone();
@@ -513,7 +540,17 @@ impl Fleet for Service {
             .settled(SETTLE_MAX)
             .await
             .map_err(stopped)?;
-        let desired = self.sources.wanted.now().await;
+        let desired = match self.sources.wanted.told().await {
+            Ok(desired) => desired,
+            Err(problem) => {
+                let again = |mut client: FleetClient<Channel>| async move {
+                    let request = peer::hop(wire::GuildRequest { guild_id });
+                    client.locate_guild(request).await
+                };
+                let there = self.or_there(Err(*problem), passed_on, again).await;
+                return there.map(Response::new);
+            }
+        };
         let Some(spec) = &desired.spec else {
             return Err(refused(Problem::new(
                 "no-spec",
@@ -558,31 +595,40 @@ impl Fleet for Service {
         request: Request<wire::ListBackupsRequest>,
     ) -> Reply<wire::BackupList> {
         let passed_on = peer::is_hop(request.metadata());
-        let desired = self.sources.wanted.now().await;
+        let desired = self.sources.wanted.told().await.map_err(refused)?;
         self.backups(&desired, passed_on).await.map(Response::new)
     }
 
     async fn audit(&self, request: Request<wire::AuditRequest>) -> Reply<wire::AuditList> {
-        let limit = bounded(request.get_ref().limit, AUDIT_DEFAULT, AUDIT_MAX);
-        let records = audit::list(&*self.sources.store, limit)
-            .await
-            .map_err(|error| refused(problem::from_store(&error)))?;
-        Ok(Response::new(wire::AuditList { records }))
+        let passed_on = peer::is_hop(request.metadata());
+        let asked = request.into_inner();
+        let limit = bounded(asked.limit, AUDIT_DEFAULT, AUDIT_MAX);
+        let stored = match audit::list(&*self.sources.store, limit).await {
+            Ok(records) => Ok(wire::AuditList { records }),
+            Err(error) => Err(problem::unread(error.to_string())),
+        };
+        let again =
+            |mut client: FleetClient<Channel>| async move { client.audit(peer::hop(asked)).await };
+        let list = self.or_there(stored, passed_on, again).await;
+        list.map(Response::new)
     }
 
     async fn doctor(&self, request: Request<wire::DoctorRequest>) -> Reply<wire::DoctorReport> {
-        let desired = self.sources.wanted.now().await;
-        let own = doctor::examine(&self.sources, &desired);
+        let told = self.sources.wanted.told().await;
+        let own = doctor::examine(&self.sources, &told);
         if peer::is_hop(request.metadata()) {
             return Ok(Response::new(own.await));
         }
         let others = everywhere::ask(&self.sources.hub, |mut client| async move {
             client.doctor(peer::hop(wire::DoctorRequest {})).await
         });
-        let backups = self.backups(&desired, false);
+        let backups = async {
+            let Ok(desired) = &told else { return None };
+            backups::finding(desired, self.backups(desired, false).await)
+        };
         let (mut report, others, backups) = tokio::join!(own, others, backups);
         everywhere::add_findings(&mut report, self.sources.hub.host(), others);
-        report.findings.extend(backups::finding(&desired, backups));
+        report.findings.extend(backups);
         Ok(Response::new(report))
     }
 
@@ -673,7 +719,7 @@ async fn follow_operation(
             // What changes during the look is news for the next one.
             seen = pulse.borrow_and_update().urgent;
             // One that has ended long ago is found in the store.
-            match service.operation(&shown.id).await {
+            match service.operation(&shown.id, false).await {
                 Ok(op) if op != shown => {
                     shown = op;
                     break;

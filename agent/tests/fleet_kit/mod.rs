@@ -21,7 +21,10 @@ use tanako_store::{
     Store,
     etcd::{EtcdStore, Options},
 };
-use tonic::transport::{Channel, Endpoint};
+use tonic::{
+    Response, Status,
+    transport::{Channel, Endpoint},
+};
 use tower::service_fn;
 
 use crate::{
@@ -290,6 +293,23 @@ impl Fleet {
         self.authority
             .identity(&Subject::agent(name, [ip]), DAY)
             .expect("made")
+    }
+}
+
+/// Asks until there is an answer that does not say to try again: on a loaded machine the store is slow.
+pub async fn patiently<T>(
+    mut call: impl AsyncFnMut() -> Result<Response<T>, Status>,
+) -> Result<T, Problem> {
+    let end = Instant::now() + SOON;
+    loop {
+        let problem = match call().await {
+            Ok(response) => return Ok(response.into_inner()),
+            Err(status) => Problem::from_status(&status),
+        };
+        if !problem.retryable || Instant::now() > end {
+            return Err(problem);
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
