@@ -8,6 +8,7 @@ use tanako_agent::{
     operations::{
         Kind, OpState, Operation, Step, StepState,
         core::{self, Change, Effect, Input, Observation, Observed, Request, at},
+        moving,
     },
     supervisor::State,
 };
@@ -234,6 +235,31 @@ impl World {
         self.look();
     }
 
+    /// A host did not do what it was asked for, or did it and did not say so.
+    fn refuse(&mut self, index: usize) {
+        if !self.orders.is_empty() {
+            let at = index % self.orders.len();
+            match self.orders[at] {
+                // The answers to these are others.
+                Effect::Carry(..) | Effect::Recall(..) | Effect::Document(_) => return,
+                _ => drop(self.orders.remove(at)),
+            }
+        }
+        let input = Input::Refused {
+            object: NAME,
+            reason: "host b does not answer",
+        };
+        core::step(&mut self.op, self.now, input);
+    }
+
+    /// The host that it goes to is lost, and there is no other.
+    fn lose_target(&mut self) {
+        let open: Vec<usize> = moving::targets(&self.op).map(|(index, _)| index).collect();
+        for index in open {
+            moving::redirect(&mut self.op, index, self.now, None);
+        }
+    }
+
     fn answer(&mut self) {
         if let Some(result) = self.answers.pop() {
             let input = Input::Answered {
@@ -309,6 +335,8 @@ enum Act {
     Pass(i64),
     Crash(bool),
     Abort,
+    Refuse(usize),
+    LoseTarget,
 }
 
 fn acts() -> impl Strategy<Value = Vec<Act>> {
@@ -320,6 +348,8 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
         4 => (50i64..3_000).prop_map(Act::Pass),
         1 => any::<bool>().prop_map(Act::Crash),
         1 => Just(Act::Abort),
+        2 => any::<usize>().prop_map(Act::Refuse),
+        1 => Just(Act::LoseTarget),
     ];
     prop::collection::vec(act, 0..120)
 }
@@ -349,6 +379,8 @@ proptest! {
                 Act::Abort => {
                     core::step(&mut world.op, world.now, Input::Abort);
                 }
+                Act::Refuse(index) => world.refuse(index),
+                Act::LoseTarget => world.lose_target(),
             }
             world.check();
         }
@@ -409,7 +441,7 @@ fn a_host_that_is_back_is_asked_like_any_other() {
     };
     world.hosts.insert("a", Some(own));
     world.look();
-    tanako_agent::operations::moving::found(&mut world.op, world.now, |host| host == "a");
+    moving::found(&mut world.op, world.now, |host| host == "a");
     assert!(!world.op.steps[0].lost);
     world.settle();
     assert_eq!(world.op.state, OpState::Succeeded, "{:#?}", world.op);
@@ -471,4 +503,89 @@ fn a_process_that_cannot_be_prepared_stays_where_it_is() {
         (State::Ready, 7),
         "it was not touched"
     );
+}
+
+#[test]
+fn a_process_is_not_left_between_two_hosts_when_one_refuses() {
+    let mut world = World::new(true, false);
+    world.round(0);
+    world.carry_out(0);
+    world.pass(200);
+    world.round(0);
+    // Asked to stop, and no answer.
+    assert!(
+        matches!(world.orders[0], Effect::StopAt(..)),
+        "{:?}",
+        world.orders
+    );
+    world.refuse(0);
+    world.round(0);
+    assert_eq!(world.orders, [], "not again at once");
+    world.settle();
+    assert_eq!(world.op.state, OpState::Succeeded, "{:#?}", world.op);
+}
+
+#[test]
+fn a_process_whose_target_is_lost_goes_to_another_host_or_stays() {
+    // On its way already, stopped on `a`.
+    let stopped = || {
+        let mut world = World::new(true, false);
+        for _ in 0..2 {
+            world.round(0);
+            world.carry_out(0);
+            world.pass(200);
+            world.pass(200);
+        }
+        world.round(0);
+        assert_eq!(world.op.steps[0].stage, moving::CARRYING);
+        // What was asked of the lost host stays without an answer.
+        world.orders.clear();
+        world
+    };
+    let mut world = stopped();
+    world.lose_target();
+    world.settle();
+    assert_eq!(world.op.state, OpState::Failed);
+    assert!(
+        world.op.message.contains("stays on a: b is lost"),
+        "{}",
+        world.op.message
+    );
+    let own = world.hosts["a"].clone().expect("is there");
+    assert_eq!(own.state, State::Ready);
+
+    let mut world = stopped();
+    moving::redirect(&mut world.op, 0, world.now, Some("c".to_owned()));
+    let effects = core::step(&mut world.op, world.now, Input::Observe(&Observed::new()));
+    let prepared = Effect::Prepare(NAME.to_owned(), "c".to_owned(), 7);
+    assert_eq!(effects, [prepared]);
+}
+
+#[test]
+fn what_a_failover_has_moved_is_not_moved_again() {
+    let mut world = World::new(true, false);
+    world.round(0);
+    let host_of = |host: &'static str| move |_: &str| Some(host.to_owned());
+    let nothing = moving::settle(&mut world.op, world.now, host_of("a"));
+    assert_eq!(nothing, [], "it is where it should be");
+    let effects = moving::settle(&mut world.op, world.now, host_of("c"));
+    let step = &world.op.steps[0];
+    assert_eq!(
+        (step.state, &*step.message),
+        (StepState::Succeeded, "is on c already")
+    );
+    let prepared = Effect::Depart(NAME.to_owned(), "b".to_owned());
+    assert_eq!(effects, [prepared], "what was prepared there is dropped");
+
+    // Moved on from where it was starting: it is looked after there.
+    let mut world = World::new(true, false);
+    world.round(0);
+    world.op.steps[0].stage = moving::STARTING;
+    assert_eq!(
+        moving::settle(&mut world.op, world.now, host_of("c")),
+        [],
+        "nothing to drop"
+    );
+    assert_eq!(world.op.steps[0].to, "c");
+    assert_eq!(world.op.steps[0].state, StepState::Running);
 }

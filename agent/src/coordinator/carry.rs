@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use futures_util::future::join_all;
+use tanako_fleet::ProcessName;
 use tanako_store::StoreError;
 
 use super::{places::Moves, planning, task::Task};
@@ -35,12 +36,23 @@ impl Task {
                 continue;
             }
             let now = now_ms();
+            let redirected = self.redirected(&picture, index, now);
             let before = self.active[index].op.clone();
+            for (step, to) in redirected {
+                moving::redirect(&mut self.active[index].op, step, now, to);
+            }
+            let assignment = self.hosts.assignment();
+            let mut settled = moving::settle(&mut self.active[index].op, now, |object| {
+                let name: ProcessName = object.parse().ok()?;
+                assignment.host_of(&name).map(str::to_owned)
+            });
             let hosts = self.parts.registry.hosts();
             moving::found(&mut self.active[index].op, now, |host| {
                 hosts.get(host).is_some_and(|known| known.present.is_some())
             });
-            let effects = core::step(&mut self.active[index].op, now, Input::Observe(&observed));
+            let mut effects =
+                core::step(&mut self.active[index].op, now, Input::Observe(&observed));
+            effects.append(&mut settled);
             let hosts = &self.hosts;
             Books {
                 table: &picture.table,

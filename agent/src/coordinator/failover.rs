@@ -26,13 +26,16 @@ use super::{
 use crate::{
     clock::now_ms,
     history::Severity,
-    operations::{Kind, Operation, StepAction, StepState},
+    hosts::{Link, Picture},
+    operations::{Kind, Operation, Step, StepAction, StepState, moving},
     registry::present_key,
     tenure::failover::Losses,
 };
 
 /// After an operation that could not be begun, or failed.
 const AGAIN_MS: i64 = 5_000;
+/// A host that has not been heard for so long takes no process.
+const SILENT_MS: i64 = 2_000;
 /// How long it may take, once the operator has said that a host is off, until the store says so too.
 const RELEASE_WITHIN: Duration = Duration::from_secs(5);
 
@@ -167,6 +170,58 @@ impl Task {
                 })
             })
             .collect()
+    }
+
+    /// The moves of the operation at `index` whose host is lost before it has taken the process, and the host
+    /// that takes its place: where the fleet chooses, there is one; where the operator chose, there is none.
+    pub(super) fn redirected(
+        &self,
+        picture: &Picture,
+        index: usize,
+        now: i64,
+    ) -> Vec<(usize, Option<String>)> {
+        let op = &self.active[index].op;
+        let registry = self.parts.registry.hosts();
+        let is_lost = |host: &str| {
+            let silent = picture
+                .hosts
+                .get(host)
+                .is_some_and(|seen| match &seen.link {
+                    Link::Down { since, .. } => seen.heard_at > 0 && now - since >= SILENT_MS,
+                    _ => false,
+                });
+            let known = registry.get(host);
+            let absent = known.is_some_and(|known| known.revision > 0 && known.present.is_none());
+            host != self.hosts.own() && (silent || absent)
+        };
+        moving::targets(op)
+            .filter(|(_, step)| !step.to_lost && is_lost(&step.to))
+            .map(|(at, step)| {
+                let free = matches!(op.kind, Kind::Drain | Kind::Failover);
+                let to = if free { self.another_host(step) } else { None };
+                (at, to)
+            })
+            .collect()
+    }
+
+    /// Where else a process may go.
+    fn another_host(&self, step: &Step) -> Option<String> {
+        let process: ProcessName = step.object.parse().ok()?;
+        let hosts = self.offers(&self.desired, |name, state| {
+            if name == step.to {
+                HostState::Cordoned
+            } else if name != step.from {
+                state
+            } else if step.lost {
+                HostState::Lost
+            } else {
+                HostState::Draining
+            }
+        });
+        let placed = self.level_of(hosts, Aim::Needed, |_| true);
+        let mut moves = placed.moves.into_iter();
+        let found = moves.find(|one| one.process == process)?;
+        (found.to != step.to).then_some(found.to)
     }
 
     /// A host that came back has what is still assigned to it: its own steps are not needed any more.

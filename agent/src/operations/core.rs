@@ -112,7 +112,7 @@ pub enum Input<'a> {
     /// The agent that carries these steps out was started anew: what it was asked for may be lost, and is
     /// looked after again.
     Renewed(&'a dyn Fn(&Step) -> bool),
-    /// The supervisor refused what was asked for.
+    /// The supervisor refused what was asked for, or its host did not answer.
     Refused {
         /// The process.
         object: &'a str,
@@ -228,13 +228,19 @@ pub fn step(op: &mut Operation, now: i64, input: Input<'_>) -> Vec<Effect> {
             return Vec::new();
         }
         Input::Refused { object, reason } => {
-            let step = op
-                .steps
-                .iter_mut()
-                .find(|step| step.object == object && step.state == StepState::Running);
-            if let Some(step) = step {
-                step.finish(now, StepState::Failed, reason);
-                op.updated_at = now;
+            let mut steps = op.steps.iter();
+            let index =
+                steps.position(|step| step.object == object && step.state == StepState::Running);
+            match index {
+                // Between two hosts it must not be left.
+                Some(index) if op.steps[index].action == StepAction::Move => {
+                    moving::refused(op, index, now, reason);
+                }
+                Some(index) => {
+                    op.steps[index].finish(now, StepState::Failed, reason);
+                    op.updated_at = now;
+                }
+                None => {}
             }
             return Vec::new();
         }

@@ -12,12 +12,13 @@
 //! Until the assignment is changed the process is `from`'s, and after that it is `to`'s: whoever goes on
 //! after a crash reads on which side it is. It runs nowhere in between, so that no shard has two owners.
 //! From a host that is lost nothing is asked: its own lease has seen to it that nothing runs there, and
-//! the sessions come from the copy in the store.
+//! the sessions come from the copy in the store. When the host that it goes to is lost on the way, another
+//! one takes its place where that is the fleet's to choose ([`redirect`]); else the process stays where it is.
 
 use super::{
     core::{Change, Effect, Observation, Observed, Request, at},
     model::Operation,
-    step::{Step, StepAction, StepState},
+    step::{Asked, Step, StepAction, StepState},
 };
 use crate::supervisor::State;
 
@@ -74,6 +75,83 @@ pub fn found(op: &mut Operation, now: i64, is_back: impl Fn(&str) -> bool) {
     }
 }
 
+/// Another operation may have moved the process meanwhile, as a failover does: then nothing is left to do
+/// here, or it is looked after where it is.
+pub fn settle(
+    op: &mut Operation,
+    now: i64,
+    host_of: impl Fn(&str) -> Option<String>,
+) -> Vec<Effect> {
+    let mut effects = Vec::new();
+    for step in &mut op.steps {
+        if step.action != StepAction::Move || step.state.is_ended() {
+            continue;
+        }
+        let Some(host) = host_of(&step.object) else {
+            continue;
+        };
+        let due = if step.stage < STARTING {
+            &step.from
+        } else {
+            &step.to
+        };
+        if host == *due {
+            continue;
+        }
+        op.updated_at = now;
+        if step.stage < STARTING {
+            if step.is_begun() && step.to != host {
+                effects.push(Effect::Depart(step.object.clone(), step.to.clone()));
+            }
+            let message = format!("is on {host} already");
+            step.finish(now, StepState::Succeeded, message);
+        } else {
+            step.message = format!("starts on {host}, for {} is lost", step.to);
+            step.to = host;
+        }
+    }
+    effects
+}
+
+/// The hosts that moves go to and that must be reached for it.
+pub fn targets(op: &Operation) -> impl Iterator<Item = (usize, &Step)> {
+    op.steps.iter().enumerate().filter(|(_, step)| {
+        step.action == StepAction::Move && !step.state.is_ended() && step.stage < CARRIED
+    })
+}
+
+/// The host that the process of the step at `index` was to go to is lost: it goes to another one, or stays.
+pub fn redirect(op: &mut Operation, index: usize, now: i64, to: Option<String>) {
+    let step = &mut op.steps[index];
+    op.updated_at = now;
+    match to {
+        Some(to) => {
+            step.message = format!("goes to {to}, for {} is lost", step.to);
+            step.to = to;
+            step.to_lost = false;
+            step.rounds = 0;
+            if step.state == StepState::Running {
+                step.enter(now, PREPARING);
+                step.issued = false;
+            }
+        }
+        None => step.to_lost = true,
+    }
+}
+
+/// The host did not do what was asked of it: it is asked again while there is time.
+pub(super) fn refused(op: &mut Operation, index: usize, now: i64, why: &str) {
+    let step = &mut op.steps[index];
+    why.clone_into(&mut step.message);
+    step.issued = false;
+    let again = Asked {
+        attempt: 0,
+        again_at: now + RETRY_MS,
+    };
+    step.asked.insert(step.object.clone(), again);
+    op.updated_at = now;
+}
+
 /// When time alone changes something.
 pub(super) fn deadline(step: &Step) -> i64 {
     let allowed = if step.stage == STARTING {
@@ -100,9 +178,11 @@ pub(super) fn watch(
     if let Some(here) = here.filter(|here| here.attempt == step.attempt_before) {
         step.last_seen_before = step.last_seen_before.max(here.last_seen);
     }
-    if step.stage < CARRIED && (aborting || now >= deadline(step)) {
+    if step.stage < CARRIED && (aborting || step.to_lost || now >= deadline(step)) {
         let why = if aborting {
             "aborted".to_owned()
+        } else if step.to_lost {
+            format!("{} is lost", step.to)
         } else {
             format!("{} after {} s", stuck(step, here), step.timeout_ms / 1000)
         };
@@ -138,7 +218,7 @@ pub(super) fn watch(
         STARTING => start(step, now, there, effects),
         _ => {}
     }
-    if matches!(step.stage, PREPARING | LEAVING) && !step.issued {
+    if matches!(step.stage, PREPARING | LEAVING) && is_due(step, now) {
         ask(step, effects);
     }
     // What was prepared may be lost with the agent over there.
@@ -189,8 +269,9 @@ fn start(step: &mut Step, now: i64, there: Option<&Observation>, effects: &mut V
     let verdict = match verdict {
         Some(verdict) => verdict,
         // The life of the agent that wrote it down may have ended before it asked.
-        None if !step.issued => {
+        None if is_due(step, now) => {
             step.issued = true;
+            step.asked.clear();
             effects.push(Effect::Start(step.object.clone()));
             return;
         }
@@ -204,9 +285,15 @@ fn start(step: &mut Step, now: i64, there: Option<&Observation>, effects: &mut V
     }
 }
 
+/// Whether its host is to be asked now.
+fn is_due(step: &Step, now: i64) -> bool {
+    !step.issued && step.asked.values().all(|asked| asked.again_at <= now)
+}
+
 /// Asks for what the stage needs.
 fn ask(step: &mut Step, effects: &mut Vec<Effect>) {
     step.issued = true;
+    step.asked.clear();
     let object = step.object.clone();
     effects.push(match step.stage {
         PREPARING => Effect::Prepare(object, step.to.clone(), step.attempt_before),

@@ -149,6 +149,9 @@ pub struct Step {
     /// Move: the host that it leaves is lost. Nothing is asked of it, nothing runs there.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub lost: bool,
+    /// Move: the host that it goes to is lost, and there is no other.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub to_lost: bool,
     /// It undoes an earlier step.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub back: bool,
@@ -199,6 +202,7 @@ impl Step {
             from: String::new(),
             to: String::new(),
             lost: false,
+            to_lost: false,
             back: false,
             stage: 0,
             stage_at: 0,
