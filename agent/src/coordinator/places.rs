@@ -28,7 +28,7 @@ use crate::{
     clock::now_ms,
     desired::Desired,
     history::Severity,
-    hosts::{Assigned, HostPicture, Link, Order, OrderError},
+    hosts::{Assigned, HostPicture, Link, OrderError},
     operations::{Kind, Operation, Step, StepAction, StepState, core},
     supervisor::Desired as Wanted,
 };
@@ -364,7 +364,11 @@ impl Task {
         let Some(own) = picture.hosts.get(self.hosts.own()) else {
             return;
         };
-        let (wishes, assigned) = (self.wishes(own), self.assigned(own));
+        let (as_of, wishes, assigned) = (
+            self.hosts.draw_for_all(),
+            self.wishes(own),
+            self.assigned(own),
+        );
         let hosts = &self.hosts;
         let all = wishes
             .iter()
@@ -374,8 +378,8 @@ impl Task {
                 tracing::error!(process = %name, %error, "a process could not be defined");
             }
         }
-        let order = Order::Assigned(assigned);
-        if let Err(error) = self.hosts.order_at(self.hosts.own(), order).await {
+        let own = self.hosts.own();
+        if let Err(error) = self.hosts.assign_at(own, as_of, assigned).await {
             tracing::error!(%error, "processes of others could not be let go");
         }
         self.configure_broker().await;
@@ -434,7 +438,8 @@ impl Task {
 
     fn agree(&self, host: &HostPicture) {
         let name = Arc::clone(&host.name);
-        let assigned = Order::Assigned(self.assigned(host));
+        // What is brought there from here on is newer.
+        let (as_of, assigned) = (self.hosts.draw_for_all(), self.assigned(host));
         // What is as it should be is not told again.
         let wishes: Vec<_> = self
             .wishes(host)
@@ -448,7 +453,7 @@ impl Task {
             .collect();
         let hosts = self.hosts.clone();
         let task = async move {
-            if let Err(error) = hosts.order_at(&name, assigned).await {
+            if let Err(error) = hosts.assign_at(&name, as_of, assigned).await {
                 tracing::warn!(host = %name, %error, "a host could not be told what is its own");
                 return;
             }

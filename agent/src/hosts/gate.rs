@@ -65,6 +65,12 @@ impl Gate {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).epoch
     }
 
+    /// Whether an order about this process was carried out in this epoch that is newer than `number`.
+    pub fn is_newer(&self, process: &ProcessName, number: u64) -> bool {
+        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.last.get(process).is_some_and(|last| *last > number)
+    }
+
     /// Lets an order of `epoch` pass, or says why not. `about`: a process, and the number of the order.
     /// Blocks for one write when the epoch is new.
     pub fn pass(&self, epoch: u64, about: Option<(&ProcessName, u64)>) -> Result<(), OrderError> {
@@ -161,6 +167,7 @@ mod tests {
             gate.pass(1, Some((&a, 4))),
             Err(OrderError::Overtaken(a.clone()))
         );
+        assert!(gate.is_newer(&a, 4) && !gate.is_newer(&a, 5) && !gate.is_newer(&b, 4));
         // Another coordinator counts anew.
         assert_eq!(gate.pass(2, Some((&a, 1))), Ok(()));
     }

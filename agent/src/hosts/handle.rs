@@ -21,7 +21,8 @@ use tokio::{sync::watch, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Dial, HostPicture, Link, Local, ORDER_WITHIN, Order, OrderError, Picture, SEEN_WITHIN,
+    Assigned, Dial, HostPicture, Link, Local, ORDER_WITHIN, Order, OrderError, Picture,
+    SEEN_WITHIN,
     picture::Kept,
     remote::Remote,
     seen::{Nonsense, Seen},
@@ -345,6 +346,24 @@ impl Hosts {
 
     fn next(&self) -> u64 {
         self.0.sequence.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Tells a host what is its own, as of when `sequence` was drawn by [`Self::draw_for_all`].
+    pub async fn assign_at(
+        &self,
+        host: &str,
+        sequence: u64,
+        assigned: Assigned,
+    ) -> Result<(), OrderError> {
+        let (host, order): (Arc<str>, _) = (host.into(), Order::Assigned(assigned));
+        self.insist(sequence, &order, || Ok(Arc::clone(&host)), || false)
+            .await
+    }
+
+    /// The number of an order about no single process that is given later: what is ordered about one
+    /// meanwhile counts as newer.
+    pub fn draw_for_all(&self) -> u64 {
+        self.next()
     }
 
     /// The number of an order about a process that is given later: one that is given meanwhile counts

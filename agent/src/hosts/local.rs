@@ -68,7 +68,7 @@ impl Local {
                 Ok(())
             }
             Order::Recall(name) => self.recall(&name).await,
-            Order::Assigned(assigned) => self.keep_only(&assigned).await,
+            Order::Assigned(assigned) => self.keep_only(sequence, &assigned).await,
             Order::ForgetSessions(bot, count) => {
                 self.vault.forget(&bot, count);
                 Ok(())
@@ -177,11 +177,13 @@ impl Local {
         Ok(())
     }
 
-    async fn keep_only(&self, assigned: &Assigned) -> Result<(), OrderError> {
+    /// What was brought here after that was said stays.
+    async fn keep_only(&self, sequence: u64, assigned: &Assigned) -> Result<(), OrderError> {
         let own: HashSet<&ProcessName> = assigned.processes.iter().collect();
         let elsewhere: HashSet<&ProcessName> = assigned.elsewhere.iter().collect();
         let table = self.supervisor.status().borrow().clone();
-        for name in table.keys().filter(|name| !own.contains(name)) {
+        let strangers = table.keys().filter(|name| !own.contains(name));
+        for name in strangers.filter(|name| !self.gate.is_newer(name, sequence)) {
             tracing::warn!(process = %name, version = assigned.version, "a process that does not belong to this host is stopped");
             self.forget(name).await?;
             if elsewhere.contains(name) {
