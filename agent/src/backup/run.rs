@@ -13,7 +13,7 @@ use tanako_proto::{
     fleet::v1::Problem,
     worker::v1::{CommandResult, DbBackup, DbRestore, DbVerify, command::Command},
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::set::{self, Condition, Manifest, NodeArchive};
@@ -23,6 +23,11 @@ use crate::{clock::now_ms, hosts::Hosts, operations::Kind, worker::CommandError}
 const DEADLINE: Duration = Duration::from_secs(6 * 3600);
 /// How long a node that is not attached is waited for: it may just be coming back.
 const ATTACH_WAIT: Duration = Duration::from_secs(20);
+/// The same for a node whose host does not answer: its agent is started again, or the host is.
+const AWAY_WAIT: Duration = Duration::from_secs(3 * 60);
+/// It is asked again after a change, and at least this often.
+const AWAY_RETRY: Duration = Duration::from_secs(2);
+const AWAY_PAUSE: Duration = Duration::from_millis(200);
 
 /// What is to be done.
 #[derive(Clone)]
@@ -325,31 +330,31 @@ impl Job {
         object: &str,
         command: &Command,
     ) -> Result<CommandResult, Box<Problem>> {
-        let until = tokio::time::Instant::now() + ATTACH_WAIT;
+        let began = Instant::now();
+        let mut attached_by = began + ATTACH_WAIT;
         let mut states = self.hosts.watch();
-        let mut run = loop {
-            match self.hosts.command(node, command.clone(), DEADLINE).await {
-                Ok(run) => break run,
+        let result = loop {
+            match self.try_node(node, object, command).await {
                 Err(CommandError::NotAttached(_)) => {
-                    let changed = tokio::time::timeout_at(until, states.changed()).await;
+                    let changed = tokio::time::timeout_at(attached_by, states.changed()).await;
                     if !matches!(changed, Ok(Ok(()))) {
                         return Err(Box::new(not_attached(node.as_str())));
                     }
                 }
-                Err(error) => return Err(Box::new(failed(node, &error))),
-            }
-        };
-        let result = loop {
-            tokio::select! {
-                Some(progress) = run.progress.recv() => {
-                    self.progress(object, progress.done, progress.total, &progress.unit).await;
+                // Its agent may be about to come back, and to find the node at work as it was; what was
+                // asked for is asked for again, which does no harm.
+                Err(CommandError::Away(..)) if began.elapsed() < AWAY_WAIT => {
+                    // A change or not: it is tried again.
+                    let _ = tokio::time::timeout(AWAY_RETRY, states.changed()).await;
+                    tokio::time::sleep(AWAY_PAUSE).await;
+                    attached_by = Instant::now() + ATTACH_WAIT;
                 }
-                result = &mut run.result => break result,
+                other => break other,
             }
         };
         match result {
-            Ok(Ok(result)) if result.ok => Ok(result),
-            Ok(Ok(result)) => {
+            Ok(result) if result.ok => Ok(result),
+            Ok(result) => {
                 let code = if result.code.is_empty() {
                     "failed"
                 } else {
@@ -364,8 +369,26 @@ impl Job {
                 };
                 Err(Box::new(problem))
             }
-            Ok(Err(error)) => Err(Box::new(failed(node, &error))),
-            Err(_) => Err(Box::new(failed(node, &CommandError::Gone(node.clone())))),
+            Err(error) => Err(Box::new(failed(node, &error))),
+        }
+    }
+
+    async fn try_node(
+        &self,
+        node: &ProcessName,
+        object: &str,
+        command: &Command,
+    ) -> Result<CommandResult, CommandError> {
+        let mut run = self.hosts.command(node, command.clone(), DEADLINE).await?;
+        loop {
+            tokio::select! {
+                Some(progress) = run.progress.recv() => {
+                    self.progress(object, progress.done, progress.total, &progress.unit).await;
+                }
+                result = &mut run.result => {
+                    return result.unwrap_or_else(|_| Err(CommandError::Gone(node.clone())));
+                }
+            }
         }
     }
 
