@@ -8,7 +8,6 @@ mod netns {
     use std::collections::BTreeSet;
 
     use tanako_e2e::{
-        discord::number,
         netns::{
             Hosts, Link,
             judge::{demand_lossless, demand_once},
@@ -101,22 +100,7 @@ mod netns {
             assert_eq!(fleet.places(), places, "nothing moved");
         }
 
-        // Discord alone: its sessions wait for it.
         let shards = victim(&fleet, host);
-        fleet.flow();
-        fleet.cut(host, Link::Discord);
-        wait::until("Discord to miss its heartbeats", 90, || {
-            let account = fleet.discord.account();
-            let gone = number(&account, "/sessions_resumable");
-            (gone == shards.len() as u64)
-                .then_some(())
-                .ok_or(account.to_string())
-        });
-        fleet.heal(host);
-        let account = fleet.settle();
-        demand_lossless(&fleet, "cut from Discord", &account);
-        assert_eq!(fleet.places(), places, "nothing moved");
-
         // Etcd and all who could speak for it: its lease ends, and it knows.
         fleet.flow();
         for link in [Link::Others, Link::Etcd, Link::EtcdPeers] {

@@ -102,6 +102,9 @@ mod netns {
             operation["state"] != "pending"
         });
         fleet.kill_agent(&coordinator);
+        // Another one decides by the time it comes back, maybe as the agent of a node's host.
+        fleet.until_another_decides(&coordinator);
+        fleet.start_agent(&coordinator);
         let operation = fleet.ended("backup", 240);
         assert_eq!(
             operation["state"],
@@ -110,7 +113,6 @@ mod netns {
             fleet.story()
         );
         demand_success(&fleet, command);
-        fleet.start_agent(&coordinator);
         fleet.until_answers(&coordinator);
         wait::until("a verified backup", 90, || {
             let list = fleet.json(&asked, &["backup", "list"]);

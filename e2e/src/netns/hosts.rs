@@ -16,7 +16,7 @@ use serde_json::Value;
 use tanako_agent::office;
 use tanako_pki::{AUTHORITIES_FILE, Authority, IDENTITY_FILE, Subject};
 use tanako_store::{
-    election,
+    Store as _, StoreError, election,
     etcd::{EtcdStore, Options, Tls},
 };
 
@@ -147,6 +147,7 @@ impl Hosts {
         let spec = spec.to_string_lossy();
         fleet.json(&fleet.coordinator(), &["apply", &spec, "--yes", "--detach"]);
         fleet.whole();
+        fleet.until_copied();
         fleet.say("up");
         fleet
     }
@@ -376,15 +377,14 @@ impl Hosts {
 
     /// Waits until every process is ready and every guild known; gives that status.
     pub fn whole(&self) -> Value {
-        let mut told = String::new();
+        let mut told = Instant::now();
         wait::until("a whole fleet", 240, || {
             let status = self
                 .status()
                 .map_err(|why| format!("{why}\n{}", self.story()))?;
-            let reasons = status["reasons"].to_string();
-            if reasons != told {
-                self.say(&format!("not healthy for: {reasons}"));
-                told = reasons;
+            if told.elapsed() > Duration::from_secs(5) {
+                told = Instant::now();
+                self.say(&format!("not whole: {}", status["reasons"]));
             }
             rig::is_whole(&status, &self.size)
                 .map(|()| status)
@@ -411,20 +411,58 @@ impl Hosts {
     pub fn coordinator(&self) -> String {
         wait::until("a coordinator", 90, || {
             let asked = self.living().into_iter().next().ok_or("no host runs")?;
-            let leader = self.lan.host(&asked).within(|| {
-                let runtime = tokio::runtime::Builder::new_current_thread()
-                    .enable_all()
-                    .build()
-                    .map_err(|error| error.to_string())?;
-                runtime.block_on(async {
-                    let store =
-                        EtcdStore::open(self.store_options(&asked)).map_err(|e| e.to_string())?;
-                    let leader = election::leader(&store, office::KEY).await;
-                    leader.map_err(|error| error.to_string())
-                })
+            let leader = self.in_store(&asked, async |store| {
+                election::leader(store, office::KEY).await
             })?;
             leader.ok_or_else(|| "none is elected".to_owned())
         })
+    }
+
+    /// Waits until the store has a copy of every shard's session and guild list, for another host.
+    fn until_copied(&self) {
+        wait::until("copies of all sessions", 90, || {
+            let asked = self.living().into_iter().next().ok_or("no host runs")?;
+            let shards = self.size.shards as usize;
+            let counts = self.in_store(&asked, async |store| {
+                let sessions = store.list("vault/").await?.items.len();
+                Ok((sessions, store.list("guilds/").await?.items.len()))
+            })?;
+            (counts == (shards, shards))
+                .then_some(())
+                .ok_or_else(|| format!("{counts:?} of {shards}\n{}", self.story()))
+        });
+    }
+
+    /// Does something with the store, as it is reached from a host.
+    fn in_store<T: Send>(
+        &self,
+        host: &str,
+        work: impl AsyncFnOnce(&EtcdStore) -> Result<T, StoreError> + Send,
+    ) -> Result<T, String> {
+        self.lan.host(host).within(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .map_err(|error| error.to_string())?;
+            runtime.block_on(async {
+                let store =
+                    EtcdStore::open(self.store_options(host)).map_err(|error| error.to_string())?;
+                work(&store).await.map_err(|error| error.to_string())
+            })
+        })
+    }
+
+    /// Waits until the agent of another host decides.
+    pub fn until_another_decides(&self, than: &str) {
+        wait::until(&format!("a coordinator other than {than}"), 90, || {
+            let coordinator = self.coordinator();
+            if coordinator == than {
+                Err(format!("it is still {than}"))
+            } else {
+                self.say(&format!("the agent of {coordinator} decides"));
+                Ok(())
+            }
+        });
     }
 
     fn store_options(&self, host: &str) -> Options {
@@ -604,8 +642,12 @@ fn database(lan: &Lan, nodes: &[&str]) -> String {
     }
     let token = lan.file("db.token", "a-token-of-a-test-only-0123456789abcdef\n");
     fs::set_permissions(&token, fs::Permissions::from_mode(0o600)).expect("mode 0600");
+    // What all hosts share.
+    let backups = lan.directory().join("backups");
+    fs::create_dir_all(&backups).expect("a directory");
     let mut text = format!(
-        "\n[database]\ntoken_file = {}\n",
+        "\n[backup]\ndirectory = {}\n\n[database]\ntoken_file = {}\n",
+        Value::from(backups.to_string_lossy()),
         Value::from(token.to_string_lossy())
     );
     for host in nodes {
