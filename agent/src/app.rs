@@ -26,29 +26,21 @@
 //! Stop order: the service accepts nothing more; the coordinator stops reconciling; the supervisor
 //! lets go of the children; workers' last deposits are taken in and written down; the store closes.
 
-use std::{
-    collections::BTreeMap,
-    net::SocketAddr,
-    os::unix::fs::DirBuilderExt,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+mod first;
+mod joints;
+mod settings;
+mod store;
 
-use anyhow::{Context, bail};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+
+use anyhow::Context;
 use serde::Serialize;
 use tanako_fleet::spec;
 use tanako_proto::{
-    fleet::v1::{self as wire, fleet_server::FleetServer},
-    host::v1::host_server::HostServer,
+    fleet::v1::fleet_server::FleetServer, host::v1::host_server::HostServer,
     identity::v1::identity_server::IdentityServer,
 };
-use tanako_store::{
-    Store,
-    embedded::{EmbeddedStore, Options},
-    etcd::EtcdStore,
-};
-use tokio::sync::broadcast;
+use tanako_store::Store;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
 
@@ -56,11 +48,10 @@ use crate::{
     broadcast::Broadcast,
     clock::now_ms,
     config::{Config, StoreConfig},
-    coordinator::{self, Caller, Parts},
-    desired::DesiredError,
+    coordinator::Parts,
     health::{self, Health},
     history::{self, History, Severity},
-    hosts::{self, Dial, Gate, Local, assigned, feed::Feed, service::HostService},
+    hosts::{self, Dial, Gate, Local, feed::Feed, service::HostService},
     http,
     hub::{
         self, Hub,
@@ -74,30 +65,31 @@ use crate::{
     },
     metrics::Metrics,
     migrate::valve::Valve,
-    office::{self, Front, Seat, Standing, Wanted},
+    office::{self, Seat, Wanted},
     peers::Peers,
-    registry::{self, Registry},
+    registry::Registry,
     service::{
         self, Service, Upgrades,
         admission::{Admission, Owners},
         listen, socket,
     },
-    supervisor::{self, Supervisor},
-    tenure::{self, Answering, Tenure},
+    supervisor::Supervisor,
+    tenure::{self, Answering},
     upgrade::Origin,
     vault::{self, Vault},
-    worker::{self, Workers, duties::Duties},
+    worker::{self, Workers},
 };
+
+use first::first_decision;
+use joints::{audit_sink, duties, living, operation_counts, pump, release_strangers, vault_status};
+pub use settings::private_dir;
+use settings::{office_settings, registry, supervisor_config, tenure};
+use store::{Opened, store_name};
 
 /// How often workers report.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 /// How long each stage of the stop may take before the next begins.
 const STOP_STAGE: Duration = Duration::from_secs(5);
-/// Revisions that the embedded store keeps for watchers. One machine has no late ones.
-const STORE_HISTORY: u64 = 256;
-
-/// Life of the coordinator's lease in the embedded store, which nobody else can open meanwhile.
-const EMBEDDED_LEASE: Duration = Duration::from_secs(3600);
 
 /// A group of tasks that stop together.
 struct Stage {
@@ -621,332 +613,5 @@ impl App {
         std::fs::write(&new, text)
             .and_then(|()| std::fs::rename(&new, path))
             .with_context(|| format!("the info file {} cannot be written", path.display()))
-    }
-}
-
-/// Makes a directory that others may not look into.
-pub fn private_dir(path: &Path, group: bool) -> anyhow::Result<()> {
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(if group { 0o750 } else { 0o700 })
-        .create(path)
-        .with_context(|| format!("the directory {} cannot be made", path.display()))
-}
-
-/// The store, by what has to be done with it at the end.
-enum Opened {
-    Embedded(Arc<EmbeddedStore>),
-    Etcd(Arc<EtcdStore>),
-}
-
-impl Opened {
-    async fn open(config: &Config) -> anyhow::Result<Self> {
-        match &config.store {
-            StoreConfig::Embedded => open_embedded(&config.data_dir.join("store"))
-                .await
-                .map(Self::Embedded),
-            StoreConfig::Etcd(etcd) => {
-                let store = EtcdStore::open(etcd.options.clone()).context("etcd cannot be used")?;
-                Ok(Self::Etcd(Arc::new(store)))
-            }
-        }
-    }
-
-    fn store(&self) -> Arc<dyn Store> {
-        match self {
-            Self::Embedded(store) => store.clone(),
-            Self::Etcd(store) => store.clone(),
-        }
-    }
-
-    async fn close(self) {
-        if let Self::Embedded(store) = self {
-            // Joins the writer thread, which is quick, but blocks.
-            let _ = tokio::task::spawn_blocking(move || store.close()).await;
-        }
-    }
-}
-
-async fn open_embedded(path: &Path) -> anyhow::Result<Arc<EmbeddedStore>> {
-    let options = Options {
-        history_max: STORE_HISTORY,
-        ..Options::default()
-    };
-    let opened = {
-        let path = path.to_owned();
-        tokio::task::spawn_blocking(move || EmbeddedStore::open(&path, &options)).await
-    };
-    match opened.context("the store's thread")? {
-        Ok(store) => Ok(Arc::new(store)),
-        Err(error) => {
-            let hint = error.hint();
-            Err(anyhow::Error::new(error).context(format!("the store cannot be opened; {hint}")))
-        }
-    }
-}
-
-/// What ran here must not run on once it is another host's: it is let go before anything of it is asked.
-/// When the store does not answer, it runs on until somebody decides.
-async fn release_strangers(host: &str, store: &dyn Store, supervisor: &Supervisor) {
-    let (Ok(Some(_)), Ok(own)) = (
-        store.get(assigned::HEAD).await,
-        assigned::of_host(store, host).await,
-    ) else {
-        return;
-    };
-    let own = own.unwrap_or_default().processes;
-    let table = supervisor.status().borrow().clone();
-    for name in table.keys().filter(|name| !own.contains(*name)) {
-        tracing::warn!(process = %name, "it belongs to another host by now and is stopped");
-        if let Err(error) = supervisor.forget(name).await {
-            tracing::error!(process = %name, %error, "a process could not be let go");
-        }
-    }
-}
-
-/// The duties of workers before the first of them says hello. Those that cannot be read now follow
-/// when the store answers.
-async fn duties(config: &Config, store: &dyn Store) -> Result<Duties, DesiredError> {
-    match coordinator::duties(store).await {
-        Err(DesiredError::Store(error)) if config.store != StoreConfig::Embedded => {
-            tracing::warn!(%error, "the duties of workers are not known yet");
-            Ok(Duties::default())
-        }
-        known => known,
-    }
-}
-
-/// Tells stores apart whose revisions have nothing to do with each other.
-fn store_name(store: &StoreConfig) -> String {
-    match store {
-        StoreConfig::Embedded => "embedded".to_owned(),
-        StoreConfig::Etcd(etcd) => format!("etcd {}", etcd.options.prefix),
-    }
-}
-
-fn office_settings(config: &Config) -> office::Settings {
-    match &config.store {
-        StoreConfig::Embedded => office::Settings {
-            ttl: EMBEDDED_LEASE,
-            shared: false,
-            memory: None,
-        },
-        StoreConfig::Etcd(etcd) => office::Settings {
-            ttl: etcd.lease,
-            shared: true,
-            memory: Some(config.data_dir.join("coordinator.lease")),
-        },
-    }
-}
-
-/// Waits until it is known who decides; applies the spec to begin with when it is this agent and there
-/// is none yet. When the store of a fleet does not answer, that waits and the agent goes on.
-async fn first_decision(
-    config: &Config,
-    coordinator: &Front,
-    coordinating: &Stage,
-) -> anyhow::Result<()> {
-    let mut standing = coordinator.standing();
-    let known = standing.wait_for(|standing| *standing != Standing::Starting);
-    let known = known.await.context("the coordinator")?.clone();
-    if let (Standing::Unusable { why }, StoreConfig::Embedded) = (&known, &config.store) {
-        bail!("{why}");
-    }
-    let Some(path) = &config.spec else {
-        return Ok(());
-    };
-    if matches!(known, Standing::Holding { .. }) {
-        return apply_first(path, coordinator).await;
-    }
-    // Looked at now, so that a mistake in it is told now.
-    read_spec(path)?;
-    let (path, coordinator) = (path.clone(), coordinator.clone());
-    let cancel = coordinating.cancel.clone();
-    coordinating
-        .tracker
-        .spawn(cancel.run_until_cancelled_owned(async move {
-            let holding = |standing: &Standing| matches!(standing, Standing::Holding { .. });
-            while standing.wait_for(holding).await.is_ok() {
-                match apply_first(&path, &coordinator).await {
-                    Ok(()) => return,
-                    Err(error) => tracing::error!("{error:#}"),
-                }
-                if standing.changed().await.is_err() {
-                    return;
-                }
-            }
-        }));
-    Ok(())
-}
-
-async fn apply_first(path: &Path, coordinator: &Front) -> anyhow::Result<()> {
-    if coordinator.watch_desired().borrow().spec.is_some() {
-        return Ok(());
-    }
-    let request = read_spec(path)?;
-    let file = request.file_name.clone();
-    match coordinator
-        .apply(request, Caller::agent("agent (--spec)"))
-        .await
-    {
-        Ok(_) => Ok(()),
-        Err(problem) => bail!(
-            "{file} cannot be applied: {} {}; {}",
-            problem.message,
-            problem.cause,
-            problem.hint
-        ),
-    }
-}
-
-fn read_spec(path: &Path) -> anyhow::Result<wire::ApplyRequest> {
-    let spec_toml = std::fs::read_to_string(path)
-        .with_context(|| format!("{} cannot be read", path.display()))?;
-    let file_name = path.display().to_string();
-    if let Err(error) = spec::parse(&spec_toml, &file_name) {
-        bail!("{error}\nhint: {}", error.hint());
-    }
-    Ok(wire::ApplyRequest {
-        spec_toml,
-        file_name,
-        ..wire::ApplyRequest::default()
-    })
-}
-
-/// On one machine there is nobody to announce this host to, and no lease.
-fn registry(
-    config: &Config,
-    http: SocketAddr,
-    network: Option<&Bound>,
-    store: Arc<dyn Store>,
-    keeping: &Stage,
-) -> Registry {
-    let mut own = registry::Own::of_machine(
-        &config.host,
-        &config.data_dir.to_string_lossy(),
-        &format!("http://{http}"),
-    );
-    if let Some(network) = network {
-        own.address = network.advertised.to_string();
-        own.issuer = network.authority.is_some();
-    }
-    match &config.store {
-        StoreConfig::Embedded => Registry::alone(own),
-        StoreConfig::Etcd(_) => {
-            Registry::start(own, store, keeping.cancel.clone(), &keeping.tracker)
-        }
-    }
-}
-
-/// On one machine nobody else can run what runs here.
-fn tenure(config: &Config) -> Tenure {
-    match &config.store {
-        StoreConfig::Embedded => Tenure::unbounded(),
-        StoreConfig::Etcd(etcd) => Tenure::open(tenure::Settings {
-            host: config.host.clone(),
-            data_dir: config.data_dir.clone(),
-            ttl: etcd.host_lease,
-            share: tanako_fleet::failover::SHARE,
-            fence: std::env::current_exe().ok(),
-        }),
-    }
-}
-
-fn supervisor_config(config: &Config) -> supervisor::Config {
-    let base_env = BTreeMap::from([
-        (
-            "TANAKO_SOCKET".to_owned(),
-            config.worker_socket().to_string_lossy().into_owned(),
-        ),
-        ("TANAKO_HOST".to_owned(), config.host.clone()),
-    ]);
-    // A bare command is looked up beside the agent first.
-    let beside = std::env::current_exe()
-        .ok()
-        .and_then(|path| path.parent().map(PathBuf::from));
-    supervisor::Config {
-        data_dir: config.data_dir.clone(),
-        run_dir: config.run_dir.clone(),
-        host: config.host.clone(),
-        base_env,
-        search_path: beside.into_iter().collect(),
-        cgroup: None,
-    }
-}
-
-/// Operations that run or ended lately, by state.
-fn operation_counts(coordinator: Front) -> http::Counts {
-    let operations = coordinator.watch_operations();
-    Arc::new(move || {
-        let mut counts: BTreeMap<String, u64> = BTreeMap::new();
-        for op in operations.borrow().iter() {
-            *counts.entry(op.state.clone()).or_default() += 1;
-        }
-        counts.into_iter().collect()
-    })
-}
-
-/// The agent lives while its coordinator does: everything else it can do without it.
-fn living(coordinator: Front) -> http::HealthCheck {
-    Arc::new(move || {
-        if coordinator.is_running() {
-            Ok(())
-        } else {
-            Err("the coordinator has stopped".to_owned())
-        }
-    })
-}
-
-fn vault_status(vault: Vault) -> http::VaultCheck {
-    Arc::new(move || vault.status())
-}
-
-/// What is done about shards goes into the audit log, if the store takes it; the events tell it
-/// anyway.
-fn audit_sink(coordinator: Front) -> health::AuditSink {
-    Arc::new(move |record| {
-        let coordinator = coordinator.clone();
-        Box::pin(async move {
-            if let Err(problem) = coordinator.audit(record).await {
-                tracing::warn!(problem = %problem.message, "an action on a shard was not audited");
-            }
-        })
-    })
-}
-
-/// Brings what happens to processes into the history.
-async fn pump(
-    mut events: broadcast::Receiver<supervisor::SupervisorEvent>,
-    history: History,
-    cancel: CancellationToken,
-) {
-    loop {
-        let event = tokio::select! {
-            biased;
-            event = events.recv() => event,
-            () = cancel.cancelled() => return,
-        };
-        match event {
-            Ok(event) => history.append_event(wire::Event {
-                at: event.at_ms,
-                severity: match event.severity {
-                    supervisor::Severity::Info => "info",
-                    supervisor::Severity::Warning => "warning",
-                    supervisor::Severity::Error => "error",
-                }
-                .to_owned(),
-                kind: event.kind.to_owned(),
-                object: event.process.to_string(),
-                message: event.message,
-                ..wire::Event::default()
-            }),
-            Err(broadcast::error::RecvError::Lagged(missed)) => history.event(
-                Severity::Warning,
-                "events-missed",
-                "supervisor",
-                format!("{missed} events came faster than they were kept"),
-            ),
-            Err(broadcast::error::RecvError::Closed) => return,
-        }
     }
 }
