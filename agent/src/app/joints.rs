@@ -40,16 +40,22 @@ pub(super) async fn release_strangers(host: &str, store: &dyn Store, supervisor:
     }
 }
 
-/// The duties of workers before the first of them says hello. Those that cannot be read now follow
-/// when the store answers.
+/// The duties of workers before the first of them says hello: while the store is away those that the last
+/// agent knew.
 pub(super) async fn duties(config: &Config, store: &dyn Store) -> Result<Duties, DesiredError> {
+    let duties = Duties::open(&config.data_dir);
     match coordinator::duties(store).await {
-        Err(DesiredError::Store(error)) if config.store != StoreConfig::Embedded => {
-            tracing::warn!(%error, "the duties of workers are not known yet");
-            Ok(Duties::default())
+        Ok(all) => {
+            if let Err(error) = duties.replace(all) {
+                tracing::warn!(%error, "the duties of workers cannot be written down");
+            }
         }
-        known => known,
+        Err(DesiredError::Store(error)) if config.store != StoreConfig::Embedded => {
+            tracing::warn!(%error, "the duties of workers are those that the last agent knew");
+        }
+        Err(error) => return Err(error),
     }
+    Ok(duties)
 }
 
 /// Operations that run or ended lately, by state.

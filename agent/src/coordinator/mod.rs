@@ -31,7 +31,7 @@ pub mod schedule;
 mod submit;
 mod task;
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 pub use reshards::proposals;
 use tanako_fleet::access::Role;
@@ -50,7 +50,7 @@ use crate::{
     problem,
     registry::Registry,
     tenure::Tenure,
-    worker::duties::Duties,
+    worker::duties::Assignment,
 };
 
 /// What operations on archives hold, besides database nodes.
@@ -104,11 +104,9 @@ enum Command {
 pub type Operations = Vec<Arc<wire::Operation>>;
 
 /// The duties of workers as the stored operations have them: before the first of them says hello.
-pub async fn duties(store: &dyn Store) -> Result<Duties, DesiredError> {
+pub async fn duties(store: &dyn Store) -> Result<BTreeMap<String, Assignment>, DesiredError> {
     let loaded = ledger::load(store, 0).await?;
-    let all = Duties::default();
-    all.replace(loaded.active.iter().flat_map(duties::assignments).collect());
-    Ok(all)
+    Ok(loaded.active.iter().flat_map(duties::assignments).collect())
 }
 
 /// What the coordinator needs of the rest of the agent.

@@ -486,7 +486,10 @@ impl Hosts {
             }
             *duties = (duties.0 + 1, Arc::new(all.clone()));
         }
-        self.0.local.workers.duties().replace(all);
+        if let Err(error) = self.0.local.workers.duties().replace(all) {
+            // They hold; only an agent that starts while the store is away would not know them.
+            tracing::error!(%error, "what processes do with their shards cannot be written down");
+        }
         let others: Vec<Arc<Remote>> = {
             let state = self.lock();
             let others = state.others.values();

@@ -74,8 +74,19 @@ impl Local {
                 Ok(())
             }
             Order::Duties(all) => {
-                self.workers.duties().replace(all);
-                Ok(())
+                let duties = self.workers.duties().clone();
+                let kept = tokio::task::spawn_blocking(move || duties.replace(all)).await;
+                kept.unwrap_or_else(|_| Err(std::io::Error::other("interrupted")))
+                    .map_err(|error| {
+                        let problem = Problem::new(
+                            "no-space",
+                            "duties.json",
+                            "what processes do with their shards cannot be written down",
+                        );
+                        let hint = "free space on the disk of the data directory of this host";
+                        let problem = problem.cause(error.to_string()).hint(hint);
+                        OrderError::Refused(Box::new(problem.retryable()))
+                    })
             }
         }
     }

@@ -2,9 +2,13 @@
 
 use std::{
     collections::BTreeMap,
+    fs::{self, File},
+    io::{self, Write as _},
+    path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
 };
 
+use serde::{Deserialize, Serialize};
 use tanako_proto::worker::v1::{Cut, Duty};
 
 /// What a process does.
@@ -32,16 +36,44 @@ impl Assignment {
     }
 }
 
+/// An assignment on disk: the duty's name on the wire, and the cut's moment and side.
+#[derive(Debug, Serialize, Deserialize)]
+struct Written {
+    duty: String,
+    cut: Option<(i64, bool)>,
+}
+
 /// The duties of all processes; clones are cheap and equal. Whoever is not in it is active.
 ///
-/// The agent fills it from the operations that are under way before the first worker can say hello.
+/// The agent fills it from the operations that are under way before the first worker can say hello. They
+/// lie on disk, too: an agent that starts while the store is away must not take a shadow for an active one,
+/// which would handle every event a second time.
 #[derive(Debug, Clone, Default)]
-pub struct Duties(Arc<RwLock<BTreeMap<String, Assignment>>>);
+pub struct Duties {
+    all: Arc<RwLock<BTreeMap<String, Assignment>>>,
+    path: Option<Arc<PathBuf>>,
+}
 
 impl Duties {
+    /// Those that the last agent of this data directory knew. None, where nothing can be read.
+    pub fn open(data_dir: &Path) -> Self {
+        let path = data_dir.join("duties.json");
+        let all = match fs::read(&path) {
+            Ok(text) => parse(&text).unwrap_or_else(|| {
+                tracing::error!(path = %path.display(), "the duties of workers cannot be read");
+                BTreeMap::new()
+            }),
+            Err(_) => BTreeMap::new(),
+        };
+        Self {
+            all: Arc::new(RwLock::new(all)),
+            path: Some(Arc::new(path)),
+        }
+    }
+
     /// What this process does.
     pub fn of(&self, process: &str) -> Assignment {
-        self.0
+        self.all
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .get(process)
@@ -49,8 +81,87 @@ impl Duties {
             .unwrap_or_default()
     }
 
-    /// Replaces all of them.
-    pub fn replace(&self, all: BTreeMap<String, Assignment>) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = all;
+    /// Replaces all of them, and writes them down. They hold when that fails, too. Blocks for one write
+    /// when something is new.
+    pub fn replace(&self, all: BTreeMap<String, Assignment>) -> io::Result<()> {
+        let mut known = self.all.write().unwrap_or_else(PoisonError::into_inner);
+        let written = match &self.path {
+            Some(path) if *known != all || (!all.is_empty() && !path.exists()) => write(path, &all),
+            _ => Ok(()),
+        };
+        *known = all;
+        written
+    }
+}
+
+fn parse(text: &[u8]) -> Option<BTreeMap<String, Assignment>> {
+    let written: BTreeMap<String, Written> = serde_json::from_slice(text).ok()?;
+    let known = written.into_iter().map(|(process, written)| {
+        let duty = Duty::from_str_name(&written.duty)?;
+        let cut = written.cut.map(|(at, before)| Cut { at, before });
+        Some((process, Assignment { duty, cut }))
+    });
+    known.collect()
+}
+
+fn write(path: &Path, all: &BTreeMap<String, Assignment>) -> io::Result<()> {
+    let written: BTreeMap<&str, Written> = all
+        .iter()
+        .map(|(process, known)| {
+            let written = Written {
+                duty: known.duty.as_str_name().to_owned(),
+                cut: known.cut.map(|cut| (cut.at, cut.before)),
+            };
+            (process.as_str(), written)
+        })
+        .collect();
+    let text = serde_json::to_vec(&written).map_err(io::Error::other)?;
+    let new = path.with_extension("new");
+    let mut file = File::create(&new)?;
+    file.write_all(&text)?;
+    file.sync_all()?;
+    fs::rename(&new, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_agent_knows_who_is_a_shadow() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let duties = Duties::open(dir.path());
+        assert_eq!(duties.of("x/0"), Assignment::default());
+        let shadow = Assignment {
+            duty: Duty::Shadow,
+            cut: Some(Cut {
+                at: 7,
+                before: false,
+            }),
+        };
+        let all = BTreeMap::from([("x/g2-0".to_owned(), shadow)]);
+        duties.replace(all).expect("writes");
+        let next = Duties::open(dir.path());
+        assert_eq!(next.of("x/g2-0"), shadow);
+        assert_eq!(next.of("x/0"), Assignment::default());
+        // The operation has ended: everybody is active again, for the one after that, too.
+        next.replace(BTreeMap::new()).expect("writes");
+        assert_eq!(Duties::open(dir.path()).of("x/g2-0"), Assignment::default());
+        fs::write(dir.path().join("duties.json"), "{").expect("writes");
+        assert_eq!(Duties::open(dir.path()).of("x/g2-0"), Assignment::default());
+    }
+
+    #[test]
+    fn what_cannot_be_written_down_holds_all_the_same() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let duties = Duties::open(&dir.path().join("missing"));
+        let warm = Assignment {
+            duty: Duty::Warm,
+            cut: None,
+        };
+        let all = BTreeMap::from([("x/1".to_owned(), warm)]);
+        assert!(duties.replace(all.clone()).is_err());
+        assert_eq!(duties.of("x/1"), warm);
+        assert!(duties.replace(all).is_err(), "it is tried again");
     }
 }

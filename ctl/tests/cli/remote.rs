@@ -82,7 +82,7 @@ impl Agent {
         let address = listener.local_addr().expect("bound");
         let fake = Fake::default();
         fake.state().status = fleet();
-        fake.state().status.fleet = name.to_owned();
+        name.clone_into(&mut fake.state().status.fleet);
         let (ready, incoming) = mpsc::channel::<std::io::Result<DuplexStream>>(4);
         let server = Server::builder()
             .add_service(FleetServer::new(fake))
@@ -128,7 +128,8 @@ fn context(world: &World, authority: &Authority, addresses: &[SocketAddr]) -> Pa
     authority.issue_to(&home, &subject, DAY).expect("issued");
     let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
     world.config(&format!(
-        "current = \"t\"\n[contexts.t]\naddresses = {addresses:?}\nidentity = {home:?}\n"
+        "current = \"t\"\n[contexts.t]\naddresses = {addresses:?}\nidentity = \"{}\"\n",
+        home.display()
     ));
     world.directory.path().join("state/tanako/agents-t.json")
 }

@@ -481,7 +481,8 @@ impl Task {
         let done = self
             .office
             .order(&self.sim, |agent| async move {
-                agent.workers.duties.borrow().replace(told.clone());
+                let kept = agent.workers.duties.borrow().replace(told.clone());
+                kept.expect("invariant: these lie on no disk");
                 Ok(())
             })
             .await;

@@ -95,7 +95,9 @@ impl Agent {
             }
             if !down() {
                 let duties = tanako_agent::coordinator::duties(&*sim.store).await;
-                *agent.workers.duties.borrow_mut() = duties.unwrap_or_default();
+                let duties = duties.unwrap_or_default();
+                let kept = agent.workers.duties.borrow().replace(duties);
+                kept.expect("invariant: these lie on no disk");
             }
             // Those elsewhere tell it the same once they hear of it.
             let configured = sim
