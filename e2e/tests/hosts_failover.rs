@@ -38,7 +38,7 @@ mod netns {
         fleet.revive(host);
         let account = fleet.settle();
         demand_lossless(&fleet, "power cut", &account);
-        demand_once(&account, &shards);
+        demand_once(&fleet, &account, &shards);
     }
 
     #[test]
@@ -55,7 +55,7 @@ mod netns {
         fleet.until_answers(host);
         let account = fleet.settle();
         demand_lossless(&fleet, "frozen", &account);
-        demand_once(&account, &shards);
+        demand_once(&fleet, &account, &shards);
     }
 
     #[test]
@@ -73,7 +73,7 @@ mod netns {
         fleet.until_answers(host);
         let account = fleet.settle();
         demand_lossless(&fleet, "agent and bots frozen", &account);
-        demand_once(&account, &shards);
+        demand_once(&fleet, &account, &shards);
     }
 
     #[test]
@@ -96,7 +96,7 @@ mod netns {
             fleet.heal(host);
             let account = fleet.settle();
             demand_lossless(&fleet, &format!("cut from {link:?}"), &account);
-            demand_once(&account, &BTreeSet::new());
+            demand_once(&fleet, &account, &BTreeSet::new());
             assert_eq!(fleet.places(), places, "nothing moved");
         }
 
@@ -112,6 +112,6 @@ mod netns {
         fleet.until_answers(host);
         let account = fleet.settle();
         demand_lossless(&fleet, "cut from everything but Discord", &account);
-        demand_once(&account, &shards);
+        demand_once(&fleet, &account, &shards);
     }
 }

@@ -41,7 +41,7 @@ mod netns {
         fleet.etcd.until_healthy(&fleet.lan, &leader);
         let account = fleet.settle();
         demand_lossless(&fleet, "leader of etcd killed", &account);
-        demand_once(&account, &BTreeSet::from([0, 1]));
+        demand_once(&fleet, &account, &BTreeSet::from([0, 1]));
         assert_eq!(fleet.places(), places, "nothing moved");
     }
 
@@ -78,7 +78,7 @@ mod netns {
         fleet.say("etcd is back");
         let account = fleet.settle();
         demand_lossless(&fleet, "store away", &account);
-        demand_once(&account, &BTreeSet::new());
+        demand_once(&fleet, &account, &BTreeSet::new());
         assert_eq!(fleet.bots(), bots, "the same processes");
         assert_eq!(fleet.places(), places, "nothing moved");
         // Decisions are taken again.
@@ -93,6 +93,6 @@ mod netns {
         );
         let account = fleet.settle();
         demand_lossless(&fleet, "after the store was away", &account);
-        demand_once(&account, &BTreeSet::from([0, 1]));
+        demand_once(&fleet, &account, &BTreeSet::from([0, 1]));
     }
 }

@@ -47,6 +47,9 @@ const FLEET: &str = "proof";
 /// What its keys in etcd begin with.
 const PREFIX: &str = "tanako/proof/";
 
+/// Longer than from a shard's latest guild to the copy of its list.
+const QUIET: Duration = Duration::from_secs(5);
+
 /// Longer than any test runs.
 const LIFE: Duration = Duration::from_secs(24 * 3600);
 
@@ -57,6 +60,8 @@ pub struct Host {
     /// Nothing runs there: its power is off.
     off: bool,
     frozen: bool,
+    /// Something was done to it.
+    hit: bool,
 }
 
 impl Drop for Host {
@@ -218,8 +223,13 @@ impl Hosts {
         own.off = false;
     }
 
+    fn hit(&mut self, host: &str) {
+        self.agents.get_mut(host).expect("a host of that name").hit = true;
+    }
+
     /// kill -9 of a host's agent alone.
     pub fn kill_agent(&mut self, host: &str) {
+        self.hit(host);
         let own = self.agents.get_mut(host).expect("a host of that name");
         if let Some(mut agent) = own.agent.take() {
             let _ = agent.kill();
@@ -239,6 +249,7 @@ impl Hosts {
 
     /// A power cut on one host.
     pub fn cut_power(&mut self, host: &str) {
+        self.hit(host);
         self.lan.cut_power(host);
         self.etcd.reap(host);
         let own = self.agents.get_mut(host).expect("a host of that name");
@@ -263,6 +274,7 @@ impl Hosts {
 
     /// SIGSTOP of everything on a host.
     pub fn freeze(&mut self, host: &str) {
+        self.hit(host);
         self.lan.host(host).freeze();
         self.agents
             .get_mut(host)
@@ -273,6 +285,7 @@ impl Hosts {
 
     /// SIGSTOP of a host's agent and bots, and of nothing else there.
     pub fn freeze_agent_and_bots(&mut self, host: &str) {
+        self.hit(host);
         let namespace = self.lan.host(host);
         namespace.freeze_those(|pid| {
             let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -300,6 +313,7 @@ impl Hosts {
 
     /// Cuts a link of a host.
     pub fn cut(&mut self, host: &str, link: Link) {
+        self.hit(host);
         self.lan.impair(host, link, Fault::Cut);
         self.say(&format!("{host} cut from {link:?}"));
     }
@@ -418,19 +432,38 @@ impl Hosts {
         })
     }
 
-    /// Waits until the store has a copy of every shard's session and guild list, for another host.
+    /// Waits until the store has a copy of every shard's session and guild list, for another host. The lists
+    /// come last, some seconds after their guilds: that they change no more says that they are there.
     fn until_copied(&self) {
+        let mut seen = (0, Instant::now());
         wait::until("copies of all sessions", 90, || {
             let asked = self.living().into_iter().next().ok_or("no host runs")?;
             let shards = self.size.shards as usize;
-            let counts = self.in_store(&asked, async |store| {
+            let (counts, newest) = self.in_store(&asked, async |store| {
                 let sessions = store.list("vault/").await?.items.len();
-                Ok((sessions, store.list("guilds/").await?.items.len()))
+                let lists = store.list("guilds/").await?.items;
+                let newest = lists.iter().map(|item| item.mod_revision).max();
+                Ok(((sessions, lists.len()), newest.unwrap_or(0)))
             })?;
-            (counts == (shards, shards))
+            if seen.0 != newest {
+                seen = (newest, Instant::now());
+            }
+            let quiet = seen.1.elapsed();
+            (counts == (shards, shards) && quiet >= QUIET)
                 .then_some(())
-                .ok_or_else(|| format!("{counts:?} of {shards}\n{}", self.story()))
+                .ok_or_else(|| format!("{counts:?} of {shards}, {quiet:?}\n{}", self.story()))
         });
+    }
+
+    /// Whether a host that nothing was done to has lost its lease: then its shards have moved or resumed too, as
+    /// they must. A machine so busy that etcd does not answer for seconds does that.
+    pub fn has_bystanders(&self) -> bool {
+        self.agents.iter().any(|(name, host)| {
+            let log = self.lan.directory_of(name).join("agent.log");
+            !host.hit
+                && fs::read_to_string(log)
+                    .is_ok_and(|log| log.contains("the lease of this host has ended"))
+        })
     }
 
     /// Does something with the store, as it is reached from a host.
