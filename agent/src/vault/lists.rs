@@ -2,9 +2,10 @@
 //! RESUME does not tell them again.
 //!
 //! A key for each shard, `guilds/BOT/COUNT/SHARD`, of some 30 kB at most with Discord's 2,500 guilds a shard.
-//! It names its session and counts for no other, so that who writes last does no harm. It is written when
-//! the session is new and at most once in [`EVERY`] after that: guilds that came since then are missing from
-//! the figures of the shard until it identifies, nothing else.
+//! It names its session and counts for no other, so that who writes last does no harm. It is written at once
+//! when the session is new or much has changed, as while its guilds arrive; some guilds more or less wait for
+//! [`GUILDS_EVERY`], members for [`EVERY`]. What came since then is missing from the figures of the shard until
+//! it identifies, nothing else.
 
 use std::{
     collections::HashMap,
@@ -15,12 +16,14 @@ use std::{
 use prost::Message as _;
 use tanako_fleet::{ProcessSpec, vault::ShardKey};
 use tanako_proto::worker::v1::GuildCounts;
-use tanako_store::{Store, StoreError, Txn};
+use tanako_store::{Outcome, Store, StoreError, Txn};
 
 use super::{GUILDS_MAX, GuildList, Vault, keys, slots::StoredGuilds};
 
 /// Between two copies of the list of one session.
 const EVERY: Duration = Duration::from_secs(60);
+/// The same when guilds came or went.
+const GUILDS_EVERY: Duration = Duration::from_secs(5);
 /// Keys and bytes of one transaction.
 const KEYS_MAX: usize = 64;
 const BYTES_MAX: usize = 512 * 1024;
@@ -55,7 +58,11 @@ impl Copied {
                 };
                 txn.put(name(key), value.encode_to_vec())
             });
-            store.commit(txn).await?;
+            if let Outcome::Conflict { .. } = store.commit(txn).await? {
+                return Err(StoreError::Unavailable(
+                    "this host does not hold its lease".to_owned(),
+                ));
+            }
             let now = Instant::now();
             for (key, session, list) in due {
                 self.0.insert(key, (session, list, now));
@@ -70,7 +77,8 @@ impl Copied {
         for (key, known) in &state.guilds {
             let id = &known.session.0;
             let is_due = self.0.get(key).is_none_or(|(session, list, at)| {
-                session != id || !Arc::ptr_eq(list, &known.list) && at.elapsed() >= EVERY
+                session != id
+                    || !Arc::ptr_eq(list, &known.list) && at.elapsed() >= pause(list, &known.list)
             });
             let size = known.list.encoded_len();
             // Without its slot it is of no use; somebody is at work with it here, or was at last.
@@ -84,6 +92,18 @@ impl Copied {
             due.push((key.clone(), id.clone(), Arc::clone(&known.list)));
         }
         due
+    }
+}
+
+/// How long a list that was copied holds back the next one.
+fn pause(copied: &GuildCounts, new: &GuildCounts) -> Duration {
+    let (before, now) = (copied.ids.len(), new.ids.len());
+    if before.abs_diff(now) * 10 > before.max(now) {
+        Duration::ZERO
+    } else if before != now {
+        GUILDS_EVERY
+    } else {
+        EVERY
     }
 }
 
@@ -136,4 +156,26 @@ pub(super) async fn take_in(
     }
     vault.shared.wake.notify_one();
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_that_is_still_arriving_is_not_held_back() {
+        let list = |guilds: u64| GuildCounts {
+            ids: (0..guilds).collect(),
+            members: vec![1; guilds as usize],
+        };
+        for (copied, new, wanted) in [
+            (0, 100, Duration::ZERO),
+            (80, 100, Duration::ZERO),
+            (100, 101, GUILDS_EVERY),
+            (100, 100, EVERY),
+            (0, 0, EVERY),
+        ] {
+            assert_eq!(pause(&list(copied), &list(new)), wanted, "{copied} {new}");
+        }
+    }
 }

@@ -48,7 +48,7 @@ const FLEET: &str = "proof";
 const PREFIX: &str = "tanako/proof/";
 
 /// Longer than from a shard's latest guild to the copy of its list.
-const QUIET: Duration = Duration::from_secs(5);
+const QUIET: Duration = Duration::from_secs(10);
 
 /// Longer than any test runs.
 const LIFE: Duration = Duration::from_secs(24 * 3600);
