@@ -10,7 +10,7 @@
 //! the moment it is there, every agent on this directory uses etcd, whatever the flags of its unit say:
 //! that survives a reboot and needs no edit. The embedded store stays as it was at that moment.
 //!
-//! - [`file`]: the switch. [`valve`]: a store that takes nothing for a while. [`copy`]: there and compared.
+//! - [`file`](mod@file): the switch. [`valve`]: a store that takes nothing for a while. [`copy`]: there and compared.
 
 pub mod copy;
 pub mod file;
