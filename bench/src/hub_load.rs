@@ -43,6 +43,10 @@ use tonic::{
 };
 use tonic_prost::ProstCodec;
 
+/// The agent's own.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const LIFE: Duration = Duration::from_secs(24 * 3600);
 const FLEET: &str = "bench";
 const MESSAGE_BYTES_MAX: usize = 256 << 20;
