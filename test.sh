@@ -98,7 +98,7 @@ step "tests"
 if [ "$mode" = quick ]; then
   cargo test --workspace --locked --exclude tanako-e2e
   step "simulator"
-  cargo test --locked -p tanako-e2e --test simulator
+  cargo test --locked -p tanako-e2e --test simulator --test simulator_fleet
 else
   cargo test --workspace --locked -- "${skip[@]}"
   step "judges of simcord: discord.py and discord.js"

@@ -14,6 +14,8 @@
 //! core with its switches and cuts, planning, duties, receipts and desired state, the bot's duty desk,
 //! sequence tracker and reconnector.
 //!
+//! - `fleet`: many hosts instead of one, and what only they have.
+//!
 //! Who decides is the host's own agent, or one of two agents elsewhere, whose orders come late.
 //!
 //! The same seed is the same run: [`Outcome::hash`] covers everything that happened.
@@ -26,6 +28,7 @@ mod config;
 mod discord;
 mod executor;
 mod faults;
+pub mod fleet;
 mod host;
 mod judge;
 mod operator;
