@@ -908,8 +908,20 @@ async fn certificates_renew_themselves_while_the_agents_run() {
         .await
         .expect("revoked");
     assert!(!revoked.into_inner().serials.is_empty());
-    world.told(&["refused", "Identity/Renew", "revoked"]).await;
+    world.told(&["b (agent)", "refused", "revoked"]).await;
     let identity = Identity::load(&world.b.dir.join("identity")).expect("loads");
+    // Its last certificate ends while its agent runs, and no other one comes.
+    let until = Instant::now() + SOON;
+    let seconds = || {
+        std::time::SystemTime::UNIX_EPOCH
+            .elapsed()
+            .expect("a clock")
+    };
+    while i64::try_from(seconds().as_secs()).expect("now") <= identity.peer().not_after {
+        assert!(Instant::now() < until, "it does not end");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(serial(&world.b), identity.peer().serial);
     if let Ok(b) = channel(world.a.address, &identity).await {
         let answer = call(&b, "/tanako.fleet.v1.Fleet/GetStatus").await;
         let status = answer.expect_err("revoked");
