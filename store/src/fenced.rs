@@ -1,6 +1,6 @@
 //! The store as the holder of an office may use it: every commit holds only while the office does.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc};
 
 use futures_util::{FutureExt, future::BoxFuture};
 use tokio::sync::watch;
@@ -9,8 +9,8 @@ use crate::{
     Store,
     election::Leadership,
     error::StoreError,
-    model::{KeyValue, LeaseId, Listing, Outcome, Revision, Txn, ops_max},
-    watch::Watch,
+    layer::Layer,
+    model::{Outcome, Txn, ops_max},
 };
 
 /// What the commits made through a [`Fenced`] store have shown.
@@ -99,16 +99,12 @@ impl Fenced {
     }
 }
 
-impl Store for Fenced {
-    fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<KeyValue>, StoreError>> {
-        self.store.get(key)
+impl Layer for Fenced {
+    fn behind(&self) -> &dyn Store {
+        &*self.store
     }
 
-    fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Listing, StoreError>> {
-        self.store.list(prefix)
-    }
-
-    fn commit(&self, txn: Txn) -> BoxFuture<'_, Result<Outcome, StoreError>> {
+    fn commit_through(&self, txn: Txn) -> BoxFuture<'_, Result<Outcome, StoreError>> {
         async move {
             let outcome = self.commit_fenced(txn).await;
             match &outcome {
@@ -119,25 +115,5 @@ impl Store for Fenced {
             outcome
         }
         .boxed()
-    }
-
-    fn watch<'a>(
-        &'a self,
-        prefix: &'a str,
-        from: Revision,
-    ) -> BoxFuture<'a, Result<Watch, StoreError>> {
-        self.store.watch(prefix, from)
-    }
-
-    fn grant(&self, ttl: Duration) -> BoxFuture<'_, Result<LeaseId, StoreError>> {
-        self.store.grant(ttl)
-    }
-
-    fn keep_alive(&self, lease: LeaseId) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.store.keep_alive(lease)
-    }
-
-    fn revoke(&self, lease: LeaseId) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.store.revoke(lease)
     }
 }

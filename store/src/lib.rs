@@ -24,6 +24,7 @@ pub mod embedded;
 mod error;
 pub mod etcd;
 mod fenced;
+mod layer;
 mod model;
 mod watch;
 
@@ -34,6 +35,7 @@ use futures_util::future::BoxFuture;
 pub use backoff::Backoff;
 pub use error::StoreError;
 pub use fenced::{Fence, Fenced};
+pub use layer::Layer;
 pub use model::{
     Compare, Condition, Event, KeyValue, LeaseId, Listing, Op, Outcome, Revision, Txn, key_max,
     ops_max, value_bytes_max,

@@ -20,7 +20,7 @@ use tanako_fleet::{
     identify::{Entry, RECORDS_MAX, Record, Stamp},
 };
 use tanako_store::{
-    Fenced, KeyValue, LeaseId, Listing, Outcome, Revision, Store, StoreError, Txn, Watch, election,
+    Fenced, Layer, Outcome, Store, StoreError, Txn, election,
     embedded::{self, EmbeddedStore},
     etcd,
 };
@@ -218,16 +218,12 @@ struct Fickle {
     fate: AtomicU8,
 }
 
-impl Store for Fickle {
-    fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<KeyValue>, StoreError>> {
-        self.store.get(key)
+impl Layer for Fickle {
+    fn behind(&self) -> &dyn Store {
+        &*self.store
     }
 
-    fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Listing, StoreError>> {
-        self.store.list(prefix)
-    }
-
-    fn commit(&self, txn: Txn) -> BoxFuture<'_, Result<Outcome, StoreError>> {
+    fn commit_through(&self, txn: Txn) -> BoxFuture<'_, Result<Outcome, StoreError>> {
         Box::pin(async move {
             match self.fate.load(Ordering::SeqCst) {
                 fate::REFUSED => Ok(Outcome::Conflict { revision: 1 }),
@@ -241,26 +237,6 @@ impl Store for Fickle {
                 _ => self.store.commit(txn).await,
             }
         })
-    }
-
-    fn watch<'a>(
-        &'a self,
-        prefix: &'a str,
-        from: Revision,
-    ) -> BoxFuture<'a, Result<Watch, StoreError>> {
-        self.store.watch(prefix, from)
-    }
-
-    fn grant(&self, ttl: Duration) -> BoxFuture<'_, Result<LeaseId, StoreError>> {
-        self.store.grant(ttl)
-    }
-
-    fn keep_alive(&self, lease: LeaseId) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.store.keep_alive(lease)
-    }
-
-    fn revoke(&self, lease: LeaseId) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.store.revoke(lease)
     }
 }
 

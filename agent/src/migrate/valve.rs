@@ -6,7 +6,7 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
-use tanako_store::{KeyValue, LeaseId, Listing, Outcome, Revision, Store, StoreError, Txn, Watch};
+use tanako_store::{Layer, Outcome, Store, StoreError, Txn};
 use tokio::sync::{OwnedRwLockWriteGuard, RwLock};
 
 /// The store behind a valve; clones are cheap and equal. Reads and leases go through at all times.
@@ -50,16 +50,12 @@ impl Valve {
     }
 }
 
-impl Store for Valve {
-    fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<KeyValue>, StoreError>> {
-        self.store.get(key)
+impl Layer for Valve {
+    fn behind(&self) -> &dyn Store {
+        &*self.store
     }
 
-    fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Listing, StoreError>> {
-        self.store.list(prefix)
-    }
-
-    fn commit(&self, txn: Txn) -> BoxFuture<'_, Result<Outcome, StoreError>> {
+    fn commit_through(&self, txn: Txn) -> BoxFuture<'_, Result<Outcome, StoreError>> {
         Box::pin(async move {
             let Ok(_open) = self.open.try_read() else {
                 return Err(StoreError::Unavailable(
@@ -68,25 +64,5 @@ impl Store for Valve {
             };
             self.store.commit(txn).await
         })
-    }
-
-    fn watch<'a>(
-        &'a self,
-        prefix: &'a str,
-        from: Revision,
-    ) -> BoxFuture<'a, Result<Watch, StoreError>> {
-        self.store.watch(prefix, from)
-    }
-
-    fn grant(&self, ttl: Duration) -> BoxFuture<'_, Result<LeaseId, StoreError>> {
-        self.store.grant(ttl)
-    }
-
-    fn keep_alive(&self, lease: LeaseId) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.store.keep_alive(lease)
-    }
-
-    fn revoke(&self, lease: LeaseId) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.store.revoke(lease)
     }
 }

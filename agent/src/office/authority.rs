@@ -1,9 +1,9 @@
 //! The store with the authority of the office: commits hold only within the present term.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use futures_util::{FutureExt, future::BoxFuture};
-use tanako_store::{KeyValue, LeaseId, Listing, Outcome, Revision, Store, StoreError, Txn, Watch};
+use tanako_store::{Layer, Outcome, Store, StoreError, Txn};
 use tokio::sync::watch;
 
 use super::{KEY, Term};
@@ -16,16 +16,12 @@ pub(super) struct Authority {
     pub(super) term: watch::Receiver<Option<Term>>,
 }
 
-impl Store for Authority {
-    fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<KeyValue>, StoreError>> {
-        self.store.get(key)
+impl Layer for Authority {
+    fn behind(&self) -> &dyn Store {
+        &*self.store
     }
 
-    fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Listing, StoreError>> {
-        self.store.list(prefix)
-    }
-
-    fn commit(&self, txn: Txn) -> BoxFuture<'_, Result<Outcome, StoreError>> {
+    fn commit_through(&self, txn: Txn) -> BoxFuture<'_, Result<Outcome, StoreError>> {
         async move {
             let term = self.term.borrow().clone();
             match term {
@@ -37,30 +33,12 @@ impl Store for Authority {
         }
         .boxed()
     }
-
-    fn watch<'a>(
-        &'a self,
-        prefix: &'a str,
-        from: Revision,
-    ) -> BoxFuture<'a, Result<Watch, StoreError>> {
-        self.store.watch(prefix, from)
-    }
-
-    fn grant(&self, ttl: Duration) -> BoxFuture<'_, Result<LeaseId, StoreError>> {
-        self.store.grant(ttl)
-    }
-
-    fn keep_alive(&self, lease: LeaseId) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.store.keep_alive(lease)
-    }
-
-    fn revoke(&self, lease: LeaseId) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.store.revoke(lease)
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use tanako_store::{
         Fenced, election,
         embedded::{EmbeddedStore, Options},

@@ -1,11 +1,9 @@
 //! The store as this host may write what is its own: every commit holds only within the present tenure.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use futures_util::{FutureExt, future::BoxFuture};
-use tanako_store::{
-    Condition, KeyValue, LeaseId, Listing, Outcome, Revision, Store, StoreError, Txn, Watch,
-};
+use tanako_store::{Condition, Layer, Outcome, Store, StoreError, Txn};
 
 use super::Tenure;
 use crate::registry::present_key;
@@ -18,16 +16,12 @@ pub(super) struct Leased {
     pub(super) host: String,
 }
 
-impl Store for Leased {
-    fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<KeyValue>, StoreError>> {
-        self.store.get(key)
+impl Layer for Leased {
+    fn behind(&self) -> &dyn Store {
+        &*self.store
     }
 
-    fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Listing, StoreError>> {
-        self.store.list(prefix)
-    }
-
-    fn commit(&self, txn: Txn) -> BoxFuture<'_, Result<Outcome, StoreError>> {
+    fn commit_through(&self, txn: Txn) -> BoxFuture<'_, Result<Outcome, StoreError>> {
         async move {
             let key = present_key(&self.host);
             let taken_at = {
@@ -44,26 +38,6 @@ impl Store for Leased {
                 .await
         }
         .boxed()
-    }
-
-    fn watch<'a>(
-        &'a self,
-        prefix: &'a str,
-        from: Revision,
-    ) -> BoxFuture<'a, Result<Watch, StoreError>> {
-        self.store.watch(prefix, from)
-    }
-
-    fn grant(&self, ttl: Duration) -> BoxFuture<'_, Result<LeaseId, StoreError>> {
-        self.store.grant(ttl)
-    }
-
-    fn keep_alive(&self, lease: LeaseId) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.store.keep_alive(lease)
-    }
-
-    fn revoke(&self, lease: LeaseId) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.store.revoke(lease)
     }
 }
 
