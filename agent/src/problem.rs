@@ -31,6 +31,16 @@ pub fn unread(cause: impl Into<String>) -> Problem {
         .retryable()
 }
 
+/// Why a call to another agent failed, in a few words.
+pub fn said(status: &Status) -> String {
+    let problem = Problem::from_status(status);
+    if problem.cause.is_empty() {
+        problem.message
+    } else {
+        format!("{}: {}", problem.message, problem.cause)
+    }
+}
+
 /// A target that stands for nothing.
 pub fn from_target(error: &TargetError) -> Problem {
     let (code, object) = match error {

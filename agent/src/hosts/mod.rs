@@ -32,8 +32,9 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use tanako_fleet::{ProcessName, ProcessSpec};
-use tanako_proto::fleet::v1::Problem;
-use tonic::transport::Channel;
+use tanako_proto::{fleet::v1::Problem, host::v1::HostUpdate};
+use tokio::time::timeout;
+use tonic::{Streaming, transport::Channel};
 
 pub use self::{
     gate::Gate,
@@ -41,7 +42,12 @@ pub use self::{
     local::Local,
     picture::{HostPicture, Link, Picture},
 };
-use crate::{peers::Peers, problem::with_sources, supervisor::Desired as Wanted, worker::duties};
+use crate::{
+    peers::Peers,
+    problem::{said, with_sources},
+    supervisor::Desired as Wanted,
+    worker::duties,
+};
 
 /// Largest message between agents: a host of a thousand processes, with its specs.
 pub const MESSAGE_BYTES_MAX: usize = 16 << 20;
@@ -64,6 +70,20 @@ impl Dial for Peers {
             let channel = Self::channel(self, host).await;
             channel.map_err(|error| with_sources(&error))
         })
+    }
+}
+
+/// The next thing that a host says of itself; or why nothing more comes. `silence_max`: how long it may say
+/// nothing, while there is a sign of life each second.
+pub async fn next_update(
+    stream: &mut Streaming<HostUpdate>,
+    silence_max: Duration,
+) -> Result<HostUpdate, String> {
+    match timeout(silence_max, stream.message()).await {
+        Ok(Ok(Some(update))) => Ok(update),
+        Ok(Ok(None)) => Err("its agent ended the stream".to_owned()),
+        Ok(Err(status)) => Err(said(&status)),
+        Err(_) => Err(format!("silent for {} s", silence_max.as_secs())),
     }
 }
 

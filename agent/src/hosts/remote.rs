@@ -22,9 +22,11 @@ use tokio::{
 use tonic::{Code, Status, transport::Channel};
 
 use super::{
-    Dial, MESSAGE_BYTES_MAX, Order, OrderError, TRY_WITHIN, handle::Sink, wire as convert,
+    Dial, MESSAGE_BYTES_MAX, Order, OrderError, TRY_WITHIN, handle::Sink, next_update,
+    wire as convert,
 };
 use crate::{
+    problem::said,
     vault::Kept,
     worker::{CommandError, CommandRun},
 };
@@ -102,11 +104,9 @@ impl Remote {
         };
         let mut first = true;
         loop {
-            let update = match timeout(SILENCE_MAX, stream.message()).await {
-                Ok(Ok(Some(update))) => update,
-                Ok(Ok(None)) => return "its agent ended the stream".to_owned(),
-                Ok(Err(status)) => return said(&status),
-                Err(_) => return format!("silent for {} s", SILENCE_MAX.as_secs()),
+            let update = match next_update(&mut stream, SILENCE_MAX).await {
+                Ok(update) => update,
+                Err(why) => return why,
             };
             let instance = update.snapshot.then(|| update.instance.clone());
             match sink.take(&self.name, first, update) {
@@ -285,14 +285,4 @@ fn is_lost(status: &Status) -> bool {
                 | Code::Unknown
                 | Code::Internal
         )
-}
-
-/// Why a call failed, in a few words.
-fn said(status: &Status) -> String {
-    let problem = Problem::from_status(status);
-    if problem.cause.is_empty() {
-        problem.message
-    } else {
-        format!("{}: {}", problem.message, problem.cause)
-    }
 }

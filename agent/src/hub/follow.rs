@@ -16,7 +16,10 @@ use tokio::{
     time::timeout,
 };
 
-use crate::hosts::Dial;
+use crate::{
+    hosts::{Dial, next_update},
+    problem::said,
+};
 
 /// Largest update: a host of thousands of processes, all of them at once.
 const UPDATE_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -97,11 +100,9 @@ impl Follow {
             Err(_) => return format!("no answer within {} s", BEGIN_WITHIN.as_secs()),
         };
         loop {
-            let update = match timeout(SILENCE_MAX, stream.message()).await {
-                Ok(Ok(Some(update))) => update,
-                Ok(Ok(None)) => return "its agent ended the stream".to_owned(),
-                Ok(Err(status)) => return said(&status),
-                Err(_) => return format!("silent for {} s", SILENCE_MAX.as_secs()),
+            let update = match next_update(&mut stream, SILENCE_MAX).await {
+                Ok(update) => update,
+                Err(why) => return why,
             };
             pauses.reset();
             let heard = Heard {
@@ -113,15 +114,5 @@ impl Follow {
                 return "nobody listens".to_owned();
             }
         }
-    }
-}
-
-/// Why a call failed, in a few words.
-pub(super) fn said(status: &tonic::Status) -> String {
-    let problem = tanako_proto::fleet::v1::Problem::from_status(status);
-    if problem.cause.is_empty() {
-        problem.message
-    } else {
-        format!("{}: {}", problem.message, problem.cause)
     }
 }

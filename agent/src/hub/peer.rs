@@ -6,7 +6,8 @@ use tanako_proto::fleet::v1::{Problem, fleet_client::FleetClient};
 use tokio::time::timeout;
 use tonic::{Request, Response, Status, metadata::MetadataMap, transport::Channel};
 
-use super::{Hub, follow::said};
+use super::Hub;
+use crate::problem::said;
 
 /// Marks a call that one agent makes for another: the agent that gets it answers for itself alone, or
 /// carries it out itself, and passes nothing on.

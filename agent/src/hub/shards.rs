@@ -8,7 +8,8 @@ use tanako_proto::{
     worker::v1::BroadcastReply,
 };
 
-use super::{Hub, follow::said};
+use super::Hub;
+use crate::problem::said;
 use crate::{
     broadcast::{Elsewhere, View},
     desired::Desired,
