@@ -50,8 +50,15 @@ struct Written {
 /// which would handle every event a second time.
 #[derive(Debug, Clone, Default)]
 pub struct Duties {
-    all: Arc<RwLock<BTreeMap<String, Assignment>>>,
+    known: Arc<RwLock<Known>>,
     path: Option<Arc<PathBuf>>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    all: BTreeMap<String, Assignment>,
+    /// They could not be written down: what lies on disk is older.
+    unwritten: bool,
 }
 
 impl Duties {
@@ -65,17 +72,22 @@ impl Duties {
             }),
             Err(_) => BTreeMap::new(),
         };
+        let known = Known {
+            all,
+            unwritten: false,
+        };
         Self {
-            all: Arc::new(RwLock::new(all)),
+            known: Arc::new(RwLock::new(known)),
             path: Some(Arc::new(path)),
         }
     }
 
     /// What this process does.
     pub fn of(&self, process: &str) -> Assignment {
-        self.all
+        self.known
             .read()
             .unwrap_or_else(PoisonError::into_inner)
+            .all
             .get(process)
             .copied()
             .unwrap_or_default()
@@ -84,12 +96,13 @@ impl Duties {
     /// Replaces all of them, and writes them down. They hold when that fails, too. Blocks for one write
     /// when something is new.
     pub fn replace(&self, all: BTreeMap<String, Assignment>) -> io::Result<()> {
-        let mut known = self.all.write().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         let written = match &self.path {
-            Some(path) if *known != all || (!all.is_empty() && !path.exists()) => write(path, &all),
+            Some(path) if known.unwritten || known.all != all => write(path, &all),
             _ => Ok(()),
         };
-        *known = all;
+        known.unwritten = written.is_err();
+        known.all = all;
         written
     }
 }
@@ -154,7 +167,8 @@ mod tests {
     #[test]
     fn what_cannot_be_written_down_holds_all_the_same() {
         let dir = tempfile::tempdir().expect("a directory");
-        let duties = Duties::open(&dir.path().join("missing"));
+        let data_dir = dir.path().join("missing");
+        let duties = Duties::open(&data_dir);
         let warm = Assignment {
             duty: Duty::Warm,
             cut: None,
@@ -162,6 +176,11 @@ mod tests {
         let all = BTreeMap::from([("x/1".to_owned(), warm)]);
         assert!(duties.replace(all.clone()).is_err());
         assert_eq!(duties.of("x/1"), warm);
-        assert!(duties.replace(all).is_err(), "it is tried again");
+        assert!(duties.replace(all.clone()).is_err(), "it is tried again");
+        // Also where an older file lies.
+        fs::create_dir(&data_dir).expect("makes");
+        fs::write(data_dir.join("duties.json"), "{}").expect("writes");
+        duties.replace(all).expect("writes");
+        assert_eq!(Duties::open(&data_dir).of("x/1"), warm);
     }
 }
