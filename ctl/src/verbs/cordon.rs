@@ -26,17 +26,27 @@ pub struct Args {
 
 impl Args {
     pub(super) async fn run(self, session: &Session) -> Outcome {
-        let request = OperationRequest {
-            kind: "cordon".into(),
-            targets: target::hosts(&self.hosts),
-            ..OperationRequest::default()
-        };
-        let wish = Wish {
-            request,
-            severity: Severity::Harmless,
-            loses: None,
-            patience: operate::PATIENCE,
-        };
-        operate::run(session, &self.running, wish).await
+        mark("cordon", &self.hosts, &self.running, session).await
     }
+}
+
+/// Changes what is decided about hosts, and nothing on them: `cordon`, `uncordon`.
+pub(super) async fn mark(
+    kind: &str,
+    hosts: &[String],
+    running: &Running,
+    session: &Session,
+) -> Outcome {
+    let request = OperationRequest {
+        kind: kind.into(),
+        targets: target::hosts(hosts),
+        ..OperationRequest::default()
+    };
+    let wish = Wish {
+        request,
+        severity: Severity::Harmless,
+        loses: None,
+        patience: operate::PATIENCE,
+    };
+    operate::run(session, running, wish).await
 }

@@ -1,14 +1,7 @@
 //! `tanakoctl uncordon`.
 
-use tanako_proto::fleet::v1::OperationRequest;
-
-use crate::{
-    confirm::Severity,
-    failure::Outcome,
-    operate::{self, Running, Wish},
-    session::Session,
-    target,
-};
+use super::cordon;
+use crate::{failure::Outcome, operate::Running, session::Session};
 
 /// Let hosts take processes again, after `cordon` or `drain`
 ///
@@ -25,17 +18,6 @@ pub struct Args {
 
 impl Args {
     pub(super) async fn run(self, session: &Session) -> Outcome {
-        let request = OperationRequest {
-            kind: "uncordon".into(),
-            targets: target::hosts(&self.hosts),
-            ..OperationRequest::default()
-        };
-        let wish = Wish {
-            request,
-            severity: Severity::Harmless,
-            loses: None,
-            patience: operate::PATIENCE,
-        };
-        operate::run(session, &self.running, wish).await
+        cordon::mark("uncordon", &self.hosts, &self.running, session).await
     }
 }
