@@ -7,29 +7,15 @@ mod etcd_kit;
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt,
-    path::PathBuf,
-    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
-use agent_kit::{Client, connect, kill_all_of, pids, ready, signal, until_within};
+use agent_kit::{Agent, Client, lives, pids, ready, signal, until_within};
 use etcd_kit::Etcd;
 use tanako_proto::fleet::v1::{self as wire, Problem};
 
 /// Leases run out and members are elected on the way.
 const SOON: Duration = Duration::from_secs(90);
-/// The shortest life that a coordinator's lease may have.
-const LEASE: &str = "3";
-
-/// An agent on a directory of its own. Dropping it kills the agent and everything it started.
-struct Agent {
-    dir: tempfile::TempDir,
-    host: &'static str,
-    endpoints: String,
-    extra: Vec<&'static str>,
-    child: Option<Child>,
-}
 
 /// Processes that only run.
 fn spec(processes: u32, ready_after: &str) -> String {
@@ -42,119 +28,9 @@ fn spec(processes: u32, ready_after: &str) -> String {
     )
 }
 
-impl Agent {
-    fn new(etcd: &Etcd, host: &'static str, toml: &str) -> Self {
-        Self::behind(&etcd.urls().join(","), host, toml)
-    }
-
-    fn behind(endpoints: &str, host: &'static str, toml: &str) -> Self {
-        let mut agent = Self::prepared(endpoints, host, toml);
-        agent.start();
-        agent
-    }
-
-    /// Everything is there, but it does not run yet.
-    fn prepared(endpoints: &str, host: &'static str, toml: &str) -> Self {
-        let dir = tempfile::Builder::new()
-            .prefix("tae")
-            .tempdir()
-            .expect("a directory");
-        let token = dir.path().join("token");
-        fs::write(&token, "secret").expect("writes");
-        fs::set_permissions(&token, fs::Permissions::from_mode(0o600)).expect("sets");
-        let toml = toml.replace("TOKEN", &token.display().to_string());
-        fs::write(dir.path().join("fleet.toml"), toml).expect("writes");
-        Self {
-            dir,
-            host,
-            endpoints: endpoints.to_owned(),
-            extra: Vec::new(),
-            child: None,
-        }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn start(&mut self) {
-        self.spawn();
-        let until = Instant::now() + SOON;
-        while !self.path("info.json").exists() {
-            let child = self.child.as_mut().expect("started");
-            let ended = child.try_wait().expect("asks");
-            assert!(ended.is_none(), "the agent ended: {}", self.log());
-            assert!(Instant::now() < until, "it did not come up: {}", self.log());
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-
-    fn spawn(&mut self) {
-        let _ = fs::remove_file(self.path("info.json"));
-        let log = fs::File::options()
-            .append(true)
-            .create(true)
-            .open(self.path("log"))
-            .expect("opens");
-        let child = Command::new(env!("CARGO_BIN_EXE_tanako-agent"))
-            .arg("--data-dir")
-            .arg(self.path("d"))
-            .args(["--http", "127.0.0.1:0", "--host", self.host, "--spec"])
-            .arg(self.path("fleet.toml"))
-            .arg("--info-file")
-            .arg(self.path("info.json"))
-            .args(["--store", "etcd", "--etcd-prefix", "tanako/t/"])
-            .args(["--etcd-endpoints", &self.endpoints])
-            .args(["--etcd-lease-seconds", LEASE])
-            // Agents are killed here, and their processes watched for longer than the usual lease.
-            .args(["--host-lease-seconds", "120"])
-            .args(&self.extra)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .expect("starts");
-        self.child = Some(child);
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.path("log")).unwrap_or_default()
-    }
-
-    fn kill(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            child.kill().expect("kills");
-            child.wait().expect("ends");
-        }
-    }
-
-    /// SIGTERM; whether it ended well.
-    fn terminate(&mut self) -> bool {
-        let mut child = self.child.take().expect("started");
-        signal(child.id(), "TERM");
-        child.wait().expect("ends").success()
-    }
-
-    /// As if the power of its host had failed.
-    fn kill_with_children(&mut self) {
-        self.kill();
-        kill_all_of(self.dir.path());
-    }
-
-    async fn client(&self) -> Client {
-        connect(&self.path("d/run/agent.sock")).await
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        self.kill_with_children();
-    }
-}
-
-fn lives(pid: u32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/stat"))
-        .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or("").starts_with(" Z"))
+fn on(etcd: &Etcd, host: &str, toml: &str) -> Agent {
+    // Agents are killed here, and their processes watched for longer than the usual lease.
+    Agent::on_etcd(&etcd.urls().join(","), host, toml, 120)
 }
 
 async fn until(
@@ -221,7 +97,7 @@ fn half_done(status: &wire::FleetStatus, id: &str) -> bool {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_operation_is_finished_by_the_next_agent() {
     let etcd = Etcd::single();
-    let mut agent = Agent::new(&etcd, "a", &spec(4, "700ms"));
+    let mut agent = on(&etcd, "a", &spec(4, "700ms"));
     let mut client = agent.client().await;
     let before = until(&mut client, "ready", |status| ready(status, 4)).await;
     let op = submit(&mut client, "restart", "all")
@@ -248,7 +124,7 @@ async fn an_operation_is_finished_by_the_next_agent() {
         "waited {waited:?}"
     );
     // A clean stop leaves the office; the next agent has it at once and finds everything.
-    assert!(agent.terminate());
+    assert_eq!(agent.terminate(), Some(0));
     agent.start();
     let mut client = agent.client().await;
     let again = until(&mut client, "ready", |status| ready(status, 4)).await;
@@ -258,7 +134,7 @@ async fn an_operation_is_finished_by_the_next_agent() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_upgrade_in_place_keeps_every_process() {
     let etcd = Etcd::single();
-    let agent = Agent::new(&etcd, "a", &spec(2, "100ms"));
+    let agent = on(&etcd, "a", &spec(2, "100ms"));
     let mut client = agent.client().await;
     let before = until(&mut client, "ready", |status| ready(status, 2)).await;
     fs::remove_file(agent.path("info.json")).expect("there");
@@ -279,7 +155,7 @@ async fn an_upgrade_in_place_keeps_every_process() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_outage_of_the_store_stops_decisions_never_processes() {
     let mut etcd = Etcd::single();
-    let mut agent = Agent::new(&etcd, "a", &spec(3, "1s"));
+    let mut agent = on(&etcd, "a", &spec(3, "1s"));
     let mut client = agent.client().await;
     until(&mut client, "ready", |status| ready(status, 3)).await;
     // Asked for, begun, and then the store goes.
@@ -336,7 +212,7 @@ async fn an_outage_of_the_store_stops_decisions_never_processes() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_frozen_store_costs_the_office_and_gives_it_back() {
     let etcd = Etcd::single();
-    let agent = Agent::new(&etcd, "a", &spec(2, "100ms"));
+    let agent = on(&etcd, "a", &spec(2, "100ms"));
     let mut client = agent.client().await;
     for _ in 0..2 {
         let before = until(&mut client, "ready", |status| ready(status, 2)).await;
@@ -357,10 +233,10 @@ async fn a_frozen_store_costs_the_office_and_gives_it_back() {
 async fn of_two_agents_one_decides_and_no_process_runs_twice() {
     let etcd = Etcd::single();
     let toml = spec(3, "100ms");
-    let mut first = Agent::new(&etcd, "a", &toml);
+    let mut first = on(&etcd, "a", &toml);
     let mut client = first.client().await;
     let before = until(&mut client, "ready", |status| ready(status, 3)).await;
-    let second = Agent::new(&etcd, "b", &toml);
+    let second = on(&etcd, "b", &toml);
     let mut standby = second.client().await;
     until(&mut standby, "standing by", |status| {
         says(status, "the agent of host a decides")
@@ -413,7 +289,7 @@ fn to(etcd: &Etcd, prefix: &str) -> wire::MigrateStoreRequest {
 #[tokio::test]
 async fn a_fleet_of_one_machine_moves_to_etcd_and_no_process_stops() {
     let etcd = Etcd::single();
-    let mut agent = agent_kit::Agent::new(&agent_kit::spec(&agent_kit::bot("a", 3, "")));
+    let mut agent = Agent::new(&agent_kit::spec(&agent_kit::bot("a", 3, "")));
     let mut client = agent.client().await;
     let before = until(&mut client, "ready", |status| ready(status, 3)).await;
     let stopped = agent_kit::done(&mut client, "stop", &["a/2"]).await;
@@ -433,7 +309,7 @@ async fn a_fleet_of_one_machine_moves_to_etcd_and_no_process_stops() {
         .expect_err("no prefix");
     assert_eq!(problem(refused).code, "invalid-argument");
     // Another fleet lives there.
-    let other = Agent::new(&etcd, "b", &spec(1, "100ms"));
+    let other = on(&etcd, "b", &spec(1, "100ms"));
     let mut theirs = other.client().await;
     until(&mut theirs, "theirs run", |status| running(status, 1)).await;
     let refused = client
@@ -493,7 +369,7 @@ async fn a_fleet_of_one_machine_moves_to_etcd_and_no_process_stops() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_is_cordoned_and_drained_and_what_stays_is_named() {
     let etcd = Etcd::single();
-    let mut agent = Agent::new(&etcd, "a", &spec(2, "100ms"));
+    let mut agent = on(&etcd, "a", &spec(2, "100ms"));
     let mut client = agent.client().await;
     let before = until(&mut client, "ready", |status| ready(status, 2)).await;
     let problem = submit(&mut client, "cordon", "host:b")

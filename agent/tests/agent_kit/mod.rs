@@ -21,6 +21,10 @@ pub type Client = FleetClient<Channel>;
 pub struct Agent {
     pub dir: tempfile::TempDir,
     pub child: Option<Child>,
+    /// What this one is started with besides.
+    args: Vec<String>,
+    /// How long it may take to come up.
+    patience: Duration,
 }
 
 pub fn spec(bots: &str) -> String {
@@ -55,7 +59,34 @@ impl Agent {
         fs::set_permissions(&token, fs::Permissions::from_mode(0o600)).expect("sets");
         let toml = toml.replace("TOKEN", &token.display().to_string());
         fs::write(dir.path().join("fleet.toml"), toml).expect("writes");
-        Self { dir, child: None }
+        Self {
+            dir,
+            child: None,
+            args: ["--host", "here"].map(str::to_owned).to_vec(),
+            patience: SOON,
+        }
+    }
+
+    /// One of several hosts of a fleet on etcd. Its lease as a host lives so many seconds.
+    pub fn on_etcd(endpoints: &str, host: &str, toml: &str, host_lease: u32) -> Self {
+        let mut agent = Self::prepared(toml);
+        let host_lease = host_lease.to_string();
+        agent.args = [
+            ["--host", host],
+            ["--store", "etcd"],
+            ["--etcd-prefix", "tanako/t/"],
+            ["--etcd-endpoints", endpoints],
+            // The shortest life that a coordinator's lease may have.
+            ["--etcd-lease-seconds", "3"],
+            ["--host-lease-seconds", &host_lease],
+        ]
+        .concat()
+        .into_iter()
+        .map(str::to_owned)
+        .collect();
+        agent.patience = Duration::from_secs(90);
+        agent.start();
+        agent
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -67,10 +98,11 @@ impl Agent {
         command
             .arg("--data-dir")
             .arg(self.path("d"))
-            .args(["--http", "127.0.0.1:0", "--host", "here", "--spec"])
+            .args(["--http", "127.0.0.1:0", "--spec"])
             .arg(self.path("fleet.toml"))
             .arg("--info-file")
             .arg(self.path("info.json"))
+            .args(&self.args)
             .stdin(Stdio::null())
             .stdout(Stdio::null());
         command
@@ -84,7 +116,7 @@ impl Agent {
             .open(self.path("log"))
             .expect("opens");
         self.child = Some(self.command().stderr(log).spawn().expect("starts"));
-        let until = Instant::now() + SOON;
+        let until = Instant::now() + self.patience;
         while !self.path("info.json").exists() {
             let ended = self
                 .child
@@ -154,6 +186,12 @@ pub fn kill_all_of(dir: &Path) {
             signal(pid, "KILL");
         }
     }
+}
+
+/// Whether the process runs and is no zombie.
+pub fn lives(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or("").starts_with(" Z"))
 }
 
 pub fn signal(pid: u32, name: &str) {
