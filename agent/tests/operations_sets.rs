@@ -733,6 +733,31 @@ proptest! {
 }
 
 #[test]
+fn what_was_ready_before_the_way_back_is_not_taken_for_brought_back() {
+    let mut world = World::new(1, true);
+    world.head = 2;
+    world.held = BTreeMap::from([(old(0), 1)]);
+    let mut op = rolling(1, 1);
+    let chances = [
+        Chance::Observe,
+        Chance::ComeUp(0),
+        Chance::Observe,
+        Chance::Abort,
+        // Two attempts old, and then one: it was ready, and by the spec of that time.
+        Chance::Stale(5),
+        Chance::Stale(1),
+        Chance::Observe,
+    ];
+    for chance in chances {
+        act(&mut world, &mut op, chance);
+    }
+    calm(&mut world, &mut op);
+    assert_eq!(op.state, OpState::Aborted, "{op:#?}");
+    assert_eq!(world.procs[&old(0)].spec, 1);
+    assert_eq!(world.procs[&old(0)].attempt, 3, "restarted once");
+}
+
+#[test]
 fn a_reshard_without_trouble_cuts_once_and_tells_the_old_set_first() {
     let mut world = World::new(2, true);
     let mut op = reshard(2);

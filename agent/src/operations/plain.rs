@@ -28,6 +28,7 @@ pub(super) fn watch(
             if process.attempt == step.attempt_before {
                 step.last_seen_before = step.last_seen_before.max(process.last_seen);
             }
+            step.attempt_seen = step.attempt_seen.max(process.attempt);
             judge(step, process)
         }
     };
@@ -66,7 +67,7 @@ pub(super) fn watch(
             return;
         }
         // The life of the agent that began the step may have ended before it asked.
-        None if process.is_none_or(|process| process.attempt == step.attempt_before) => {
+        None if process.is_none_or(|process| process.attempt <= step.attempt_before) => {
             let untouched = process.is_some_and(|process| !process.is_down());
             if untouched && step.action == StepAction::Restart {
                 // It may have been down when it was chosen, and be the only one that is not by now.
@@ -164,7 +165,9 @@ pub(super) fn begin(
     step.state = StepState::Running;
     step.started_at = now;
     step.issued = true;
-    step.attempt_before = process.map_or(0, |process| process.attempt);
+    step.attempt_before = process
+        .map_or(0, |process| process.attempt)
+        .max(step.attempt_before);
     step.last_seen_before = process.map_or(0, |process| process.last_seen);
     if releases
         && matches!(
