@@ -319,6 +319,8 @@ fn faults_follow_what_happens() {
     };
     app.update(at(0), delta(lost));
     assert_eq!(app.len(), 7, "all processes of an unreachable host");
+    let totals = &app.model.totals;
+    assert_eq!((totals.ready, totals.shards.1), (0, 0), "nobody knows");
 }
 
 #[test]

@@ -178,6 +178,39 @@ fn a_silent_host_keeps_its_last_state_and_says_since_when() {
 }
 
 #[test]
+fn of_a_lost_host_only_what_is_nowhere_else_counts_as_shown() {
+    let mut core = three();
+    let ran = ["t/0", "t/1", "db/node0"].map(|name| process(name, 1.0));
+    core.step(at(1), heard("a", 1, update(1, true, vec![])));
+    core.step(at(1), heard("b", 1, update(1, true, ran.to_vec())));
+    core.step(at(1), heard("c", 1, update(1, true, vec![])));
+    let silent = 1 + SILENT_AFTER.as_millis() as u64;
+    core.step(at(silent), Input::Tick);
+    let reason = |core: &Core| core.status(at(silent)).reasons[0].clone();
+    let said = reason(&core);
+    assert!(
+        said.ends_with("; its 3 processes are shown as they were then"),
+        "{said}"
+    );
+    let mut revision = 1;
+    let mut starts = |core: &mut Core, host: &str, name: &str| {
+        revision += 1;
+        let began = update(revision, false, vec![process(name, 2.0)]);
+        core.step(at(silent), heard(host, 1, began));
+    };
+    starts(&mut core, "a", "t/0");
+    assert!(reason(&core).ends_with(
+        "; 2 of its 3 processes are shown as they were then, the others are on other hosts"
+    ));
+    starts(&mut core, "c", "t/1");
+    assert!(reason(&core).ends_with(
+        "; 1 of its 3 processes is shown as it was then, the others are on other hosts"
+    ));
+    starts(&mut core, "c", "db/node0");
+    assert!(reason(&core).ends_with("; what ran there is on other hosts"));
+}
+
+#[test]
 fn a_host_that_refuses_is_unreachable_before_it_was_ever_heard() {
     let mut core = three();
     core.step(at(1), heard("a", 1, update(1, true, vec![])));

@@ -281,7 +281,8 @@ impl Core {
         let mut reasons: Vec<String> = Vec::new();
         for (name, host) in &self.hosts {
             if host.is_lost() {
-                reasons.push(unreachable(name, host));
+                let left = host.rows.keys().filter(|row| self.is_shown(name, row));
+                reasons.push(unreachable(name, host, left.count()));
             } else if host.known.leased == Some(false) {
                 reasons.push(format!(
                     "host {name} does not hold its lease: it owns no shard until it does"
@@ -345,11 +346,19 @@ fn silence(host: &Host) -> String {
     }
 }
 
-fn unreachable(name: &str, host: &Host) -> String {
-    let shown = match host.rows.len() {
-        0 => String::new(),
-        1 => "; its process is shown as it was then".to_owned(),
-        n => format!("; its {n} processes are shown as they were then"),
+/// `left`: its processes that no other host tells of.
+fn unreachable(name: &str, host: &Host, left: usize) -> String {
+    let shown = match (left, host.rows.len()) {
+        (0, 0) => String::new(),
+        (0, _) => "; what ran there is on other hosts".to_owned(),
+        (1, 1) => "; its process is shown as it was then".to_owned(),
+        (n, all) if n == all => format!("; its {n} processes are shown as they were then"),
+        (1, all) => format!(
+            "; 1 of its {all} processes is shown as it was then, the others are on other hosts"
+        ),
+        (n, all) => format!(
+            "; {n} of its {all} processes are shown as they were then, the others are on other hosts"
+        ),
     };
     format!("host {name} is unreachable: {}{shown}", silence(host))
 }

@@ -362,8 +362,16 @@ impl Model {
         for (process, trend) in self.processes.iter().zip(&mut self.trends) {
             let load = load(process);
             trend.push_within(load, trend_max);
-            let ready = usize::from(process.ready);
-            let shards = (process.shards.len(), measure::shards_ready(process));
+            let host = self.host_index.get(&process.host).copied();
+            // A host that is not heard speaks for none of its processes.
+            let unseen = host.is_some_and(|at| self.hosts[at].state == "unreachable");
+            let ready = usize::from(process.ready && !unseen);
+            let shards_ready = if unseen {
+                0
+            } else {
+                measure::shards_ready(process)
+            };
+            let shards = (process.shards.len(), shards_ready);
             totals.ready += ready;
             totals.shards.0 += shards.0;
             totals.shards.1 += shards.1;
@@ -371,8 +379,6 @@ impl Model {
                 totals.guilds += u64::from(shard.guilds);
                 totals.events_per_s += measure::finite(shard.events_per_s);
             }
-            let host = self.host_index.get(&process.host).copied();
-            let unseen = host.is_some_and(|at| self.hosts[at].state == "unreachable");
             totals.faults += usize::from(unseen || is_fault(process));
             if let Some(sums) = host.map(|at| &mut sums[at]) {
                 sums.processes += 1;

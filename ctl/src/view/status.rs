@@ -317,6 +317,11 @@ pub fn goes_on(operation: &Operation) -> bool {
 }
 
 impl ProcessView {
+    /// Ready, as far as anybody knows: a host that is not heard speaks for none of its processes.
+    fn is_ready(&self) -> bool {
+        self.ready && !self.stale
+    }
+
     fn shards_text(&self) -> String {
         if self.kind == "db" {
             return "-".into();
@@ -445,7 +450,7 @@ impl StatusView {
         let ready = self
             .processes
             .iter()
-            .filter(|process| process.ready)
+            .filter(|process| process.is_ready())
             .count();
         let health = if self.healthy {
             paint.good("healthy")
@@ -554,7 +559,7 @@ impl StatusView {
         let mut sums: HashMap<&str, (usize, usize)> = HashMap::new();
         for process in &self.processes {
             let sum = sums.entry(process.host.as_str()).or_default();
-            sum.0 += usize::from(process.ready && !process.stale);
+            sum.0 += usize::from(process.is_ready());
             sum.1 += 1;
         }
         let mut head = vec!["HOST", "STATE"];
@@ -618,6 +623,32 @@ impl StatusView {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_of_a_host_that_is_not_heard_is_not_counted_as_ready() {
+        let on = |name: &str, host: &str| Process {
+            name: name.into(),
+            host: host.into(),
+            kind: "db".into(),
+            state: "ready".into(),
+            ready: true,
+            ..Process::default()
+        };
+        let host = |name: &str, state: &str| Host {
+            name: name.into(),
+            state: state.into(),
+            ..Host::default()
+        };
+        let status = FleetStatus {
+            fleet: "t".into(),
+            hosts: vec![host("a", "ready"), host("b", "unreachable")],
+            processes: vec![on("db/node0", "a"), on("db/node1", "b")],
+            ..FleetStatus::default()
+        };
+        let mut text = String::new();
+        StatusView::from(status).header(&mut text, Paint::plain());
+        assert!(text.contains("  1 of 2 processes ready  2 hosts"), "{text}");
+    }
 
     #[test]
     fn what_is_wrong_with_shards_is_counted_and_explained() {
