@@ -847,6 +847,22 @@ async fn noise_crowds_and_giants_leave_the_agent_alive() {
         closed.await.expect("closed");
     }
     world.told(&["nobody", "connect", "TLS"]).await;
+    let words = ["otto (operator)", "connect", "not HTTP/2"];
+    world.told(&words).await;
+    // And what begins well: settings of a stream, which has none (RFC 9113, 6.5).
+    let config = tls::client(&operator, None).expect("configured");
+    let mut inside = tls::connect(world.b.address, config, SOON)
+        .await
+        .expect("connects");
+    let begun = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\x01";
+    inside.write_all(begun).await.expect("sent");
+    let ended = tokio::time::timeout(SOON, async {
+        let mut sink = Vec::new();
+        let _ = inside.read_to_end(&mut sink).await;
+    });
+    ended.await.expect("ended");
+    let words = ["otto (operator)", "connect", "broke the rules of HTTP/2"];
+    world.told(&words).await;
     // Crowds that say nothing, one after the other; friends get through all the while.
     for _ in 0..7 {
         let mut crowd = Vec::with_capacity(CROWD);

@@ -38,8 +38,11 @@ use tonic::{
     transport::{Server, server::Connected},
 };
 
-use super::admission::{Admission, Connection};
-use crate::identity::{Credentials, Guards, Refusal};
+use super::{
+    admission::{Admission, Connection},
+    overheard::Overheard,
+};
+use crate::identity::{Credentials, Guards, Refusal, Refusals};
 
 /// How much an outsider can make us hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -268,6 +271,8 @@ impl Acceptor {
             stream: Box::pin(stream),
             severed: Box::pin(severed.clone().cancelled_owned()),
             connection: Connection { address, peer },
+            overheard: Overheard::default(),
+            refusals: self.guards.refusals.clone(),
             _end: severed.drop_guard(),
             _entry: entry,
             _place: place,
@@ -275,13 +280,17 @@ impl Acceptor {
     }
 
     fn refuse(&self, address: SocketAddr, who: &str, cause: &str) {
-        self.guards.refusals.report(Refusal {
-            who: who.to_owned(),
-            from: address.ip().to_string(),
-            call: "connect".to_owned(),
-            cause: cause.to_owned(),
-        });
+        refuse(&self.guards.refusals, address, who, cause);
     }
+}
+
+fn refuse(refusals: &Refusals, address: SocketAddr, who: &str, cause: &str) {
+    refusals.report(Refusal {
+        who: who.to_owned(),
+        from: address.ip().to_string(),
+        call: "connect".to_owned(),
+        cause: cause.to_owned(),
+    });
 }
 
 /// What went wrong in a handshake, in words that do not vary with what the other end sent.
@@ -432,6 +441,8 @@ struct Guarded {
     stream: Pin<Box<ServerStream<TcpStream>>>,
     severed: Pin<Box<WaitForCancellationFutureOwned>>,
     connection: Connection,
+    overheard: Overheard,
+    refusals: Refusals,
     _end: tokio_util::sync::DropGuard,
     _entry: Entry,
     _place: OwnedSemaphorePermit,
@@ -443,6 +454,15 @@ impl Guarded {
             Poll::Ready(()) => Err(io::ErrorKind::ConnectionAborted.into()),
             Poll::Pending => Ok(()),
         }
+    }
+
+    /// Writes down why the connection ends.
+    fn refuse(&self, cause: &str) {
+        let Connection { address, peer } = &self.connection;
+        let who = peer
+            .as_ref()
+            .map_or("nobody".to_owned(), ToString::to_string);
+        refuse(&self.refusals, *address, &who, cause);
     }
 }
 
@@ -461,7 +481,13 @@ impl AsyncRead for Guarded {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         self.check(context)?;
-        self.stream.as_mut().poll_read(context, buffer)
+        let before = buffer.filled().len();
+        let read = self.stream.as_mut().poll_read(context, buffer);
+        if !self.overheard.came_in(&buffer.filled()[before..]) {
+            self.refuse("what it sends inside of TLS is not HTTP/2");
+            return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+        }
+        read
     }
 }
 
@@ -472,7 +498,13 @@ impl AsyncWrite for Guarded {
         buffer: &[u8],
     ) -> Poll<io::Result<usize>> {
         self.check(context)?;
-        self.stream.as_mut().poll_write(context, buffer)
+        let written = self.stream.as_mut().poll_write(context, buffer);
+        if let Poll::Ready(Ok(len)) = written
+            && let Some(fault) = self.overheard.went_out(&buffer[..len])
+        {
+            self.refuse(fault);
+        }
+        written
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

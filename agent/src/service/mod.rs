@@ -22,6 +22,7 @@ pub mod listen;
 pub mod locate;
 pub mod logs;
 mod moving;
+mod overheard;
 mod rpc;
 pub mod socket;
 mod targets;
