@@ -7,6 +7,8 @@
 #
 # The simulator runs two thousand seeds. TANAKO_SIM_SEEDS=100000 runs more, TANAKO_SIM_SEED=17 replays one:
 #   TANAKO_SIM_SEEDS=100000 cargo test -p tanako-e2e --test simulator -- --nocapture
+# Property tests draw the same cases each time, so that what was green stays green. To look for new ones:
+#   PROPTEST_CASES=100000 PROPTEST_RNG_SEED=$RANDOM cargo test -p tanako-fleet
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -20,6 +22,7 @@ case $mode in
 esac
 
 export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never} CARGO_INCREMENTAL=0 INSTA_UPDATE=no
+export PROPTEST_RNG_SEED=${PROPTEST_RNG_SEED:-20261121}
 target=${CARGO_TARGET_DIR:-target}
 tools=$target/tools
 cargo_deny_version=0.20.2
