@@ -237,6 +237,24 @@ impl Failover {
         self.braked
     }
 
+    /// What people are asked to decide, as long as they are.
+    pub fn asks(&self) -> Vec<Told> {
+        if let Some(told) = self.over_limit().filter(|_| self.braked) {
+            return vec![told];
+        }
+        self.lost
+            .iter()
+            .filter(|(_, lost)| lost.told_unproven)
+            .filter_map(|((host, _), lost)| match &lost.wait {
+                Wait::Proof(silent) => Some(Told::Unproven {
+                    host: host.clone(),
+                    silent: silent.clone(),
+                }),
+                Wait::Looking | Wait::Brake => None,
+            })
+            .collect()
+    }
+
     /// When [`Input::Tick`] is due.
     pub fn deadline(&self) -> Option<u64> {
         if self.lost.is_empty() {
@@ -344,25 +362,26 @@ impl Failover {
         (hosts, brake_limit(hosts, self.share))
     }
 
-    fn brake(&mut self, effects: &mut Vec<Effect>) {
+    /// The hosts of which the operator has said nothing, when more are lost than may be.
+    fn over_limit(&self) -> Option<Told> {
         let (hosts, limit) = self.limit();
-        let waiting: Vec<String> = self
+        let lost: Vec<String> = self
             .lost
             .keys()
             .map(|(host, _)| host.clone())
             .filter(|host| !self.allowed.contains(host))
             .collect();
-        let braked = self.lost.len() > limit && !waiting.is_empty();
-        if braked && !self.braked {
-            effects.push(Effect::Tell(Told::Braked {
-                lost: waiting,
-                limit,
-                hosts,
-            }));
-        } else if !braked && self.braked {
-            effects.push(Effect::Tell(Told::Unbraked));
+        (self.lost.len() > limit && !lost.is_empty()).then_some(Told::Braked { lost, limit, hosts })
+    }
+
+    fn brake(&mut self, effects: &mut Vec<Effect>) {
+        let braked = self.over_limit();
+        let was = std::mem::replace(&mut self.braked, braked.is_some());
+        match braked {
+            Some(told) if !was => effects.push(Effect::Tell(told)),
+            None if was => effects.push(Effect::Tell(Told::Unbraked)),
+            _ => {}
         }
-        self.braked = braked;
     }
 
     /// Releases those of whom it is proven, in the light of a look that began at `began_at`, that they

@@ -257,7 +257,7 @@ impl Task {
     ) -> Result<Draft, Refused> {
         let host = lost_host(&request.targets)?;
         let losses = self.losses();
-        if !losses.waiting.contains_key(host) && !losses.released.contains(host) {
+        if !losses.waiting.contains(host) && !losses.released.contains(host) {
             let problem = Problem::new("not-lost", host, format!("host {host} is not lost"));
             return Err(Box::new(problem.hint(
                 "see `tanakoctl status`; to empty a host that lives use `tanakoctl drain`",

@@ -34,7 +34,7 @@ mod task;
 use std::{collections::BTreeMap, sync::Arc};
 
 pub use reshards::proposals;
-use tanako_fleet::access::Role;
+use tanako_fleet::{ProcessName, access::Role};
 use tanako_proto::fleet::v1::{self as wire, Problem};
 use tanako_store::Store;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -49,7 +49,7 @@ use crate::{
     operations::{Kind, duties, ledger},
     problem,
     registry::Registry,
-    tenure::Tenure,
+    tenure::{Tenure, failover::Losses},
     worker::duties::Assignment,
 };
 
@@ -134,6 +134,8 @@ pub struct Coordinator {
     commands: mpsc::Sender<Command>,
     operations: watch::Receiver<Arc<Operations>>,
     desired: watch::Receiver<Arc<Desired>>,
+    losses: watch::Receiver<Losses>,
+    hosts: Hosts,
     store: Arc<dyn Store>,
 }
 
@@ -174,10 +176,14 @@ impl Coordinator {
             };
             crate::tenure::failover::Watchman::start(parts, cancel.clone(), tracker)
         });
+        let losses = match &watchman {
+            Some(watchman) => watchman.losses(),
+            None => watch::channel(Losses::default()).1,
+        };
         let mut task = task::Task::new(
             task::Office {
                 parts,
-                hosts,
+                hosts: hosts.clone(),
                 epoch,
                 watchman,
             },
@@ -194,6 +200,8 @@ impl Coordinator {
             commands,
             operations,
             desired: desired_rx,
+            losses,
+            hosts,
             store,
         })
     }
@@ -288,6 +296,16 @@ impl Coordinator {
     /// The desired state, as a value that changes.
     pub fn watch_desired(&self) -> watch::Receiver<Arc<Desired>> {
         self.desired.clone()
+    }
+
+    /// Which hosts are lost, as a value that changes.
+    pub fn watch_losses(&self) -> watch::Receiver<Losses> {
+        self.losses.clone()
+    }
+
+    /// The host that has a process.
+    pub fn host_of(&self, process: &ProcessName) -> Option<String> {
+        self.hosts.assignment().host_of(process).map(str::to_owned)
     }
 
     /// Whether its task lives.

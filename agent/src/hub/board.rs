@@ -128,6 +128,7 @@ impl Parts {
         let sample = parts.sample.borrow().clone();
         let identify = parts.identify.borrow().clone();
         let health = parts.health.borrow().clone();
+        let losses = parts.front.watch_losses().borrow().clone();
         let holds = matches!(standing, Standing::Holding { .. });
         let well = parts.shared && matches!(standing, Standing::Waiting { .. });
         let inputs = Inputs {
@@ -141,6 +142,7 @@ impl Parts {
             identify: &identify,
             operations: &operations,
             health: &health,
+            asks: &losses.asks,
             standing: standing.reason().filter(|_| !well),
         };
         // What other hosts have is theirs to tell.

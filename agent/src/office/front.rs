@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use tanako_fleet::ProcessName;
 use tanako_proto::fleet::v1::{self as wire, Problem};
 use tokio::sync::watch;
 
@@ -12,6 +13,7 @@ use crate::{
     desired::Desired,
     operations::Kind,
     problem,
+    tenure::failover::Losses,
 };
 
 /// The coordinator of the present term, or why there is none; clones are cheap.
@@ -22,6 +24,7 @@ pub struct Front {
     pub(super) epoch: watch::Receiver<u64>,
     pub(super) operations: watch::Receiver<Arc<Operations>>,
     pub(super) desired: watch::Receiver<Arc<Desired>>,
+    pub(super) losses: watch::Receiver<Losses>,
 }
 
 impl Front {
@@ -109,6 +112,17 @@ impl Front {
     /// The desired state, as a value that changes. Between terms the latest known.
     pub fn watch_desired(&self) -> watch::Receiver<Arc<Desired>> {
         self.desired.clone()
+    }
+
+    /// Which hosts are lost as the present term knows it, as a value that changes. Between terms the latest
+    /// known.
+    pub fn watch_losses(&self) -> watch::Receiver<Losses> {
+        self.losses.clone()
+    }
+
+    /// The host that has a process; `None` = it has none, or this agent does not decide.
+    pub fn host_of(&self, process: &ProcessName) -> Option<String> {
+        self.current.borrow().as_ref()?.host_of(process)
     }
 
     /// Where this agent stands, as a value that changes.

@@ -22,6 +22,7 @@ use crate::{
     coordinator::{Coordinator, Operations, Parts},
     desired::Desired,
     history::Severity,
+    tenure::failover::Losses,
 };
 
 /// How often one that waits looks who holds the office.
@@ -46,6 +47,7 @@ pub(super) struct Task {
     epoch: watch::Sender<u64>,
     operations: watch::Sender<Arc<Operations>>,
     desired: watch::Sender<Arc<Desired>>,
+    losses: watch::Sender<Losses>,
     places: spec::Places,
     cancel: CancellationToken,
 }
@@ -63,12 +65,14 @@ impl Task {
         let (epoch, epoch_rx) = watch::channel(0);
         let (operations, operations_rx) = watch::channel(Arc::default());
         let (desired, desired_rx) = watch::channel(Arc::new(Desired::empty(places.clone())));
+        let (losses, losses_rx) = watch::channel(Losses::default());
         let front = Front {
             current: current_rx,
             standing: standing_rx,
             epoch: epoch_rx,
             operations: operations_rx,
             desired: desired_rx,
+            losses: losses_rx,
         };
         let task = Self {
             settings,
@@ -80,6 +84,7 @@ impl Task {
             epoch,
             operations,
             desired,
+            losses,
             places,
             cancel,
         };
@@ -308,6 +313,11 @@ impl Task {
         tracker.spawn(forward(
             coordinator.watch_desired(),
             self.desired.clone(),
+            cancel.clone(),
+        ));
+        tracker.spawn(forward(
+            coordinator.watch_losses(),
+            self.losses.clone(),
             cancel.clone(),
         ));
         self.epoch.send_replace(leadership.fencing);

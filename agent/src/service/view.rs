@@ -41,6 +41,8 @@ pub struct Inputs<'a> {
     pub operations: &'a Operations,
     /// What is thought of their shards.
     pub health: &'a health::View,
+    /// What the operator is asked to decide about lost hosts.
+    pub asks: &'a [String],
     /// Why nothing is decided here, when that is wrong.
     pub standing: Option<String>,
 }
@@ -113,7 +115,7 @@ pub fn compose_fleet(
 
 /// What is wrong with the fleet besides what is wrong on its hosts.
 fn fleet_reasons(inputs: &Inputs<'_>, exists: impl Fn(&ProcessName) -> bool) -> Vec<String> {
-    let mut reasons: Vec<String> = Vec::new();
+    let mut reasons: Vec<String> = inputs.asks.to_vec();
     for bot in &inputs.identify.bots {
         if bot.mode == Mode::Probing.as_str() {
             reasons.push(format!(

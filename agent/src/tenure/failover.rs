@@ -8,7 +8,7 @@ use std::{
 
 use futures_util::future::join_all;
 use tanako_fleet::{
-    failover::{Answer, Effect, Failover, Input, Member, Told, Wait},
+    failover::{Answer, Effect, Failover, Input, Member, Told},
     tenure::Standing,
 };
 use tanako_store::{Store, StoreError};
@@ -56,10 +56,10 @@ pub struct Losses {
     /// Gone, and their tenure ended for good: what is assigned to them may be assigned elsewhere, by
     /// commits that compare that the host's key is absent.
     pub released: BTreeSet<String>,
-    /// Gone, and what they wait for.
-    pub waiting: BTreeMap<String, String>,
-    /// Too many are lost for anything to move by itself.
-    pub braked: bool,
+    /// Gone, and not released.
+    pub waiting: BTreeSet<String>,
+    /// What the operator is asked to decide, with what to do: a line each.
+    pub asks: Vec<String>,
 }
 
 /// A handle on it; clones are cheap.
@@ -180,12 +180,8 @@ impl Task {
         }
         let losses = Losses {
             released: self.core.released().map(str::to_owned).collect(),
-            waiting: self
-                .core
-                .lost()
-                .map(|(host, wait)| (host.to_owned(), words(wait)))
-                .collect(),
-            braked: self.core.is_braked(),
+            waiting: self.core.lost().map(|(host, _)| host.to_owned()).collect(),
+            asks: self.core.asks().iter().map(words).collect(),
         };
         self.losses.send_if_modified(|known| {
             let changed = *known != losses;
@@ -236,59 +232,38 @@ impl Task {
     }
 
     fn tell(&self, told: Told) {
-        let (severity, kind, object, message) = match told {
-            Told::Lost { host } => (
-                Severity::Error,
-                "host-lost",
-                host,
-                "its lease has ended: it is off, frozen, or cut off from the other hosts and the store"
-                    .to_owned(),
-            ),
-            Told::Back { host } => (
-                Severity::Info,
-                "host-back",
-                host,
-                "it holds a lease again".to_owned(),
-            ),
-            Told::Braked { lost, limit, hosts } => (
-                Severity::Error,
-                "failover-braked",
-                "failover".to_owned(),
-                format!(
-                    "{} of {hosts} hosts are lost ({}), more than the {limit} whose processes are moved \
-                     without being asked: nothing is moved. If they are really off: tanakoctl rebalance \
-                     --lost HOST, one after the other",
-                    lost.len(),
-                    lost.join(", ")
-                ),
-            ),
-            Told::Unbraked => (
-                Severity::Info,
-                "failover-unbraked",
-                "failover".to_owned(),
-                "so few hosts are lost that their processes are moved again".to_owned(),
-            ),
-            Told::Unproven { host, silent } => (
-                Severity::Error,
-                "failover-waits",
-                host.clone(),
-                format!(
-                    "it cannot be proven that {host} has stopped its processes, for {} could not be asked \
-                     or do not dial the store: nothing is moved. If {host} is really off: tanakoctl \
-                     rebalance --lost {host}",
-                    silent.join(", ")
-                ),
-            ),
+        let message = words(&told);
+        let (severity, kind, object) = match &told {
+            Told::Lost { host } => (Severity::Error, "host-lost", host.as_str()),
+            Told::Back { host } => (Severity::Info, "host-back", host.as_str()),
+            Told::Braked { .. } => (Severity::Error, "failover-braked", "failover"),
+            Told::Unbraked => (Severity::Info, "failover-unbraked", "failover"),
+            Told::Unproven { host, .. } => (Severity::Error, "failover-waits", host.as_str()),
         };
-        self.parts.history.event(severity, kind, &object, message);
+        self.parts.history.event(severity, kind, object, message);
     }
 }
 
-fn words(wait: &Wait) -> String {
-    match wait {
-        Wait::Looking => "it is being made sure that it has stopped its processes".to_owned(),
-        Wait::Brake => "too many hosts are lost; the operator is asked".to_owned(),
-        Wait::Proof(silent) => format!("{} could not be asked", silent.join(", ")),
+fn words(told: &Told) -> String {
+    match told {
+        Told::Lost { .. } => {
+            "its lease has ended: it is off, frozen, or cut off from the other hosts and the store"
+                .to_owned()
+        }
+        Told::Back { .. } => "it holds a lease again".to_owned(),
+        Told::Braked { lost, limit, hosts } => format!(
+            "{} of {hosts} hosts are lost ({}), more than the {limit} whose processes are moved without \
+             being asked: nothing is moved. If they are really off: tanakoctl rebalance --lost HOST, one \
+             after the other",
+            lost.len(),
+            lost.join(", ")
+        ),
+        Told::Unbraked => "so few hosts are lost that their processes are moved again".to_owned(),
+        Told::Unproven { host, silent } => format!(
+            "it cannot be proven that {host} has stopped its processes, for {} could not be asked or do not \
+             dial the store: nothing is moved. If {host} is really off: tanakoctl rebalance --lost {host}",
+            silent.join(", ")
+        ),
     }
 }
 

@@ -137,17 +137,27 @@ fn beyond_the_brake_the_operator_is_asked() {
         limit: 1,
         hosts: 3,
     };
-    assert!(effects.contains(&Effect::Tell(braked)), "{effects:?}");
+    assert!(
+        effects.contains(&Effect::Tell(braked.clone())),
+        "{effects:?}"
+    );
     assert_eq!(
         releases(&look(&mut failover, 20_300, &lost, &["a"])),
         [""; 0]
     );
+    assert_eq!(failover.asks(), [braked], "as long as it holds");
     failover.step(
         20_400,
         Input::Allow {
             host: "b".to_owned(),
         },
     );
+    let other = Told::Braked {
+        lost: vec!["c".to_owned()],
+        limit: 1,
+        hosts: 3,
+    };
+    assert_eq!(failover.asks(), [other], "of b all is said");
     failover.step(
         20_400,
         Input::Allow {
@@ -165,6 +175,7 @@ fn beyond_the_brake_the_operator_is_asked() {
         effects.contains(&Effect::Tell(Told::Unbraked)),
         "{effects:?}"
     );
+    assert_eq!(failover.asks(), []);
     let mut after = members(&lost, 1);
     after.get_mut("b").expect("there").terms.released = true;
     let looked = Input::Looked {
@@ -173,6 +184,27 @@ fn beyond_the_brake_the_operator_is_asked() {
         answers: answers(21_100, &["a"]),
     };
     assert_eq!(releases(&failover.step(21_100, looked)), ["c"]);
+}
+
+#[test]
+fn the_operator_is_asked_about_who_is_not_proven_to_have_stopped() {
+    let mut failover = Failover::new(SHARE);
+    let lost = [("a", true), ("b", false), ("c", true)];
+    failover.step(20_000, Input::Members(members(&lost, 1)));
+    look(&mut failover, 20_300, &lost, &["a"]);
+    assert_eq!(failover.asks(), [], "it may be proven in a moment");
+    let told = Told::Unproven {
+        host: "b".to_owned(),
+        silent: vec!["c".to_owned()],
+    };
+    let effects = look(&mut failover, 20_000 + WAIT_MS, &lost, &["a"]);
+    assert!(effects.contains(&Effect::Tell(told.clone())), "{effects:?}");
+    let again = look(&mut failover, 28_000, &lost, &["a"]);
+    assert!(!again.contains(&Effect::Tell(told.clone())), "once");
+    assert_eq!(failover.asks(), [told], "as long as it waits");
+    let proven = look(&mut failover, 31_000, &lost, &["a", "c"]);
+    assert_eq!(releases(&proven), ["b"]);
+    assert_eq!(failover.asks(), []);
 }
 
 #[test]
