@@ -11,12 +11,12 @@ use std::{
     io::Write as _,
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
+    process::{Command, Output, Stdio},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
-use agent_kit::{connect, kill_all_of, signal};
+use agent_kit::Agent;
 use etcd_kit::Etcd;
 use hyper_util::rt::TokioIo;
 use prost::Message as _;
@@ -50,74 +50,12 @@ use tonic_prost::ProstCodec;
 const SOON: Duration = Duration::from_secs(90);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// A member of the fleet. Dropping it kills its agent.
-struct Member {
-    dir: PathBuf,
-    child: Option<Child>,
-    address: SocketAddr,
-}
-
-impl Member {
-    fn start(dir: PathBuf, host: &str, etcd: &Etcd, extra: &[&str]) -> Self {
-        let log = fs::File::create(dir.join("log")).expect("creates");
-        let child = Command::new(env!("CARGO_BIN_EXE_tanako-agent"))
-            .arg("--data-dir")
-            .arg(&dir)
-            .args(["--http", "127.0.0.1:0", "--host", host])
-            .arg("--info-file")
-            .arg(dir.join("info.json"))
-            .args(["--store", "etcd", "--etcd-prefix", "tanako/t/"])
-            .args(["--etcd-endpoints", &etcd.urls().join(",")])
-            .args(["--etcd-lease-seconds", "3", "--listen", "127.0.0.1:0"])
-            .args(extra)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .expect("starts");
-        let mut member = Self {
-            dir,
-            child: Some(child),
-            address: SocketAddr::from(([127, 0, 0, 1], 0)),
-        };
-        let until = Instant::now() + SOON;
-        while !member.dir.join("info.json").exists() {
-            assert!(member.lives(), "the agent ended: {}", member.log());
-            assert!(Instant::now() < until, "no agent: {}", member.log());
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        let info = fs::read(member.dir.join("info.json")).expect("reads");
-        let info: serde_json::Value = serde_json::from_slice(&info).expect("JSON");
-        member.address = info["listen"]
-            .as_str()
-            .expect("listens")
-            .parse()
-            .expect("an address");
-        member
-    }
-
-    fn lives(&mut self) -> bool {
-        let child = self.child.as_mut().expect("started");
-        child.try_wait().expect("asks").is_none()
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.dir.join("log")).unwrap_or_default()
-    }
-
-    fn pid(&self) -> u32 {
-        self.child.as_ref().expect("started").id()
-    }
-}
-
-impl Drop for Member {
-    fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            signal(child.id(), "KILL");
-            let _ = child.wait();
-        }
-        kill_all_of(&self.dir);
-    }
+/// A member of the fleet, which keeps its identity with its data.
+fn member(dir: PathBuf, host: &str, etcd: &Etcd, extra: &[&str]) -> Agent {
+    let args = [&["--host", host], extra].concat();
+    let mut agent = Agent::member(dir.clone(), dir, &etcd.urls().join(","), &args);
+    agent.start();
+    agent
 }
 
 /// The fleet: host a, which issues certificates, and host b, which has joined with a token.
@@ -126,8 +64,8 @@ struct World {
     etcd: Etcd,
     authority: Authority,
     admin: Identity,
-    a: Member,
-    b: Member,
+    a: Agent,
+    b: Agent,
     /// The token that b has used.
     token: JoinToken,
 }
@@ -153,12 +91,12 @@ impl World {
         });
         let list = serde_json::to_vec(&holders).expect("JSON");
         write_private(&home.join(FIRST_FILE), &list).expect("writes");
-        let a = Member::start(dir.path().join("a"), "a", &etcd, extra);
+        let a = member(dir.path().join("a"), "a", &etcd, extra);
 
-        let text = token(a.address, &admin, "b", 600).await;
+        let text = token(a.listens(), &admin, "b", 600).await;
         let joined = join(dir.path(), "b", &text);
         assert!(joined.status.success(), "{joined:?}");
-        let b = Member::start(dir.path().join("b"), "b", &etcd, extra);
+        let b = member(dir.path().join("b"), "b", &etcd, extra);
         Self {
             dir,
             etcd,
@@ -209,7 +147,7 @@ impl World {
     /// Does it until there is a line with all these words in the audit log: of many different refusals in
     /// a row some are only counted.
     async fn traced(&self, words: &[&str], act: impl AsyncFn()) {
-        let mut client = connect(&self.b.dir.join("run/agent.sock")).await;
+        let mut client = self.b.client().await;
         let until = Instant::now() + SOON;
         loop {
             act().await;
@@ -246,7 +184,7 @@ impl World {
             let log = member.log();
             assert!(!log.contains("panicked"), "{log}");
         }
-        for address in [self.a.address, self.b.address] {
+        for address in [self.a.listens(), self.b.listens()] {
             let channel = channel(address, &self.admin).await.expect("connects");
             let status = FleetClient::new(channel).get_status(StatusRequest {}).await;
             status.expect("the fleet answers");
@@ -316,7 +254,7 @@ async fn channel(
 /// Makes a call with these bytes as its body, and gets nothing for it.
 async fn post(world: &World, identity: &Identity, path: &str, body: &[u8]) {
     let config = tls::client(identity, None).expect("configured");
-    let stream = tls::connect(world.b.address, config, SOON).await;
+    let stream = tls::connect(world.b.listens(), config, SOON).await;
     let io = TokioIo::new(stream.expect("connects"));
     let executor = hyper_util::rt::TokioExecutor::new();
     let (mut sender, connection) = hyper::client::conn::http2::handshake(executor, io)
@@ -383,7 +321,7 @@ async fn wrong_roles_and_wrong_certificates_get_nothing() {
     let before = world.precious().await;
     for role in Role::ALL {
         let name = format!("eve-{role}");
-        let channel = channel(world.b.address, &world.identity(&name, role)).await;
+        let channel = channel(world.b.listens(), &world.identity(&name, role)).await;
         let channel = channel.expect("connects");
         for path in access::calls() {
             if access::allowed(role, path) {
@@ -402,7 +340,7 @@ async fn wrong_roles_and_wrong_certificates_get_nothing() {
         .await;
 
     let newcomer = tls::newcomer(world.authority.certificate().clone(), "t").expect("configured");
-    let nobody = open(world.b.address, newcomer).await.expect("connects");
+    let nobody = open(world.b.listens(), newcomer).await.expect("connects");
     for path in access::calls().filter(|path| !access::open(path)) {
         let problem = denied(call(&nobody, path).await, path);
         assert!(problem.cause.contains("no certificate"), "{problem:?}");
@@ -425,7 +363,7 @@ async fn wrong_roles_and_wrong_certificates_get_nothing() {
         (ended.expect("made"), "has ended"),
         (theirs, "another authority"),
     ] {
-        if let Ok(channel) = channel(world.b.address, &identity).await {
+        if let Ok(channel) = channel(world.b.listens(), &identity).await {
             let answer = call(&channel, "/tanako.fleet.v1.Fleet/GetStatus").await;
             answer.expect_err("nobody of ours");
         }
@@ -434,7 +372,7 @@ async fn wrong_roles_and_wrong_certificates_get_nothing() {
 
     // Revoked, with a stream open.
     let granted = {
-        let channel = channel(world.a.address, &world.admin)
+        let channel = channel(world.a.listens(), &world.admin)
             .await
             .expect("connects");
         let pending = Pending::generate().expect("made");
@@ -454,14 +392,16 @@ async fn wrong_roles_and_wrong_certificates_get_nothing() {
             .complete(der(issued.chain), der(issued.authorities))
             .expect("belongs")
     };
-    let mallory = channel(world.b.address, &granted).await.expect("connects");
+    let mallory = channel(world.b.listens(), &granted)
+        .await
+        .expect("connects");
     let mut watch = FleetClient::new(mallory.clone())
         .watch(tanako_proto::fleet::v1::WatchRequest::default())
         .await
         .expect("an admin")
         .into_inner();
     watch.message().await.expect("a snapshot");
-    let admin = channel(world.a.address, &world.admin)
+    let admin = channel(world.a.listens(), &world.admin)
         .await
         .expect("connects");
     let revoked = IdentityClient::new(admin.clone())
@@ -477,7 +417,9 @@ async fn wrong_roles_and_wrong_certificates_get_nothing() {
         while let Ok(Some(_)) = watch.message().await {}
     });
     cut.await.expect("the open stream is cut");
-    let again = channel(world.b.address, &granted).await.expect("connects");
+    let again = channel(world.b.listens(), &granted)
+        .await
+        .expect("connects");
     let problem = denied(
         call(&again, "/tanako.fleet.v1.Fleet/GetStatus").await,
         "revoked",
@@ -516,7 +458,7 @@ async fn agents_talk_among_themselves_and_to_nobody_else() {
     // An admin of the fleet is no agent. One each: what is the same is counted, not listed.
     for (number, path) in between.iter().enumerate() {
         let name = format!("ann-{number}");
-        let channel = channel(world.b.address, &world.identity(&name, Role::Admin)).await;
+        let channel = channel(world.b.listens(), &world.identity(&name, Role::Admin)).await;
         let channel = channel.expect("connects");
         let words = [&format!("{name} (admin)"), *path, "refused"];
         let act = async || {
@@ -536,7 +478,7 @@ async fn agents_talk_among_themselves_and_to_nobody_else() {
     fs::copy(world.a.dir.join("identity/ca.pem"), home.join("ca.pem")).expect("copies");
     let theirs = Identity::load(&home).expect("loads");
     let act = async || {
-        if let Ok(channel) = channel(world.b.address, &theirs).await {
+        if let Ok(channel) = channel(world.b.listens(), &theirs).await {
             for path in &between {
                 call(&channel, path).await.expect_err("no agent of ours");
             }
@@ -555,7 +497,7 @@ async fn agents_talk_among_themselves_and_to_nobody_else() {
         ("oli", Role::Operator),
         ("al", Role::Admin),
     ] {
-        let channel = channel(world.b.address, &world.identity(name, role)).await;
+        let channel = channel(world.b.listens(), &world.identity(name, role)).await;
         let channel = channel.expect("connects");
         let words = [&format!("{name} ({role})"), "speaks for somebody else"];
         let act = async || {
@@ -566,7 +508,7 @@ async fn agents_talk_among_themselves_and_to_nobody_else() {
         };
         world.traced(&words, act).await;
     }
-    let local = connect(&world.b.dir.join("run/agent.sock")).await;
+    let local = world.b.client().await;
     let mut request = Request::new(StatusRequest {});
     let value = BinaryMetadataValue::from_bytes(&root);
     request.metadata_mut().insert_bin(CALLER, value);
@@ -579,7 +521,7 @@ async fn agents_talk_among_themselves_and_to_nobody_else() {
 
     // A host that was taken over makes no messages that anybody takes.
     let agent = world.identity("z", Role::Agent);
-    let channel = channel(world.b.address, &agent).await.expect("connects");
+    let channel = channel(world.b.listens(), &agent).await.expect("connects");
     let words = ["z (agent)", "the caller it speaks for cannot be read"];
     let act = async || {
         for bad in [
@@ -676,7 +618,7 @@ async fn tokens_are_good_once_and_tell_nobody_anything() {
 
     let newcomer = tls::newcomer(world.authority.certificate().clone(), "t").expect("configured");
     let open = |address| open(address, newcomer.clone());
-    let fresh = JoinToken::decode(&token(world.a.address, &world.admin, "c", 600).await);
+    let fresh = JoinToken::decode(&token(world.a.listens(), &world.admin, "c", 600).await);
     let fresh = fresh.expect("a token");
     let pending = Pending::generate().expect("made");
     let good = JoinRequest {
@@ -686,7 +628,7 @@ async fn tokens_are_good_once_and_tell_nobody_anything() {
         address: "127.0.0.1:7400".into(),
         csr: pending.request().to_vec().into(),
     };
-    let late = JoinToken::decode(&token(world.a.address, &world.admin, "d", 1).await);
+    let late = JoinToken::decode(&token(world.a.listens(), &world.admin, "d", 1).await);
     let late = late.expect("a token");
     let wait = Instant::now() + SOON;
     while tanako_agent::clock::now_ms() <= late.expires_at {
@@ -726,7 +668,7 @@ async fn tokens_are_good_once_and_tell_nobody_anything() {
             "has expired",
         ),
     ] {
-        for address in [world.a.address, world.b.address] {
+        for address in [world.a.listens(), world.b.listens()] {
             let channel = open(address).await.expect("connects");
             let status = IdentityClient::new(channel).join(request.clone()).await;
             let problem = Problem::from_status(&status.expect_err(words));
@@ -739,7 +681,7 @@ async fn tokens_are_good_once_and_tell_nobody_anything() {
         (vec![0x30; 300], "127.0.0.1:7400"),
         (pending.request().to_vec(), "nowhere"),
     ] {
-        let channel = open(world.b.address).await.expect("connects");
+        let channel = open(world.b.listens()).await.expect("connects");
         let request = JoinRequest {
             csr: csr.into(),
             address: address.into(),
@@ -755,7 +697,7 @@ async fn tokens_are_good_once_and_tell_nobody_anything() {
         .identity(&Subject::user("root", Role::Admin), DAY)
         .expect("made");
     let renewal = Renewal::of(&eve, &pending).expect("signed");
-    let channel = open(world.b.address).await.expect("connects");
+    let channel = open(world.b.listens()).await.expect("connects");
     let status = IdentityClient::new(channel)
         .renew(RenewRequest {
             csr: renewal.request.into(),
@@ -768,7 +710,7 @@ async fn tokens_are_good_once_and_tell_nobody_anything() {
     world.told(&["Identity/Renew", "not signed"]).await;
     assert_eq!(before, world.precious().await);
     // Nothing of it has used up the token.
-    let channel = open(world.b.address).await.expect("connects");
+    let channel = open(world.b.listens()).await.expect("connects");
     IdentityClient::new(channel)
         .join(good)
         .await
@@ -831,12 +773,12 @@ async fn noise_crowds_and_giants_leave_the_agent_alive() {
         &[0x16, 3, 1, 0xff, 0xff, 1],
         &[0; 4096],
     ] {
-        let mut stream = tokio::net::TcpStream::connect(world.b.address)
+        let mut stream = tokio::net::TcpStream::connect(world.b.listens())
             .await
             .expect("connects");
         let _ = stream.write_all(bytes).await;
         let config = tls::client(&operator, None).expect("configured");
-        let mut inside = tls::connect(world.b.address, config, SOON)
+        let mut inside = tls::connect(world.b.listens(), config, SOON)
             .await
             .expect("connects");
         let _ = inside.write_all(bytes).await;
@@ -851,7 +793,7 @@ async fn noise_crowds_and_giants_leave_the_agent_alive() {
     world.told(&words).await;
     // And what begins well: settings of a stream, which has none (RFC 9113, 6.5).
     let config = tls::client(&operator, None).expect("configured");
-    let mut inside = tls::connect(world.b.address, config, SOON)
+    let mut inside = tls::connect(world.b.listens(), config, SOON)
         .await
         .expect("connects");
     let begun = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\x01";
@@ -867,13 +809,10 @@ async fn noise_crowds_and_giants_leave_the_agent_alive() {
     for _ in 0..7 {
         let mut crowd = Vec::with_capacity(CROWD);
         for _ in 0..CROWD {
-            crowd.extend(tokio::net::TcpStream::connect(world.b.address).await);
+            crowd.extend(tokio::net::TcpStream::connect(world.b.listens()).await);
         }
         assert!(world.b.lives(), "{}", world.b.log());
-        let friend = connect(&world.b.dir.join("run/agent.sock"))
-            .await
-            .get_status(StatusRequest {})
-            .await;
+        let friend = world.b.client().await.get_status(StatusRequest {}).await;
         friend.expect("the socket is served");
     }
     world
@@ -882,7 +821,7 @@ async fn noise_crowds_and_giants_leave_the_agent_alive() {
     assert_eq!(before, world.precious().await);
     // The last crowd's handshakes time out first.
     let until = Instant::now() + SOON;
-    while channel(world.b.address, &world.admin).await.is_err() {
+    while channel(world.b.listens(), &world.admin).await.is_err() {
         assert!(Instant::now() < until, "nobody gets in any more");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
@@ -892,7 +831,7 @@ async fn noise_crowds_and_giants_leave_the_agent_alive() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn certificates_renew_themselves_while_the_agents_run() {
     let mut world = World::new(&["--certificate-seconds", "10"]).await;
-    let serial = |member: &Member| {
+    let serial = |member: &Agent| {
         let identity = Identity::load(&member.dir.join("identity")).expect("loads");
         identity.peer().serial.clone()
     };
@@ -912,7 +851,7 @@ async fn certificates_renew_themselves_while_the_agents_run() {
     world.still_serves().await;
     assert_eq!(pids, (world.a.pid(), world.b.pid()));
     // A host that is revoked gets no successor.
-    let admin = channel(world.a.address, &world.admin)
+    let admin = channel(world.a.listens(), &world.admin)
         .await
         .expect("connects");
     let request = RevokeRequest {
@@ -938,7 +877,7 @@ async fn certificates_renew_themselves_while_the_agents_run() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     assert_eq!(serial(&world.b), identity.peer().serial);
-    if let Ok(b) = channel(world.a.address, &identity).await {
+    if let Ok(b) = channel(world.a.listens(), &identity).await {
         let answer = call(&b, "/tanako.fleet.v1.Fleet/GetStatus").await;
         let status = answer.expect_err("revoked");
         assert_ne!(status.code(), Code::Ok);

@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    net::SocketAddr,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -14,13 +15,22 @@ use tanako_proto::fleet::v1::{self as wire, Problem, fleet_client::FleetClient};
 use tonic::transport::{Channel, Endpoint};
 
 pub const SOON: Duration = Duration::from_secs(60);
+/// Members of etcd may have to be elected first.
+const OF_ETCD: Duration = Duration::from_secs(90);
+/// What the keys of these fleets in etcd begin with.
+pub const PREFIX: &str = "tanako/t/";
 
 pub type Client = FleetClient<Channel>;
 
 /// An agent on a directory of its own. Dropping it kills the agent and everything it started.
 pub struct Agent {
-    pub dir: tempfile::TempDir,
+    pub dir: PathBuf,
     pub child: Option<Child>,
+    /// Where etcd is; empty = the store is its own.
+    pub endpoints: String,
+    /// The directory, where it goes with the agent.
+    _own: Option<tempfile::TempDir>,
+    data: PathBuf,
     /// What this one is started with besides.
     args: Vec<String>,
     /// How long it may take to come up.
@@ -58,11 +68,16 @@ impl Agent {
         fs::write(&token, "secret").expect("writes");
         fs::set_permissions(&token, fs::Permissions::from_mode(0o600)).expect("sets");
         let toml = toml.replace("TOKEN", &token.display().to_string());
-        fs::write(dir.path().join("fleet.toml"), toml).expect("writes");
+        let spec = dir.path().join("fleet.toml");
+        fs::write(&spec, toml).expect("writes");
+        let args = ["--host", "here", "--spec", &spec.to_string_lossy()];
         Self {
-            dir,
+            dir: dir.path().to_owned(),
             child: None,
-            args: ["--host", "here"].map(str::to_owned).to_vec(),
+            endpoints: String::new(),
+            data: dir.path().join("d"),
+            _own: Some(dir),
+            args: args.map(str::to_owned).to_vec(),
             patience: SOON,
         }
     }
@@ -70,41 +85,57 @@ impl Agent {
     /// One of several hosts of a fleet on etcd. Its lease as a host lives so many seconds.
     pub fn on_etcd(endpoints: &str, host: &str, toml: &str, host_lease: u32) -> Self {
         let mut agent = Self::prepared(toml);
-        let host_lease = host_lease.to_string();
-        agent.args = [
+        let spec = agent.path("fleet.toml");
+        let args = [
             ["--host", host],
-            ["--store", "etcd"],
-            ["--etcd-prefix", "tanako/t/"],
-            ["--etcd-endpoints", endpoints],
-            // The shortest life that a coordinator's lease may have.
-            ["--etcd-lease-seconds", "3"],
-            ["--host-lease-seconds", &host_lease],
-        ]
-        .concat()
-        .into_iter()
-        .map(str::to_owned)
-        .collect();
-        agent.patience = Duration::from_secs(90);
+            ["--spec", &spec.to_string_lossy()],
+            ["--host-lease-seconds", &host_lease.to_string()],
+        ];
+        agent.args = args.concat().into_iter().map(str::to_owned).collect();
+        endpoints.clone_into(&mut agent.endpoints);
+        agent.patience = OF_ETCD;
         agent.start();
         agent
     }
 
+    /// One of several hosts that speak to each other, in a directory that is there. It does not run yet.
+    pub fn member(dir: PathBuf, data: PathBuf, endpoints: &str, args: &[&str]) -> Self {
+        Self {
+            dir,
+            child: None,
+            endpoints: endpoints.to_owned(),
+            _own: None,
+            data,
+            args: ["--listen", "127.0.0.1:0"]
+                .iter()
+                .chain(args)
+                .map(|arg| (*arg).to_owned())
+                .collect(),
+            patience: OF_ETCD,
+        }
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
+        self.dir.join(name)
     }
 
     pub fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tanako-agent"));
         command
             .arg("--data-dir")
-            .arg(self.path("d"))
-            .args(["--http", "127.0.0.1:0", "--spec"])
-            .arg(self.path("fleet.toml"))
-            .arg("--info-file")
+            .arg(&self.data)
+            .args(["--http", "127.0.0.1:0", "--info-file"])
             .arg(self.path("info.json"))
             .args(&self.args)
             .stdin(Stdio::null())
             .stdout(Stdio::null());
+        if !self.endpoints.is_empty() {
+            command
+                .args(["--store", "etcd", "--etcd-prefix", PREFIX])
+                .args(["--etcd-endpoints", &self.endpoints])
+                // The shortest life that a coordinator's lease may have.
+                .args(["--etcd-lease-seconds", "3"]);
+        }
         command
     }
 
@@ -118,13 +149,7 @@ impl Agent {
         self.child = Some(self.command().stderr(log).spawn().expect("starts"));
         let until = Instant::now() + self.patience;
         while !self.path("info.json").exists() {
-            let ended = self
-                .child
-                .as_mut()
-                .expect("started")
-                .try_wait()
-                .expect("asks");
-            assert!(ended.is_none(), "the agent ended: {}", self.log());
+            assert!(self.lives(), "the agent ended: {}", self.log());
             assert!(
                 Instant::now() < until,
                 "the agent did not come up: {}",
@@ -155,8 +180,22 @@ impl Agent {
         child.wait().expect("ends").code()
     }
 
+    /// Whether it runs.
+    pub fn lives(&mut self) -> bool {
+        let child = self.child.as_mut().expect("started");
+        child.try_wait().expect("asks").is_none()
+    }
+
     pub fn socket(&self) -> PathBuf {
-        self.path("d/run/agent.sock")
+        self.data.join("run/agent.sock")
+    }
+
+    /// Where it listens for others.
+    pub fn listens(&self) -> SocketAddr {
+        let text = fs::read_to_string(self.path("info.json")).expect("there");
+        let info: serde_json::Value = serde_json::from_str(&text).expect("reads");
+        let address = info["listen"].as_str().expect("it listens");
+        address.parse().expect("an address")
     }
 
     pub async fn client(&self) -> Client {
@@ -167,7 +206,7 @@ impl Agent {
 impl Drop for Agent {
     fn drop(&mut self) {
         self.kill();
-        kill_all_of(self.dir.path());
+        kill_all_of(&self.dir);
     }
 }
 

@@ -4,10 +4,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    net::SocketAddr,
     os::unix::fs::PermissionsExt,
-    path::PathBuf,
-    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -18,7 +15,7 @@ use tanako_proto::{
     host::v1::host_client::HostClient,
 };
 use tanako_store::{
-    Store,
+    Store, StoreError,
     etcd::{EtcdStore, Options},
 };
 use tonic::{
@@ -28,14 +25,13 @@ use tonic::{
 use tower::service_fn;
 
 use crate::{
-    agent_kit::{Client, connect, kill_all_of},
+    agent_kit::{Agent, Client, PREFIX},
     etcd_kit::Etcd,
 };
 
 /// Leases run out and members are elected on the way.
 pub const SOON: Duration = Duration::from_secs(90);
 pub const DAY: Duration = Duration::from_secs(24 * 3600);
-pub const PREFIX: &str = "tanako/t/";
 
 /// Processes that only run, each ready after a while.
 pub fn spec(processes: u32, ready_after: &str) -> String {
@@ -54,20 +50,19 @@ pub struct Fleet {
     pub etcd: Etcd,
     pub authority: Authority,
     pub dir: tempfile::TempDir,
-    pub hosts: BTreeMap<&'static str, Host>,
-}
-
-/// An agent on a directory of its own. Dropping it kills the agent and everything it started.
-pub struct Host {
-    pub dir: PathBuf,
-    pub name: &'static str,
-    pub endpoints: String,
-    pub child: Option<Child>,
+    pub hosts: BTreeMap<&'static str, Agent>,
 }
 
 impl Fleet {
-    /// All hosts are present and somebody decides.
+    /// All hosts are present.
     pub async fn new(names: &[&'static str]) -> Self {
+        let mut fleet = Self::prepared(names);
+        fleet.begin().await;
+        fleet
+    }
+
+    /// Everything is there, but no agent runs yet.
+    pub fn prepared(names: &[&'static str]) -> Self {
         let etcd = Etcd::single();
         let dir = tempfile::Builder::new()
             .prefix("tah")
@@ -91,24 +86,35 @@ impl Fleet {
                 .authority
                 .issue_to(&dir.join("identity"), &Subject::agent(*name, [ip]), DAY)
                 .expect("issued");
-            let mut host = Host {
-                dir,
-                name,
-                endpoints: fleet.etcd.urls().join(","),
-                child: None,
-            };
-            host.start();
+            let identity = dir.join("identity");
+            let args = [
+                ["--host", name],
+                ["--identity", &identity.to_string_lossy()],
+                // Nothing is moved away while an agent is off for a moment.
+                ["--host-lease-seconds", "60"],
+            ];
+            let data = dir.join("d");
+            let endpoints = fleet.etcd.urls().join(",");
+            let host = Agent::member(dir, data, &endpoints, &args.concat());
             fleet.hosts.insert(name, host);
         }
-        fleet.present(names).await;
         fleet
     }
 
-    pub fn host(&mut self, name: &str) -> &mut Host {
+    /// Starts all agents, and waits until each holds its lease.
+    pub async fn begin(&mut self) {
+        for host in self.hosts.values_mut() {
+            host.start();
+        }
+        let names: Vec<&str> = self.hosts.keys().copied().collect();
+        self.present(&names).await;
+    }
+
+    pub fn host(&mut self, name: &str) -> &mut Agent {
         self.hosts.get_mut(name).expect("a host")
     }
 
-    pub async fn store(&self) -> EtcdStore {
+    pub fn store(&self) -> EtcdStore {
         let options = Options {
             endpoints: self.etcd.urls(),
             prefix: PREFIX.to_owned(),
@@ -119,12 +125,25 @@ impl Fleet {
         EtcdStore::open(options).expect("opens")
     }
 
-    /// Waits until exactly these hosts hold their leases.
-    pub async fn present(&self, names: &[&str]) {
-        let store = self.store().await;
+    /// What the store says, however long it takes on a loaded machine.
+    pub async fn read<T>(&self, ask: impl AsyncFn(&EtcdStore) -> Result<T, StoreError>) -> T {
+        let store = self.store();
         let end = Instant::now() + SOON;
         loop {
-            let found = store.list("present/").await.expect("lists").items;
+            match ask(&store).await {
+                Ok(said) => return said,
+                Err(error) => assert!(Instant::now() < end, "the store does not answer: {error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Waits until exactly these hosts hold their leases.
+    pub async fn present(&self, names: &[&str]) {
+        let end = Instant::now() + SOON;
+        loop {
+            let found = self.read(async |store| store.list("present/").await).await;
+            let found = found.items;
             let mut found: Vec<&str> = found
                 .iter()
                 .filter_map(|item| item.key.strip_prefix("present/"))
@@ -140,23 +159,24 @@ impl Fleet {
 
     /// The host whose agent decides, with a client of it.
     pub async fn decides(&self) -> (&'static str, Client) {
-        let store = self.store().await;
         let end = Instant::now() + SOON;
         loop {
-            let leader = store.get("coordinator").await.expect("reads");
+            let leader = self
+                .read(async |store| store.get("coordinator").await)
+                .await;
             let leader = leader.map(|item| String::from_utf8_lossy(&item.value).into_owned());
             let host = self
                 .hosts
-                .values()
-                .find(|host| Some(host.name) == leader.as_deref());
-            if let Some(host) = host
+                .iter()
+                .find(|(name, _)| Some(**name) == leader.as_deref());
+            if let Some((name, host)) = host
                 && host.child.is_some()
             {
                 let mut client = host.client().await;
                 let reply = client.plan(wire::PlanRequest::default()).await;
                 let problem = Problem::from_status(&reply.expect_err("nothing is asked"));
                 if problem.code != "not-coordinator" {
-                    return (host.name, client);
+                    return (*name, client);
                 }
             }
             assert!(Instant::now() < end, "nobody decides");
@@ -199,12 +219,15 @@ impl Fleet {
     /// What the agents that run say of their own processes.
     pub async fn processes(&self) -> Processes {
         let mut all = BTreeMap::new();
-        for host in self.hosts.values().filter(|host| host.child.is_some()) {
+        for (name, host) in &self.hosts {
+            if host.child.is_none() {
+                continue;
+            }
             let mut client = host.client().await;
             let status = client.get_status(wire::StatusRequest::default()).await;
             let mut processes = status.expect("answers").into_inner().processes;
-            processes.retain(|process| process.host == host.name);
-            all.insert(host.name, processes);
+            processes.retain(|process| process.host == *name);
+            all.insert(*name, processes);
         }
         all
     }
@@ -314,74 +337,6 @@ pub async fn patiently<T>(
 }
 
 pub type Processes = BTreeMap<&'static str, Vec<wire::Process>>;
-
-impl Host {
-    pub fn start(&mut self) {
-        let _ = fs::remove_file(self.dir.join("info.json"));
-        let log = fs::File::options()
-            .append(true)
-            .create(true)
-            .open(self.dir.join("log"))
-            .expect("opens");
-        let child = Command::new(env!("CARGO_BIN_EXE_tanako-agent"))
-            .arg("--data-dir")
-            .arg(self.dir.join("d"))
-            .args(["--http", "127.0.0.1:0", "--host", self.name])
-            .args(["--listen", "127.0.0.1:0", "--identity"])
-            .arg(self.dir.join("identity"))
-            .arg("--info-file")
-            .arg(self.dir.join("info.json"))
-            .args(["--store", "etcd", "--etcd-prefix", PREFIX])
-            .args(["--etcd-endpoints", &self.endpoints])
-            .args(["--etcd-lease-seconds", "3"])
-            // Nothing is moved away while an agent is off for a moment.
-            .args(["--host-lease-seconds", "60"])
-            .env("RUST_LOG", "info")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .expect("starts");
-        self.child = Some(child);
-        let end = Instant::now() + SOON;
-        while !self.dir.join("info.json").exists() {
-            let child = self.child.as_mut().expect("started");
-            let ended = child.try_wait().expect("asks");
-            assert!(ended.is_none(), "the agent ended: {}", self.log());
-            assert!(Instant::now() < end, "it did not come up: {}", self.log());
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-
-    pub fn log(&self) -> String {
-        fs::read_to_string(self.dir.join("log")).unwrap_or_default()
-    }
-
-    pub fn listens(&self) -> SocketAddr {
-        let text = fs::read_to_string(self.dir.join("info.json")).expect("there");
-        let info: serde_json::Value = serde_json::from_str(&text).expect("reads");
-        let address = info["listen"].as_str().expect("it listens");
-        address.parse().expect("an address")
-    }
-
-    pub async fn client(&self) -> Client {
-        connect(&self.dir.join("d/run/agent.sock")).await
-    }
-
-    pub fn kill(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            child.kill().expect("kills");
-            child.wait().expect("ends");
-        }
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        self.kill();
-        kill_all_of(&self.dir);
-    }
-}
 
 pub fn counts(all: &BTreeMap<&str, Vec<wire::Process>>) -> Vec<usize> {
     all.values()
