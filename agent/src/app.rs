@@ -424,6 +424,7 @@ impl App {
             accepting.cancel.clone(),
             &accepting.tracker,
         );
+        let places = joints::places(coordinator.clone());
         let sources = crate::service::Sources {
             config: config.clone(),
             http,
@@ -459,10 +460,18 @@ impl App {
                 registry: registry.clone(),
                 store: store.store(),
             };
-            let mut host = HostService::new(local, feed, tenures, cancel.clone(), tracker.clone());
+            let refusals = guards.refusals.clone();
+            let mut host = HostService::new(
+                local,
+                feed,
+                tenures,
+                refusals,
+                cancel.clone(),
+                tracker.clone(),
+            );
             if let Some(through) = &through {
                 let way = through.clone();
-                let counter = Counter::open(broker.clone(), way, cancel.clone(), tracker);
+                let counter = Counter::open(broker.clone(), way, places, cancel.clone(), tracker);
                 host = host.answering(counter, broadcast.clone());
             }
             let host = host.showing(board);

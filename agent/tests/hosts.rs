@@ -5,14 +5,19 @@ mod agent_kit;
 mod etcd_kit;
 mod fleet_kit;
 
-use std::fs;
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use agent_kit::until_within;
 use fleet_kit::{Fleet, SOON, counts, named};
 use tanako_proto::{
-    fleet::v1::Problem,
-    host::v1::{OrderRequest, order_request::Order},
+    fleet::v1::{AuditRequest, Problem},
+    host::v1::{OrderRequest, PermitRequest, RelayRequest, order_request::Order},
 };
+use tanako_store::Store as _;
+use tonic::{Response, Status};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn processes_are_spread_and_operations_reach_them_all() {
@@ -171,4 +176,114 @@ async fn a_host_that_does_not_answer_holds_nobody_up_and_agrees_when_it_is_back(
         kept.pid,
         "its children ran on"
     );
+}
+
+fn denied<T: std::fmt::Debug>(answer: Result<Response<T>, Status>, words: &str) {
+    let problem = Problem::from_status(&answer.expect_err(words));
+    assert_eq!(problem.code, "denied", "{words}: {problem:?}");
+    assert!(problem.message.contains(words), "{words}: {problem:?}");
+    assert!(
+        !problem.cause.is_empty() && !problem.hint.is_empty(),
+        "{problem:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_asks_for_itself_alone() {
+    let fleet = Fleet::new(&["a", "b", "c"]).await;
+    fleet.apply(&fleet.spec(3, "100ms")).await;
+    let all = fleet.ready(|all| counts(all) == [1, 1, 1]).await;
+    let (leader, mut client) = fleet.decides().await;
+    let others: Vec<&str> = ["a", "b", "c"]
+        .into_iter()
+        .filter(|name| *name != leader)
+        .collect();
+    let (eve, victim) = (others[0], others[1]);
+    let (own, theirs) = (&all[eve][0], &all[victim][0]);
+    let used = |status: tanako_proto::fleet::v1::FleetStatus| status.identify.map(|it| it.used);
+    let before = used(agent_kit::status(&mut client).await);
+
+    // The one that decides gives permits; any agent prolongs leases.
+    let mut desk = fleet.peer(eve, leader).await;
+    let permit = |host: &str, process: &str| PermitRequest {
+        id: "1".to_owned(),
+        host: host.to_owned(),
+        process: process.to_owned(),
+        bot: "a".to_owned(),
+        attempt: 9,
+        shard_id: 0,
+        shard_count: 3,
+        wait_ms: 100,
+        via: "worker".to_owned(),
+    };
+    let in_the_name_of = format!("in the name of host \"{victim}\"");
+    let whose = format!("{}, which is host {victim}'s", theirs.name);
+    denied(
+        desk.acquire_permit(permit(victim, &theirs.name)).await,
+        &in_the_name_of,
+    );
+    denied(
+        desk.acquire_permit(permit(victim, &own.name)).await,
+        &in_the_name_of,
+    );
+    denied(desk.acquire_permit(permit(eve, &theirs.name)).await, &whose);
+
+    let lease = async |host: &str| {
+        let key = format!("present/{host}");
+        let item = fleet.read(async |store| store.get(&key).await).await;
+        let lease = item.and_then(|item| item.lease).expect("it is leased");
+        i64::try_from(lease).expect("as on the wire")
+    };
+    let (mine, not_mine) = (lease(eve).await, lease(victim).await);
+    let relay = |host: &str, lease: i64| RelayRequest {
+        host: host.to_owned(),
+        lease,
+    };
+    let prolong = format!("to prolong the lease of host {victim}");
+    for to in [leader, victim] {
+        let mut relays = fleet.peer(eve, to).await;
+        denied(
+            relays.relay_keep_alive(relay(victim, not_mine)).await,
+            &in_the_name_of,
+        );
+        denied(
+            relays.relay_keep_alive(relay(eve, not_mine)).await,
+            &prolong,
+        );
+        let reply = relays.relay_keep_alive(relay(eve, 4711)).await;
+        let reply = reply.expect("answers").into_inner();
+        assert!(!reply.kept && !reply.ended, "nobody's: {reply:?}");
+        let end = Instant::now() + SOON;
+        loop {
+            let reply = relays.relay_keep_alive(relay(eve, mine)).await;
+            if reply.as_ref().is_ok_and(|reply| reply.get_ref().kept) {
+                break;
+            }
+            assert!(Instant::now() < end, "its own is prolonged: {reply:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+    assert_eq!(used(agent_kit::status(&mut client).await), before);
+    let reply = desk.acquire_permit(permit(eve, &own.name)).await;
+    let reply = reply.expect("its own is answered").into_inner();
+    assert!(reply.refused.is_empty(), "{reply:?}");
+
+    // Each kind has left its line.
+    let who = format!("{eve} (agent)");
+    let mut wanted = vec![in_the_name_of, whose, prolong];
+    let end = Instant::now() + SOON;
+    while !wanted.is_empty() {
+        let log = client.audit(AuditRequest { limit: 500 }).await;
+        let log = log.map(|log| log.into_inner().records).unwrap_or_default();
+        wanted.retain(|words| {
+            !log.iter().any(|line| {
+                line.who == who && line.action == "refused" && line.outcome.contains(words)
+            })
+        });
+        assert!(
+            Instant::now() < end,
+            "{wanted:?} of {who} is not in {log:#?}"
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }

@@ -15,6 +15,7 @@ use crate::{
     history::{History, Severity},
     hosts::assigned,
     http,
+    identify::Places,
     office::Front,
     supervisor::{self, Supervisor},
     vault::Vault,
@@ -79,6 +80,11 @@ pub(super) fn living(coordinator: Front) -> http::HealthCheck {
             Err("the coordinator has stopped".to_owned())
         }
     })
+}
+
+/// The host of each process, while this agent decides.
+pub(super) fn places(coordinator: Front) -> Places {
+    Arc::new(move |process| coordinator.host_of(process))
 }
 
 pub(super) fn vault_status(vault: Vault) -> http::VaultCheck {

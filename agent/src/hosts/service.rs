@@ -18,8 +18,11 @@ use tonic::{Request, Response, Status};
 use super::{Local, feed::Feed, wire as convert};
 use crate::{
     broadcast::Broadcast,
+    coordinator::Caller,
     hub::{board::Board, feed as views},
     identify::Counter,
+    identity::{Refusal, Refusals},
+    problem,
     tenure::Answering,
 };
 
@@ -41,6 +44,7 @@ pub struct HostService {
     tracker: TaskTracker,
     counter: Option<Counter>,
     broadcast: Option<Broadcast>,
+    refusals: Refusals,
 }
 
 impl HostService {
@@ -49,6 +53,7 @@ impl HostService {
         local: Local,
         feed: Feed,
         tenures: Answering,
+        refusals: Refusals,
         cancel: CancellationToken,
         tracker: TaskTracker,
     ) -> Self {
@@ -61,6 +66,7 @@ impl HostService {
             tracker,
             counter: None,
             broadcast: None,
+            refusals,
         }
     }
 
@@ -77,6 +83,35 @@ impl HostService {
     pub fn showing(mut self, board: Arc<Board>) -> Self {
         self.board = Some(board);
         self
+    }
+
+    /// Whoever asks for a host must be that host, by its certificate. On this host's own socket there is
+    /// none: who may open it may everything.
+    fn is_asker<T>(&self, request: &Request<T>, call: &str, host: &str) -> Result<(), Status> {
+        match request.extensions().get::<Arc<Peer>>() {
+            Some(peer) if peer.name != host => {
+                let problem = Problem::new(
+                    "denied",
+                    host,
+                    format!("{peer} asks in the name of host {host:?}"),
+                )
+                .cause("an agent asks for its own host only")
+                .hint("give each host a certificate of its own: tanakoctl join-token --host NAME");
+                let caller = request.extensions().get().cloned();
+                Err(self.denied(caller, call, problem))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes down that something was asked for that is another host's.
+    fn denied(&self, caller: Option<Caller>, call: &str, problem: Problem) -> Status {
+        if let Some(caller) = caller {
+            let cause = problem.message.clone();
+            self.refusals
+                .report(Refusal::new(&caller.who, &caller.from, call, cause));
+        }
+        problem::status(problem)
     }
 }
 
@@ -219,9 +254,15 @@ impl Host for HostService {
         &self,
         request: Request<wire::PermitRequest>,
     ) -> Result<Response<wire::PermitReply>, Status> {
-        is_asker(&request, &request.get_ref().host)?;
+        const CALL: &str = "/tanako.host.v1.Host/AcquirePermit";
+        self.is_asker(&request, CALL, &request.get_ref().host)?;
         let counter = self.counter.as_ref().ok_or_else(|| not_yet("permits"))?;
-        let reply = counter.acquire(request.into_inner()).await?;
+        let caller = request.extensions().get().cloned();
+        let request = request.into_inner();
+        if let Some(stranger) = counter.stranger(&request) {
+            return Err(self.denied(caller, CALL, stranger));
+        }
+        let reply = counter.acquire(request).await?;
         Ok(Response::new(reply))
     }
 
@@ -262,25 +303,13 @@ impl Host for HostService {
         &self,
         request: Request<wire::RelayRequest>,
     ) -> Result<Response<wire::RelayReply>, Status> {
-        is_asker(&request, &request.get_ref().host)?;
+        const CALL: &str = "/tanako.host.v1.Host/RelayKeepAlive";
+        self.is_asker(&request, CALL, &request.get_ref().host)?;
+        let caller = request.extensions().get().cloned();
         let request = request.into_inner();
-        Ok(Response::new(self.tenures.relay(&request).await))
-    }
-}
-
-/// Whoever asks for a host must be that host, by its certificate. On this host's own socket there is none:
-/// who may open it may everything.
-fn is_asker<T>(request: &Request<T>, host: &str) -> Result<(), Status> {
-    match request.extensions().get::<Arc<Peer>>() {
-        Some(peer) if peer.name != host => Err(Problem::new(
-            "denied",
-            host,
-            format!("{peer} asks in the name of host {host:?}"),
-        )
-        .cause("an agent asks for its own host only")
-        .hint("give each host a certificate of its own: tanakoctl join-token --host NAME")
-        .into_status(tonic::Code::PermissionDenied)),
-        _ => Ok(()),
+        let reply = self.tenures.relay(&request).await;
+        let reply = reply.map_err(|problem| self.denied(caller, CALL, *problem))?;
+        Ok(Response::new(reply))
     }
 }
 

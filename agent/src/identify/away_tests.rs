@@ -141,6 +141,7 @@ async fn agent(
     let counter = Counter::open(
         broker.clone(),
         Arc::clone(way) as Arc<dyn Upstream>,
+        Arc::new(|process| (process.as_str() == "tanako/15").then(|| "c".to_owned())),
         cancel.clone(),
         tracker,
     );
@@ -294,6 +295,19 @@ async fn who_waits_goes_on_at_the_next_office_and_the_bucket_keeps_its_distance(
         .await
         .expect_err("nonsense");
     assert_eq!(nonsense.code(), tonic::Code::InvalidArgument);
+    // What another host has is not b's to start.
+    let asked = |process: &str| {
+        let request = PermitRequest {
+            host: "b".to_owned(),
+            process: process.to_owned(),
+            ..PermitRequest::default()
+        };
+        c.counter.stranger(&request)
+    };
+    let problem = asked("tanako/15").expect("it is c's");
+    assert_eq!(problem.code, "denied");
+    assert!(problem.message.contains("which is host c's"), "{problem:?}");
+    assert!(asked("tanako/1").is_none() && asked("").is_none());
     cancel.cancel();
     tracker.close();
     timeout(SOON, tracker.wait()).await.expect("ends");

@@ -36,6 +36,9 @@ const ID_MAX: usize = 64;
 /// Shards in one report; a bot may have no more waiting either.
 const ESTABLISHED_MAX: usize = 16_384;
 
+/// The host that has a process, as far as whoever decides knows.
+pub type Places = Arc<dyn Fn(&ProcessName) -> Option<String> + Send + Sync>;
+
 /// Where agents of other hosts ask; clones are cheap and equal.
 #[derive(Clone)]
 pub struct Counter(Arc<Shared>);
@@ -43,6 +46,7 @@ pub struct Counter(Arc<Shared>);
 struct Shared {
     broker: Broker,
     upstream: Arc<dyn Upstream>,
+    places: Places,
     state: Mutex<State>,
     wake: Notify,
     next_poll: AtomicU64,
@@ -63,12 +67,14 @@ impl Counter {
     pub fn open(
         broker: Broker,
         upstream: Arc<dyn Upstream>,
+        places: Places,
         cancel: CancellationToken,
         tracker: &TaskTracker,
     ) -> Self {
         let counter = Self(Arc::new(Shared {
             broker,
             upstream,
+            places,
             state: Mutex::default(),
             wake: Notify::new(),
             next_poll: AtomicU64::new(1),
@@ -77,6 +83,18 @@ impl Counter {
         }));
         tracker.spawn(counter.clone().keep());
         counter
+    }
+
+    /// Why the host that asks gets no permit for this process: another one has it, and it alone may start it.
+    pub fn stranger(&self, request: &PermitRequest) -> Option<Problem> {
+        let process: ProcessName = request.process.parse().ok()?;
+        let at = (self.0.places)(&process).filter(|at| *at != request.host)?;
+        let host = &request.host;
+        let text = format!("host {host} asks for a permit for {process}, which is host {at}'s");
+        let problem = Problem::new("denied", process.to_string(), text)
+            .cause("a permit goes to the host that has the process")
+            .hint("a host that has just lost it stops it by itself; see `tanakoctl status`");
+        Some(problem)
     }
 
     /// Answers one poll of the agent of `request.host`; that it is this one has been seen by its

@@ -51,7 +51,7 @@ use self::{
 };
 pub use self::{
     away::{Office, Upstream},
-    counter::Counter,
+    counter::{Counter, Places},
     journal::JournalError,
     through::{Dial, Through},
 };

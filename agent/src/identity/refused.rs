@@ -7,6 +7,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -55,6 +56,20 @@ pub struct Refusal {
 }
 
 impl Refusal {
+    /// `from`: as a caller has it. A pid or port in it would make each try of one attacker look new.
+    pub fn new(who: &str, from: &str, call: &str, cause: String) -> Self {
+        let from = from.split(", pid").next().unwrap_or_default();
+        let from = from
+            .parse::<SocketAddr>()
+            .map_or_else(|_| from.to_owned(), |address| address.ip().to_string());
+        Self {
+            who: who.to_owned(),
+            from,
+            call: call.to_owned(),
+            cause,
+        }
+    }
+
     fn record(&self, at: i64, again: u64) -> Record {
         let outcome = match again {
             0 => format!("refused: {}", self.cause),

@@ -162,14 +162,8 @@ impl Service {
 
     fn refused(&self, error: &RegistrarError, caller: &Caller, object: &str, call: &str) -> Status {
         if error.is_refusal() {
-            let from = caller.from.parse::<SocketAddr>();
-            let from = from.map_or_else(|_| caller.from.clone(), |from| from.ip().to_string());
-            self.refusals.report(Refusal {
-                who: caller.who.clone(),
-                from,
-                call: call.to_owned(),
-                cause: error.to_string(),
-            });
+            let refusal = Refusal::new(&caller.who, &caller.from, call, error.to_string());
+            self.refusals.report(refusal);
         }
         problem::status(error.problem(object))
     }

@@ -261,18 +261,9 @@ impl Denied {
     }
 
     fn refusal(self, call: &str) -> Refusal {
-        // A pid or port would make each try of one attacker look new.
-        let from = self.from.split(", pid").next().unwrap_or_default();
-        let from = from
-            .parse::<SocketAddr>()
-            .map_or_else(|_| from.to_owned(), |address| address.ip().to_string());
         let known = access::known(call);
-        Refusal {
-            who: self.who,
-            from,
-            call: if known { call } else { "an unknown call" }.to_owned(),
-            cause: self.cause,
-        }
+        let call = if known { call } else { "an unknown call" };
+        Refusal::new(&self.who, &self.from, call, self.cause)
     }
 }
 

@@ -35,7 +35,7 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use tanako_fleet::{ProcessKind, ProcessSpec, tenure as core};
-use tanako_proto::host::v1 as wire;
+use tanako_proto::{fleet::v1::Problem, host::v1 as wire};
 use tanako_store::{Store, StoreError, Txn};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -380,19 +380,32 @@ pub struct Answering {
 }
 
 impl Answering {
-    /// Prolongs the lease of a peer that cannot reach the store. Only the one that it is known to hold.
-    pub async fn relay(&self, request: &wire::RelayRequest) -> wire::RelayReply {
-        let held = self
-            .registry
-            .hosts()
-            .get(&request.host)
-            .and_then(|known| known.present.as_ref().map(|present| present.lease));
+    /// Prolongs the lease of a peer that cannot reach the store. Only the one that it is known to hold;
+    /// that of another host it is not given.
+    pub async fn relay(
+        &self,
+        request: &wire::RelayRequest,
+    ) -> Result<wire::RelayReply, Box<Problem>> {
+        let hosts = self.registry.hosts();
         let lease = u64::try_from(request.lease).unwrap_or(0);
-        // One that is not known may have been begun a moment ago; it will be.
-        if held != Some(lease) {
-            return wire::RelayReply::default();
+        let holder = hosts.iter().find_map(|(host, known)| {
+            let presence = known.present.as_ref()?;
+            (presence.lease == lease).then_some(host)
+        });
+        match holder {
+            // It may have been begun a moment ago; it will be known.
+            None => return Ok(wire::RelayReply::default()),
+            Some(holder) if *holder != request.host => {
+                let host = request.host.clone();
+                let text = format!("host {host} asks to prolong the lease of host {holder}");
+                let problem = Problem::new("denied", host, text)
+                    .cause("an agent prolongs its own lease only")
+                    .hint("look at what runs on that host: its agent does not do this");
+                return Err(Box::new(problem));
+            }
+            Some(_) => {}
         }
-        match self.store.keep_alive(lease).await {
+        Ok(match self.store.keep_alive(lease).await {
             Ok(()) => wire::RelayReply {
                 kept: true,
                 ended: false,
@@ -401,7 +414,7 @@ impl Answering {
                 kept: false,
                 ended: matches!(error, StoreError::NoLease(_)),
             },
-        }
+        })
     }
 }
 
