@@ -102,8 +102,30 @@ pub async fn forward<T: Clone, R>(
         Place::Here => here(call.message, call.caller)
             .await
             .map_err(problem::status),
-        Place::There(leader) => once(hub, &leader, &call, make, until).await,
+        Place::There(leader) => once(hub, &leader, &call, make, until)
+            .await
+            .map_err(|refusal| in_doubt(&leader, refusal)),
     }
+}
+
+/// Nobody has answered, not even after an election: whether it was taken in is for the caller to find out.
+fn in_doubt(leader: &str, refusal: Status) -> Status {
+    let problem = Problem::from_status(&refusal);
+    if problem.code != "host-unreachable" {
+        return refusal;
+    }
+    problem::status(unanswered(leader, &problem.cause))
+}
+
+fn unanswered(leader: &str, cause: &str) -> Problem {
+    Problem::new(
+        "timeout",
+        format!("host:{leader}"),
+        format!("the agent of host {leader}, which decides, did not answer"),
+    )
+    .cause(cause)
+    .hint("see `tanakoctl operation list` whether it was taken in; asking again with the same request id is safe")
+    .retryable()
 }
 
 fn now(standing: &watch::Receiver<Standing>) -> Standing {
@@ -128,15 +150,7 @@ async fn once<T: Clone, R>(
             Err(problem::status(peer::problem_of(leader, &status)))
         }
         Ok(Err(status)) => Err(status),
-        Err(_) => Err(problem::status(
-            Problem::new(
-                "timeout",
-                format!("host:{leader}"),
-                format!("the agent of host {leader}, which decides, did not answer in time"),
-            )
-            .hint("see `tanakoctl operation list` whether it was taken in; asking again with the same request id is safe")
-            .retryable(),
-        )),
+        Err(_) => Err(problem::status(unanswered(leader, "the time is over"))),
     }
 }
 
@@ -225,5 +239,18 @@ mod tests {
         assert!(!is_worth_another(&of("conflict")));
         assert!(!is_worth_another(&of("store-unavailable")));
         assert!(!is_worth_another(&of("timeout")));
+        // Once more was not enough either.
+        let doubt = in_doubt("a", problem::status(peer::unreachable("a", "reset")));
+        let problem = Problem::from_status(&doubt);
+        assert_eq!(
+            (problem.code.as_str(), problem.cause.as_str()),
+            ("timeout", "reset")
+        );
+        assert!(
+            problem.retryable && problem.hint.contains("request id"),
+            "{problem:?}"
+        );
+        let clear = Problem::from_status(&in_doubt("a", of("conflict")));
+        assert_eq!(clear.code, "conflict");
     }
 }

@@ -16,7 +16,7 @@ use std::{
 };
 
 #[allow(unused_imports)] // likewise
-pub use proxy::Proxy;
+pub use proxy::{Lost, Proxy};
 
 /// Longer than a loaded machine needs to start a cluster.
 const SOON: Duration = Duration::from_secs(60);
