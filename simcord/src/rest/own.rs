@@ -118,10 +118,9 @@ async fn user(State(app): AppState, Path(user_id): Path<u64>) -> Result<Json<Val
 
 fn application_object(hub: &Hub) -> Value {
     let bot = &hub.world.bot;
-    let owner = json!({
-        "id": "80351110224678912", "username": "operator", "discriminator": "0", "global_name": null,
-        "avatar": null, "public_flags": 0, "flags": 0,
-    });
+    // Somebody who is in a guild, so that there is one who may use what is the owner's alone.
+    let guild = hub.world.guilds().next().unwrap_or_default();
+    let owner = hub.world.user(hub.world.owner(guild));
     json!({
         "id": bot.id.to_string(), "name": bot.name, "icon": null, "description": "", "summary": "", "type": null,
         "bot": hub.world.bot_user(), "bot_public": true, "bot_require_code_grant": false, "owner": owner,

@@ -28,7 +28,14 @@ async fn only_the_right_token_opens_the_api() {
     assert_eq!(public.expect("an answer").ok()["url"], sim.info().gateway);
     assert_eq!(get(&sim, "/users/@me").await.ok()["bot"], true);
     for path in ["/oauth2/applications/@me", "/applications/@me"] {
-        assert_eq!(get(&sim, path).await.ok()["id"], sim.info().application_id);
+        let application = get(&sim, path).await.ok();
+        assert_eq!(application["id"], sim.info().application_id);
+        // Its owner is somebody whom the bot meets.
+        let owner = application["owner"]["id"].as_str().expect("an owner");
+        let guilds = get(&sim, "/users/@me/guilds?limit=1").await.ok();
+        let guild = guilds[0]["id"].as_str().expect("a guild");
+        let member = format!("/guilds/{guild}/members/{owner}");
+        assert_eq!(get(&sim, &member).await.ok()["user"]["id"], owner);
     }
 }
 
