@@ -153,7 +153,12 @@ impl Discord {
     pub fn rest(&self, path: &str) -> anyhow::Result<Value> {
         let token = fs::read_to_string(&self.token_file)?;
         let header = format!("authorization: Bot {}", token.trim());
-        let (status, body) = http::get_with(&format!("{}/api/v10{path}", self.url), &[header])?;
+        let url = format!("{}/api/v10{path}", self.url);
+        let ask = || http::get_with(&url, &[header]);
+        let (status, body) = match &self.inside {
+            Some(inside) => inside.namespace.within(ask),
+            None => ask(),
+        }?;
         anyhow::ensure!(status == 200, "{path}: {status} {body}");
         Ok(serde_json::from_str(&body)?)
     }

@@ -5,11 +5,17 @@
 //! processes with 50,000 guilds and 2,000 events a second.
 
 mod netns {
-    use std::collections::BTreeSet;
+    use std::{
+        collections::{BTreeMap, BTreeSet},
+        time::{Duration, Instant},
+    };
 
+    use serde_json::Value;
     use tanako_e2e::{
+        Size,
+        fleet::text,
         netns::{
-            Hosts, Link,
+            self, Hosts, Link,
             judge::{demand_lossless, demand_once},
             size,
         },
@@ -108,5 +114,116 @@ mod netns {
         let account = fleet.settle();
         demand_lossless(&fleet, "cut from everything but Discord", &account);
         demand_once(&fleet, &account, &shards);
+    }
+
+    /// What a fleet says while it asks the operator, on every host that runs.
+    fn until_asked(fleet: &Hosts, what: &str) {
+        for host in fleet.living() {
+            wait::until(&format!("{what:?} on {host}"), 90, || {
+                let told = text(&fleet.ctl(&host, &["status"]));
+                // As wide as it is shown: the lines are broken somewhere.
+                let words: Vec<&str> = told.split_whitespace().collect();
+                let told = words.join(" ");
+                let helps = told.contains("tanakoctl rebalance --lost HOST");
+                (told.contains(what) && helps).then_some(()).ok_or(told)
+            });
+        }
+    }
+
+    #[test]
+    fn beyond_the_brake_nothing_moves_until_the_operator_says_which_hosts_are_off() {
+        const ALL: [&str; 5] = ["a", "b", "c", "d", "e"];
+        // Etcd keeps two of its three members.
+        const LOST: [&str; 3] = ["c", "d", "e"];
+        let size = Size {
+            // Longer than anybody takes to make up his mind.
+            discord: vec!["--resume-window".to_owned(), "15m".to_owned()],
+            ..size()
+        };
+        let mut fleet = Hosts::up(&ALL, size);
+        let places = fleet.places();
+        let shards: BTreeMap<&str, BTreeSet<u64>> = LOST
+            .iter()
+            .map(|host| (*host, fleet.shards_on(host)))
+            .collect();
+        let moved: BTreeSet<u64> = shards.values().flatten().copied().collect();
+        fleet.flow();
+        for host in LOST {
+            fleet.cut_power(host);
+        }
+        until_asked(&fleet, "3 of 5 hosts are lost (c, d, e)");
+        fleet.say("the operator is asked");
+        let host = fleet.coordinator();
+        let events = text(&fleet.ctl(&host, &["events", "-o", "json"]));
+        let braked = |line: &str| {
+            serde_json::from_str::<Value>(line).is_ok_and(|event| {
+                event["kind"] == "failover-braked"
+                    && event["message"]
+                        .as_str()
+                        .is_some_and(|text| text.contains("tanakoctl rebalance --lost HOST"))
+            })
+        };
+        assert!(events.lines().any(braked), "{events}");
+        // What the alerts TanakoFailoverBraked and TanakoFailoverWaits look at.
+        for (metric, wanted) in [
+            ("tanako_failover_braked", 1.0),
+            ("tanako_failover_waiting", 3.0),
+        ] {
+            wait::until(metric, 60, || {
+                let value = fleet.metric(&host, metric)?;
+                (value.to_bits() == f64::to_bits(wanted))
+                    .then_some(())
+                    .ok_or_else(|| value.to_string())
+            });
+        }
+        // Several times as long as it takes to move what may be moved.
+        let bots = fleet.bots();
+        let until = Instant::now() + Duration::from_secs(20);
+        wait::until("a while without a decision", 60, || {
+            let now = fleet.status()?;
+            assert_eq!(netns::places(&now), places, "nothing moves");
+            (Instant::now() >= until)
+                .then_some(())
+                .ok_or_else(String::new)
+        });
+        assert_eq!(fleet.bots(), bots, "nothing is started");
+
+        // Whoever lives is not given up, by nobody's word.
+        let refused = fleet.ctl(&host, &["rebalance", "--lost", "a", "--yes"]);
+        assert!(
+            !refused.status.success() && text(&refused).contains("host a is not lost"),
+            "{}",
+            text(&refused)
+        );
+
+        let asked = if host == "a" { "b" } else { "a" };
+        let give_up = |fleet: &Hosts, lost: &str| {
+            let output = fleet.ctl(asked, &["rebalance", "--lost", lost, "--yes", "--wait"]);
+            let said = text(&output);
+            assert!(output.status.success(), "{said}\n{}", fleet.story());
+            fleet.until_elsewhere(lost, &shards[lost]);
+        };
+        give_up(&fleet, "c");
+        // Two of four are still too many.
+        until_asked(&fleet, "2 of 4 hosts are lost (d, e)");
+        let now = fleet.places();
+        for (process, host) in places
+            .iter()
+            .filter(|(_, host)| *host == "d" || *host == "e")
+        {
+            assert_eq!(now.get(process), Some(host), "{process} waits for its turn");
+        }
+        give_up(&fleet, "d");
+        // One of three is no storm any more, and whatever can be proven of it has been.
+        fleet.until_elsewhere("e", &shards["e"]);
+        for host in LOST {
+            fleet.revive(host);
+        }
+        let account = fleet.settle();
+        for host in LOST {
+            fleet.until_idle(host);
+        }
+        demand_lossless(&fleet, "beyond the brake", &account);
+        demand_once(&fleet, &account, &moved);
     }
 }

@@ -1,13 +1,15 @@
 //! A fleet whose hosts are namespaces: etcd and an agent on each, bots under load, and a simulated
 //! Discord that keeps the account.
 
+mod ask;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
     fs,
     os::unix::fs::PermissionsExt as _,
     path::PathBuf,
-    process::{Child, Command, Output, Stdio},
+    process::{Child, Command, Stdio},
     sync::MutexGuard,
     time::{Duration, Instant},
 };
@@ -20,17 +22,21 @@ use tanako_store::{
     etcd::{EtcdStore, Options, Tls},
 };
 
+pub use ask::places;
+
 use super::{Etcd, Fault, Lan, Link, lan::DISCORD};
 use crate::{
     binaries,
     discord::{Discord, number},
-    fleet::text,
     rig::{self, INTENTS, Size},
     wait,
 };
 
 /// Where agents listen for each other.
 const AGENT_PORT: u16 = 7443;
+
+/// Where they serve their metrics, on the loopback of their host.
+const HTTP_PORT: u16 = 9464;
 
 /// Where nodes of the database listen.
 const DB_PORT: u16 = 7101;
@@ -40,6 +46,9 @@ const OFFICE_LEASE_S: &str = "5";
 
 /// Members of etcd: the first hosts have one each.
 const ETCD_MEMBERS: usize = 3;
+
+/// Number of the host whose agent can issue certificates.
+const ISSUER: usize = 0;
 
 /// Name of the fleet.
 const FLEET: &str = "proof";
@@ -121,7 +130,7 @@ impl Hosts {
             let directory = lan.directory_of(name).join("identity");
             let subject = Subject::agent(*name, [lan.address(name).into()]);
             // One of them can let others join.
-            if number == 0 {
+            if number == ISSUER {
                 authority.save(&directory).expect("the authority's key");
             }
             authority
@@ -175,6 +184,11 @@ impl Hosts {
         names
     }
 
+    /// The host whose agent can issue certificates.
+    fn issuer(&self) -> &str {
+        self.agents.keys().nth(ISSUER).expect("there are hosts")
+    }
+
     fn run_dir(&self, host: &str) -> PathBuf {
         self.lan.directory_of(host).join("run")
     }
@@ -187,7 +201,9 @@ impl Hosts {
         command
             .args(["-n", "-5"])
             .arg(binaries::path("tanako-agent"))
-            .args(["--host", host, "--http", "127.0.0.1:0", "--data-dir"])
+            .args(["--host", host, "--http"])
+            .arg(format!("127.0.0.1:{HTTP_PORT}"))
+            .arg("--data-dir")
             .arg(home.join("data"))
             .arg("--run-dir")
             .arg(home.join("run"))
@@ -301,6 +317,15 @@ impl Hosts {
         self.say(&format!("agent and bots of {host} frozen"));
     }
 
+    /// SIGSTOP of a host's bots alone.
+    pub fn freeze_bots(&mut self, host: &str) {
+        self.hit(host);
+        let bots = self.bots_on(host);
+        let namespace = self.lan.host(host);
+        namespace.freeze_those(|pid| bots.contains(&pid));
+        self.say(&format!("bots of {host} frozen"));
+    }
+
     /// SIGCONT of everything on a host.
     pub fn thaw(&mut self, host: &str) {
         self.lan.host(host).thaw();
@@ -324,71 +349,6 @@ impl Hosts {
         self.say(&format!("links of {host} healed"));
     }
 
-    fn tool(&self, host: &str, arguments: &[&str]) -> Command {
-        let mut command = Command::new(binaries::path("tanakoctl"));
-        let home = self.lan.directory();
-        command
-            .arg("--socket")
-            .arg(self.run_dir(host).join("agent.sock"))
-            .args(arguments)
-            .env("HOME", &home)
-            .env("XDG_CONFIG_HOME", home.join("config"))
-            .stdin(Stdio::null());
-        command
-    }
-
-    /// `tanakoctl`, asked of the agent of one host.
-    pub fn ctl(&self, host: &str, arguments: &[&str]) -> Output {
-        let output = self.tool(host, arguments).output();
-        output.expect("tanakoctl starts")
-    }
-
-    /// The same, left running.
-    pub fn spawn(&self, host: &str, arguments: &[&str]) -> Child {
-        let mut command = self.tool(host, arguments);
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        command.spawn().expect("tanakoctl starts")
-    }
-
-    /// Runs `tanakoctl … -o json` on a host, which must succeed, and gives what it printed.
-    pub fn json(&self, host: &str, arguments: &[&str]) -> Value {
-        let mut all = arguments.to_vec();
-        all.extend(["-o", "json"]);
-        let output = self.ctl(host, &all);
-        assert!(
-            output.status.success(),
-            "tanakoctl {} on {host}: {}\n{}",
-            all.join(" "),
-            text(&output),
-            self.story()
-        );
-        serde_json::from_slice(&output.stdout)
-            .unwrap_or_else(|error| panic!("{error}: {}", text(&output)))
-    }
-
-    /// The fleet as the agent of a host sees it, healthy or not.
-    pub fn status_of(&self, host: &str) -> Result<Value, String> {
-        let output = self.ctl(host, &["status", "-o", "json"]);
-        match output.status.code() {
-            Some(0 | 10) => {
-                serde_json::from_slice(&output.stdout).map_err(|error| error.to_string())
-            }
-            _ => Err(text(&output)),
-        }
-    }
-
-    /// The fleet as the first agent sees it that answers.
-    pub fn status(&self) -> Result<Value, String> {
-        let mut why = "no host runs".to_owned();
-        for host in self.living() {
-            match self.status_of(&host) {
-                Ok(status) => return Ok(status),
-                Err(error) => why = error,
-            }
-        }
-        Err(why)
-    }
-
     /// Waits until every process is ready and every guild known; gives that status.
     pub fn whole(&self) -> Value {
         let mut told = Instant::now();
@@ -404,21 +364,6 @@ impl Hosts {
                 .map(|()| status)
                 .map_err(|why| format!("{why}\n{}", self.story()))
         })
-    }
-
-    /// Which host each of the bot's processes is on.
-    pub fn places(&self) -> BTreeMap<String, String> {
-        places(&self.status().expect("a status"))
-    }
-
-    /// The shards of the processes on a host.
-    pub fn shards_on(&self, host: &str) -> BTreeSet<u64> {
-        let status = self.status().expect("a status");
-        rig::bots(&status)
-            .filter(|process| process["host"] == host)
-            .flat_map(|process| process["shards"].as_array().into_iter().flatten())
-            .filter_map(|shard| shard["id"].as_u64())
-            .collect()
     }
 
     /// The host whose agent decides, by the election in etcd.
@@ -586,48 +531,6 @@ impl Hosts {
         account
     }
 
-    /// The newest operation of this kind as a host tells it, once it is there and `wanted` of it.
-    pub fn operation(
-        &self,
-        kind: &str,
-        what: &str,
-        seconds: u64,
-        wanted: impl Fn(&Value) -> bool,
-    ) -> Value {
-        wait::until(&format!("{kind}: {what}"), seconds, || {
-            let host = self.living().into_iter().next().expect("a host that runs");
-            let output = self.ctl(&host, &["operation", "list", "-o", "json"]);
-            let list: Value = serde_json::from_slice(&output.stdout)
-                .map_err(|error| format!("{error}: {}", text(&output)))?;
-            let id = list
-                .as_array()
-                .into_iter()
-                .flatten()
-                .find(|operation| operation["kind"] == kind)
-                .and_then(|operation| operation["id"].as_str())
-                .ok_or_else(|| list.to_string())?
-                .to_owned();
-            let shown = self.ctl(&host, &["operation", "show", &id, "-o", "json"]);
-            let operation: Value = serde_json::from_slice(&shown.stdout)
-                .map_err(|error| format!("{error}: {}", text(&shown)))?;
-            if wanted(&operation) {
-                Ok(operation)
-            } else {
-                Err(format!("{operation:#}\n{}", self.story()))
-            }
-        })
-    }
-
-    /// The newest operation of this kind, once it has ended.
-    pub fn ended(&self, kind: &str, seconds: u64) -> Value {
-        self.operation(kind, "its end", seconds, |operation| {
-            matches!(
-                operation["state"].as_str(),
-                Some("succeeded" | "failed" | "aborted")
-            )
-        })
-    }
-
     /// The last lines of the logs of all hosts, for the message of a failed test.
     pub fn story(&self) -> String {
         let mut all = String::new();
@@ -691,16 +594,6 @@ fn database(lan: &Lan, nodes: &[&str]) -> String {
         );
     }
     text
-}
-
-/// Which host each of the bot's processes is on, by a status.
-pub fn places(status: &Value) -> BTreeMap<String, String> {
-    rig::bots(status)
-        .map(|process| {
-            let text = |field: &str| process[field].as_str().unwrap_or_default().to_owned();
-            (text("name"), text("host"))
-        })
-        .collect()
 }
 
 fn spec(size: &Size, discord: &Discord) -> String {

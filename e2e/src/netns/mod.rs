@@ -24,7 +24,7 @@ mod owner;
 
 pub use etcd::Etcd;
 pub use faults::{Fault, Link};
-pub use hosts::{Host, Hosts, size};
+pub use hosts::{Host, Hosts, places, size};
 pub use lan::Lan;
 pub use namespace::Namespace;
 pub use owner::{Owner, sweep};
