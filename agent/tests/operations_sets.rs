@@ -55,7 +55,11 @@ struct World {
     holder: BTreeMap<usize, String>,
     mail: Vec<Mail>,
     answers: Vec<(String, u64, Request, Result<i64, String>)>,
-    past: Vec<Observed>,
+    /// What was seen, and the spec that each process was to have at that time.
+    past: Vec<(Observed, BTreeMap<String, u32>)>,
+    /// What is said of the fleet may be late, and never older than what was said before: each host's word
+    /// has a number.
+    heard: usize,
     duties: BTreeMap<String, (Duty, Option<Cut>)>,
     /// Time in each event's id to the sets that have handled it.
     handled: BTreeMap<i64, BTreeSet<bool>>,
@@ -122,6 +126,7 @@ impl World {
             mail: Vec::new(),
             answers: Vec::new(),
             past: Vec::new(),
+            heard: 0,
             duties: BTreeMap::new(),
             handled: BTreeMap::new(),
             head: 1,
@@ -158,7 +163,22 @@ impl World {
     }
 
     fn remember(&mut self) {
-        self.past.push(self.observed());
+        let specs = self
+            .procs
+            .keys()
+            .map(|name| (name.clone(), self.spec_of(name)));
+        self.past.push((self.observed(), specs.collect()));
+    }
+
+    /// What was seen `back` moments ago, as the coordinator takes it now.
+    fn late(&mut self, back: usize) -> Observed {
+        let newest = self.past.len().saturating_sub(1);
+        self.heard = newest.saturating_sub(back).max(self.heard);
+        let (mut seen, specs) = self.past[self.heard].clone();
+        for (name, one) in &mut seen {
+            one.outdated |= specs[name] != self.spec_of(name);
+        }
+        seen
     }
 
     fn spec_of(&self, name: &str) -> u32 {
@@ -515,10 +535,12 @@ fn reload(op: &Operation) -> Operation {
 fn act(world: &mut World, op: &mut Operation, chance: Chance) {
     let mut effects = Vec::new();
     match chance {
-        Chance::Observe => effects = core::step(op, world.now, Input::Observe(&world.observed())),
+        Chance::Observe => {
+            world.remember();
+            effects = core::step(op, world.now, Input::Observe(&world.late(0)));
+        }
         Chance::Stale(back) => {
-            let at = world.past.len().saturating_sub(1 + back);
-            let seen = world.past[at].clone();
+            let seen = world.late(back);
             effects = core::step(op, world.now, Input::Observe(&seen));
         }
         Chance::Deliver(n) => world.deliver(n),
@@ -573,7 +595,9 @@ fn act(world: &mut World, op: &mut Operation, chance: Chance) {
         Chance::Later(ms) => world.tick(ms),
         Chance::AgentRestart => {
             *op = reload(op);
-            world.past = vec![world.observed()];
+            world.past.clear();
+            world.heard = 0;
+            world.remember();
             // What it asked for may still be done; nobody hears of it.
             world.answers.clear();
         }
@@ -742,9 +766,13 @@ fn what_was_ready_before_the_way_back_is_not_taken_for_brought_back() {
         Chance::Observe,
         Chance::ComeUp(0),
         Chance::Observe,
+        // Of its second attempt nothing is heard yet, nor of what becomes of it.
+        Chance::Crash(0),
+        Chance::ComeUp(0),
+        Chance::ComeUp(0),
         Chance::Abort,
-        // Two attempts old, and then one: it was ready, and by the spec of that time.
-        Chance::Stale(5),
+        Chance::Stale(6),
+        // It is ready by then, and by the spec of that time.
         Chance::Stale(1),
         Chance::Observe,
     ];
@@ -754,7 +782,7 @@ fn what_was_ready_before_the_way_back_is_not_taken_for_brought_back() {
     calm(&mut world, &mut op);
     assert_eq!(op.state, OpState::Aborted, "{op:#?}");
     assert_eq!(world.procs[&old(0)].spec, 1);
-    assert_eq!(world.procs[&old(0)].attempt, 3, "restarted once");
+    assert_eq!(world.procs[&old(0)].attempt, 4, "restarted once");
 }
 
 #[test]

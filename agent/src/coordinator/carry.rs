@@ -17,7 +17,7 @@ use crate::{
         core::{self, Change, Effect, Input, Observed},
         duties::Lingering,
         ledger, moving,
-        observing::{observation, observe, unheard, unknown},
+        observing::{compare, observation, observe, unheard, unknown},
     },
 };
 
@@ -216,10 +216,20 @@ impl Task {
             }
         }
         let steps = self.active.iter().flat_map(|active| &active.op.steps);
-        for step in steps.filter(|step| step.action == StepAction::Move && !step.state.is_ended()) {
+        for step in steps.filter(|step| !step.state.is_ended()) {
             let Ok(name) = step.object.parse() else {
                 continue;
             };
+            if step.action == StepAction::Restart
+                && let Some(seen) = observed.get_mut(&step.object)
+                && let (Some(known), Some(wanted)) =
+                    (picture.table.get(&name), self.desired.process(&name))
+            {
+                compare(seen, &known.spec, wanted);
+            }
+            if step.action != StepAction::Move {
+                continue;
+            }
             for host in [&step.from, &step.to] {
                 let known = picture.hosts.get(host.as_str());
                 let Some((known, process)) =

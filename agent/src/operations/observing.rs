@@ -1,7 +1,7 @@
 //! What an operation sees of the fleet: from what the supervisor says of each process and its worker
 //! reports; pure.
 
-use tanako_fleet::{process::Probe, rollout::Sample};
+use tanako_fleet::{ProcessSpec, process::Probe, rollout::Sample};
 use tanako_proto::worker::v1::ShardStage;
 
 use super::core::{Observation, Observed};
@@ -52,6 +52,12 @@ pub fn observation(process: &ProcessStatus, worker: Option<&WorkerState>) -> Obs
         outdated: process.needs_restart,
         sample: worker.map_or_else(Sample::default, sample),
     }
+}
+
+/// A host that has not taken in the spec that a process shall have cannot say whether it runs by it: `known`
+/// is what the host has, `wanted` what it should.
+pub fn compare(seen: &mut Observation, known: &ProcessSpec, wanted: &ProcessSpec) {
+    seen.outdated |= known != wanted;
 }
 
 /// A process of a host that has not been heard yet.

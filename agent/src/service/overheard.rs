@@ -119,7 +119,11 @@ mod tests {
         for part in [&PREFACE[..5], &PREFACE[5..], b"anything"] {
             assert!(overheard.came_in(part));
         }
-        for noise in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0; 4096], b"PRI * HTTP/2.1"] {
+        for noise in [
+            &b"GET / HTTP/1.1\r\n\r\n"[..],
+            &[0; 4096],
+            b"PRI * HTTP/2.1",
+        ] {
             assert!(!Overheard::default().came_in(noise));
         }
         assert!(Overheard::default().came_in(b""));
