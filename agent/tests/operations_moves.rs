@@ -16,6 +16,8 @@ use tanako_fleet::rollout::Sample;
 
 const NAME: &str = "x/0";
 const TIMEOUT_MS: i64 = 60_000;
+/// The one of the process before it moves.
+const ATTEMPT: u64 = 7;
 
 /// What a host has of the process.
 #[derive(Debug, Clone, PartialEq)]
@@ -79,7 +81,10 @@ impl World {
             (true, false) => State::Ready,
             _ => State::Stopped,
         };
-        let own = Proc { state, attempt: 7 };
+        let own = Proc {
+            state,
+            attempt: ATTEMPT,
+        };
         let hosts = BTreeMap::from([("a", (!lost).then_some(own)), ("b", None)]);
         let mut world = Self {
             now: 1_000,
@@ -203,7 +208,11 @@ impl World {
                 }
             }
             Effect::Recall(_, to) => {
-                if self.hosts[host(&to)].is_some() {
+                if let Some(Some(proc)) = self.hosts.get_mut(host(&to)) {
+                    // The sessions say which attempt had them.
+                    if !proc.live() {
+                        proc.attempt = proc.attempt.max(ATTEMPT);
+                    }
                     self.sessions = host(&to);
                     self.answers.push(Ok(0));
                 } else {
@@ -428,6 +437,26 @@ fn from_a_lost_host_nothing_is_asked() {
             .iter()
             .any(|effect| matches!(effect, Effect::StopAt(..) | Effect::Carry(..)))
     );
+}
+
+#[test]
+fn what_is_not_started_yet_has_not_failed_to_start() {
+    // The agent that decides has never heard of the lost host.
+    let mut world = World::new(true, true);
+    for _ in 0..20 {
+        // It looks twice before anybody has done what it asks.
+        world.round(0);
+        world.round(0);
+        while !world.orders.is_empty() {
+            world.carry_out(0);
+        }
+        world.answer();
+        world.pass(200);
+    }
+    let step = &world.op.steps[0];
+    assert_eq!(step.state, StepState::Succeeded, "{}", step.message);
+    let there = world.hosts["b"].clone().expect("is there");
+    assert_eq!(there.attempt, ATTEMPT + 1);
 }
 
 #[test]

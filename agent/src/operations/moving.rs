@@ -209,6 +209,10 @@ pub(super) fn watch(
             step.enter(now, STARTING);
             step.message = format!("starts on {}", step.to);
             step.issued = true;
+            // It counts on from where the sessions say it was, and nobody that decides may have heard of that: what
+            // is not started yet has not failed.
+            let prepared = there.map_or(0, |there| there.attempt);
+            step.attempt_before = step.attempt_before.max(prepared);
             let (object, to) = (step.object.clone(), step.to.clone());
             effects.push(Effect::Document(Change::Move(object.clone(), to)));
             if !step.was_stopped {
