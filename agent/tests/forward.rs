@@ -11,11 +11,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent_kit::Client;
+use agent_kit::{Client, signal};
 use etcd_kit::{Lost, Proxy};
-use fleet_kit::{Fleet, SOON, counts, named};
+use fleet_kit::{Fleet, Processes, SOON, counts, named};
 use tanako_proto::fleet::v1::{self as wire, Problem};
 use tanako_store::Store as _;
+use tonic::Request;
 
 const ALL: [&str; 3] = ["a", "b", "c"];
 
@@ -32,11 +33,16 @@ async fn fleet() -> (Fleet, BTreeMap<&'static str, Proxy>) {
     (fleet, ways)
 }
 
+/// Longer than any election.
+const PATIENCE: Duration = Duration::from_secs(180);
+
 /// Asks for it, and again by the same id as long as the answer is that nobody knows; how often that was.
 async fn ask(client: &mut Client, request: &wire::OperationRequest) -> (wire::Operation, u32) {
-    let (end, mut doubts) = (Instant::now() + 2 * SOON, 0);
+    let (end, mut doubts) = (Instant::now() + PATIENCE, 0);
     loop {
-        let problem = match client.submit(request.clone()).await {
+        let mut asked = Request::new(request.clone());
+        asked.set_timeout(PATIENCE);
+        let problem = match client.submit(asked).await {
             Ok(op) => return (op.into_inner(), doubts),
             Err(status) => Problem::from_status(&status),
         };
@@ -92,28 +98,27 @@ async fn is_done_once(lost: Lost) {
     assert!(!asking.is_finished(), "nobody has answered");
     fleet.host(leader).kill();
 
-    let (op, doubts) = tokio::time::timeout(2 * SOON, asking)
-        .await
-        .expect("an answer")
-        .expect("no panic");
+    let (op, doubts) = asking.await.expect("no panic");
     println!("{lost:?}: {} after {doubts} answers in doubt", op.id);
     fleet.succeeds(&op.id).await;
-    let (next, mut client) = fleet.decides().await;
+    let (next, _) = fleet.decides().await;
     assert_ne!(next, leader);
-    let listed = client.list_operations(wire::ListOperationsRequest { limit: 100 });
-    let listed = listed.await.expect("answers").into_inner().operations;
-    let restarts: Vec<&str> = listed
-        .iter()
-        .filter(|op| op.kind == "restart")
-        .map(|op| op.id.as_str())
-        .collect();
-    assert_eq!(restarts, [op.id.as_str()], "once: {listed:#?}");
     fleet.host(leader).endpoints = fleet.etcd.urls().join(",");
     fleet.host(leader).start();
+    was_restarted_once(&fleet, &before, &process.name).await;
+}
+
+/// Nothing else was.
+async fn was_restarted_once(fleet: &Fleet, before: &Processes, process: &str) {
+    let (_, mut client) = fleet.decides().await;
+    let listed = client.list_operations(wire::ListOperationsRequest { limit: 100 });
+    let listed = listed.await.expect("answers").into_inner().operations;
+    let restarts = listed.iter().filter(|op| op.kind == "restart").count();
+    assert_eq!(restarts, 1, "once: {listed:#?}");
     let after = fleet.ready(|all| counts(all) == [1, 1, 1]).await;
     for known in before.values().flatten() {
         let (_, now) = named(&after, &known.name);
-        let once = u64::from(known.name == process.name);
+        let once = u64::from(known.name == process);
         assert_eq!(now.attempt, known.attempt + once, "{}", now.name);
     }
 }
@@ -126,4 +131,34 @@ async fn a_change_that_was_not_taken_in_is_done_once_by_the_next_who_decides() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_change_that_was_taken_in_and_not_answered_is_done_once_all_the_same() {
     is_done_once(Lost::Answer).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_waits_for_one_that_stands_still_once_another_decides() {
+    let mut fleet = Fleet::new(&ALL).await;
+    fleet.apply(&fleet.spec(3, "100ms")).await;
+    let before = fleet.ready(|all| counts(all) == [1, 1, 1]).await;
+    let (leader, _) = fleet.decides().await;
+    let asked = ALL.into_iter().find(|name| *name != leader);
+    let asked = asked.expect("another one");
+    let process = before[asked][0].name.clone();
+    let request = wire::OperationRequest {
+        kind: "restart".to_owned(),
+        targets: vec![process.clone()],
+        request_id: "frozen".to_owned(),
+        ..wire::OperationRequest::default()
+    };
+    let mut client = fleet.hosts[asked].client().await;
+    let frozen = fleet.host(leader).pid();
+    signal(frozen, "STOP");
+    // Its connections live, and it never answers.
+    let asking = ask(&mut client, &request);
+    let (op, doubts) = tokio::time::timeout(PATIENCE / 2, asking)
+        .await
+        .expect("the next one answers");
+    assert_eq!(doubts, 0);
+    // It finds the question, and that it decides nothing any more.
+    signal(frozen, "CONT");
+    fleet.succeeds(&op.id).await;
+    was_restarted_once(&fleet, &before, &process).await;
 }

@@ -2,11 +2,16 @@
 //! ends as asked, and nothing is missed or handled twice.
 
 mod netns {
-    use std::process::Child;
+    use std::{collections::BTreeSet, process::Child};
 
     use serde_json::Value;
     use tanako_e2e::{
-        netns::{Hosts, judge::demand_lossless, size},
+        fleet::text,
+        netns::{
+            Hosts,
+            judge::{demand_lossless, demand_once},
+            size,
+        },
         rig, wait,
     };
 
@@ -31,7 +36,7 @@ mod netns {
         assert!(
             output.status.success(),
             "{}\n{}",
-            tanako_e2e::fleet::text(&output),
+            text(&output),
             fleet.story()
         );
     }
@@ -60,6 +65,57 @@ mod netns {
         fleet.revive(&coordinator);
         let account = fleet.settle();
         demand_lossless(&fleet, "coordinator lost in a rollout", &account);
+    }
+
+    #[test]
+    fn what_is_asked_of_a_coordinator_that_stands_still_is_done_once_by_the_next() {
+        let mut fleet = Hosts::up(&HOSTS, size());
+        let coordinator = fleet.coordinator();
+        let asked = another(&fleet, &coordinator);
+        let status = fleet.status().expect("a status");
+        // Its own shards move by themselves.
+        let process = rig::bots(&status)
+            .find(|process| process["host"] != *coordinator)
+            .expect("a process elsewhere");
+        let name = process["name"].as_str().expect("a name");
+        let attempt = |status: &Value| {
+            let found = rig::bots(status).find(|process| process["name"] == name);
+            found.and_then(|process| process["attempt"].as_u64())
+        };
+        let shards = fleet.shards_on(&coordinator);
+        let mut moved: BTreeSet<u64> = process["shards"]
+            .as_array()
+            .expect("shards")
+            .iter()
+            .filter_map(|shard| shard["id"].as_u64())
+            .collect();
+        moved.extend(&shards);
+        fleet.flow();
+        fleet.freeze(&coordinator);
+        wait::until("the restart", 90, || {
+            let output = fleet.ctl(&asked, &["restart", name, "--yes", "--wait"]);
+            let said = text(&output);
+            if output.status.success() {
+                return Ok(());
+            }
+            // Refused, and so not done: a busy machine's etcd may not answer for a moment.
+            assert!(said.contains("error[store-unavailable]"), "{said}");
+            Err(said)
+        });
+        fleet.say("done");
+        fleet.until_elsewhere(&coordinator, &shards);
+        fleet.thaw(&coordinator);
+        fleet.until_idle(&coordinator);
+        fleet.until_answers(&coordinator);
+        let account = fleet.settle();
+        let after = fleet.status().expect("a status");
+        let once = attempt(&status).map(|attempt| attempt + 1);
+        assert!(
+            attempt(&after) == once || fleet.has_bystanders(),
+            "once: {after:#}"
+        );
+        demand_lossless(&fleet, "coordinator frozen", &account);
+        demand_once(&fleet, &account, &moved);
     }
 
     #[test]

@@ -83,21 +83,20 @@ pub async fn forward<T: Clone, R>(
 ) -> Result<R, Status> {
     let until = Instant::now() + deadline(&call.metadata).unwrap_or(WITHIN);
     let mut standing = front.standing();
-    let refusal = match once(hub, &leader, &call, make, until).await {
-        Ok(reply) => return Ok(reply),
-        Err(refusal) => refusal,
-    };
-    if !is_worth_another(&refusal) {
-        return Err(refusal);
+    tokio::select! {
+        biased;
+        answer = once(hub, &leader, &call, make, until) => match answer {
+            Ok(reply) => return Ok(reply),
+            Err(refusal) if !is_worth_another(&refusal) => return Err(refusal),
+            Err(_) => {}
+        },
+        // A host that is frozen, or without power, does not even say that it is gone. Whatever it has decided
+        // by now the next one knows, and it decides nothing more.
+        () = replaced(front.standing(), &leader) => {}
     }
     // Whoever is elected next, or the same one, when it was only on its way up.
-    let another = |now: &Standing| match now {
-        Standing::Holding { .. } => true,
-        Standing::Waiting { leader: now } => *now != leader,
-        _ => false,
-    };
     let election = (Instant::now() + ELECTION_WITHIN).min(until);
-    let _ = timeout_at(election, standing.wait_for(another)).await;
+    let _ = timeout_at(election, standing.wait_for(|now| is_another(now, &leader))).await;
     match place(&now(&standing), hub.host(), &MetadataMap::new()) {
         Place::Here => here(call.message, call.caller)
             .await
@@ -105,6 +104,26 @@ pub async fn forward<T: Clone, R>(
         Place::There(leader) => once(hub, &leader, &call, make, until)
             .await
             .map_err(|refusal| in_doubt(&leader, refusal)),
+    }
+}
+
+/// Resolves once another agent than that of `leader` decides.
+async fn replaced(mut standing: watch::Receiver<Standing>, leader: &str) {
+    if standing
+        .wait_for(|now| is_another(now, leader))
+        .await
+        .is_err()
+    {
+        // This agent ends, and all its calls do.
+        std::future::pending::<()>().await;
+    }
+}
+
+fn is_another(now: &Standing, leader: &str) -> bool {
+    match now {
+        Standing::Holding { .. } => true,
+        Standing::Waiting { leader: now } => now != leader,
+        _ => false,
     }
 }
 

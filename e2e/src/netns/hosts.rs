@@ -269,7 +269,7 @@ impl Hosts {
         self.lan.cut_power(host);
         self.etcd.reap(host);
         let own = self.agents.get_mut(host).expect("a host of that name");
-        own.off = true;
+        (own.off, own.frozen) = (true, false);
         if let Some(mut agent) = own.agent.take() {
             let _ = agent.wait();
         }
