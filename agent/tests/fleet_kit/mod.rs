@@ -47,10 +47,11 @@ pub fn spec(processes: u32, ready_after: &str) -> String {
 
 /// A fleet of hosts on one etcd.
 pub struct Fleet {
+    /// First, so that they end first: one that lives writes into its directory again.
+    pub hosts: BTreeMap<&'static str, Agent>,
     pub etcd: Etcd,
     pub authority: Authority,
     pub dir: tempfile::TempDir,
-    pub hosts: BTreeMap<&'static str, Agent>,
 }
 
 impl Fleet {
@@ -90,8 +91,8 @@ impl Fleet {
             let args = [
                 ["--host", name],
                 ["--identity", &identity.to_string_lossy()],
-                // Nothing is moved away while an agent is off for a moment.
-                ["--host-lease-seconds", "60"],
+                // Nothing is moved away while an agent is off, as long as a test may take.
+                ["--host-lease-seconds", "300"],
             ];
             let data = dir.join("d");
             let endpoints = fleet.etcd.urls().join(",");
@@ -190,13 +191,17 @@ impl Fleet {
     }
 
     pub async fn apply(&self, toml: &str) {
-        let (_, mut client) = self.decides().await;
         let request = wire::ApplyRequest {
             spec_toml: toml.to_owned(),
             file_name: "fleet.toml".to_owned(),
+            request_id: request_id(),
             ..wire::ApplyRequest::default()
         };
-        let op = client.apply(request).await.expect("accepted").into_inner();
+        let op = patiently(async || {
+            let (_, mut client) = self.decides().await;
+            client.apply(request.clone()).await
+        });
+        let op = op.await.expect("accepted");
         self.succeeds(&op.id).await;
     }
 
@@ -232,9 +237,10 @@ impl Fleet {
         all
     }
 
-    /// Waits for the end of an operation, whoever carries it forward.
+    /// Waits for the end of an operation, whoever carries it forward. One that waits for a host which is off
+    /// gives up after a minute, and begins to count anew with a new term.
     pub async fn ends(&self, id: &str) -> wire::Operation {
-        let end = Instant::now() + SOON;
+        let end = Instant::now() + 2 * SOON;
         loop {
             let (_, mut client) = self.decides().await;
             let request = wire::OperationId { id: id.to_owned() };
@@ -262,25 +268,17 @@ impl Fleet {
 
     /// Asks until somebody decides; a refusal that will not go away is given back.
     pub async fn submit(&self, kind: &str, targets: &[&str]) -> Result<wire::Operation, Problem> {
-        let end = Instant::now() + SOON;
-        loop {
+        let request = wire::OperationRequest {
+            kind: kind.to_owned(),
+            targets: targets.iter().map(|text| (*text).to_owned()).collect(),
+            request_id: request_id(),
+            ..wire::OperationRequest::default()
+        };
+        let ask = async || {
             let (_, mut client) = self.decides().await;
-            let request = wire::OperationRequest {
-                kind: kind.to_owned(),
-                targets: targets.iter().map(|text| (*text).to_owned()).collect(),
-                ..wire::OperationRequest::default()
-            };
-            match client.submit(request).await {
-                Ok(op) => return Ok(op.into_inner()),
-                Err(status) => {
-                    let problem = Problem::from_status(&status);
-                    if !problem.retryable || Instant::now() > end {
-                        return Err(problem);
-                    }
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
-            }
-        }
+            client.submit(request.clone()).await
+        };
+        patiently(ask).await
     }
 
     /// As the agent of `name` would speak to the one of `to`.
@@ -317,6 +315,11 @@ impl Fleet {
             .identity(&Subject::agent(name, [ip]), DAY)
             .expect("made")
     }
+}
+
+/// Of a request that may be asked again without being done twice: an answer may be lost.
+fn request_id() -> String {
+    format!("{:016x}", fastrand::u64(..))
 }
 
 /// Asks until there is an answer that does not say to try again: on a loaded machine the store is slow.
