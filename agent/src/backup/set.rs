@@ -159,6 +159,13 @@ pub fn complete(root: &Path, label: &str) -> io::Result<()> {
     sync_directory(root)
 }
 
+/// The set of that label, if the backup that was to make it has come to its end before: labels are chosen so
+/// that there is none yet.
+pub fn made(root: &Path, label: &str, fleet: &str) -> Option<Manifest> {
+    let made = Manifest::read(&root.join(label)).ok()?;
+    (made.label == label && made.fleet == fleet).then_some(made)
+}
+
 /// Removes a set. It loses its name first, so that a half-removed one is never taken for a whole.
 pub fn remove(root: &Path, directory: &str) -> io::Result<()> {
     let path = root.join(directory);
@@ -489,6 +496,23 @@ mod tests {
         );
         let pruned = prunable(&list(root).expect("lists"), 1);
         assert_eq!(pruned, ["20261119", "20261120"]);
+    }
+
+    #[test]
+    fn a_backup_knows_what_an_earlier_life_of_it_has_made() {
+        let root = tempfile::tempdir().expect("a directory");
+        let root = root.path();
+        assert_eq!(made(root, "20261121", "t"), None);
+        make_partial(root, "20261121").expect("makes");
+        assert_eq!(made(root, "20261121", "t"), None, "it came to no end");
+        set(root, "20261121", b"abc");
+        let found = made(root, "20261121", "t").expect("it is there");
+        assert_eq!(found.rows(), 3);
+        assert_eq!(made(root, "20261121", "another"), None);
+        // Made once more it would have no name to get.
+        make_partial(root, "20261121").expect("makes");
+        fs::write(root.join("20261121.partial/x"), b"x").expect("writes");
+        complete(root, "20261121").expect_err("there is one");
     }
 
     #[test]
