@@ -25,14 +25,17 @@
 //! at most [`PERSIST_MAX_MS`] later, since a permit whose record took longer is thrown away. Was the
 //! record made by this very agent (see [`Stamp`]), then whoever made it is dead by now, or is us:
 //! the release was before the reading. Was it another host's, then that leader may still be about to
-//! release it: a record that may be of this moment locks its bucket for [`PERSIST_MAX_MS`] and the
-//! spacing from the *reading* on. A leader's writes are fenced, so that every record of an earlier
-//! leader is there to be read.
+//! release it, and no wall clock is asked whether it can be: the latest record of each shard locks its
+//! bucket for [`PERSIST_MAX_MS`] and the spacing from the *reading* on, by the reader's own boot clock.
+//! That costs a new leader, or one after a reboot, some 15 s before its first permit. A leader's writes
+//! are fenced, so that every record of an earlier leader is there to be read.
 //!
 //! # Time
 //!
 //! Everything is computed on CLOCK_BOOTTIME, which neither steps nor stops during suspend. The wall
-//! clock serves only to place records of another boot or host, and is believed to [`SKEW_MAX_MS`].
+//! clock serves only to place records of another boot or host in the count of the day, and is believed to
+//! [`SKEW_MAX_MS`]. A clock that is wrong by more spoils that count, which Discord's own then mends; it
+//! frees no bucket.
 
 mod bot;
 mod budget;
@@ -77,9 +80,8 @@ pub const PERSIST_MAX_MS: i64 = 10_000;
 pub const LEAD_MS: i64 = 200;
 /// How far the wall clocks of two hosts, or of two boots, may be apart: 10 minutes. A clock service
 /// keeps them within a second; a machine without one drifts by some seconds a day, so that this is
-/// months of neglect. Records of others are taken to be younger by so much. That costs a new leader
-/// some 15 s before its first permit where the old one gave any in the last 10 minutes, and nothing
-/// of the day but its last 10 minutes.
+/// months of neglect. Records of others are taken to be younger by so much, which costs nothing of the
+/// day but its last 10 minutes.
 pub const SKEW_MAX_MS: i64 = 10 * 60_000;
 
 /// Between two permits of a bucket of which the first may take `valid_ms` to be used.

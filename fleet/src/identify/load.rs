@@ -1,7 +1,7 @@
 //! A bot's records: what is made of those in the store, and the fewest that say all that must be
 //! known.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use super::{
     PERSIST_MAX_MS, ReportedLimits, Via,
@@ -47,9 +47,13 @@ impl Bot {
 
         let damaged = records.iter().filter(|record| record.is_none()).count();
         let clocks = Clocks::new(now, records.iter().flatten());
+        let last = last_permits(records.iter().flatten());
         for record in records {
             match record {
-                Some(record) => self.replay(now, &clocks, record),
+                Some(record) => {
+                    self.replay(&clocks, record);
+                    self.lock(now, &clocks, &last, record);
+                }
                 None => self.count_damaged(now),
             }
         }
@@ -90,7 +94,46 @@ impl Bot {
         self.blocked_until = now.boot_ms + PERSIST_MAX_MS + spacing_ms(valid_ms);
     }
 
-    fn replay(&mut self, now: Stamp, clocks: &Clocks, record: Record) {
+    /// Locks the bucket of a permit for as long as its IDENTIFY may be less than the rule ago.
+    fn lock(
+        &mut self,
+        now: Stamp,
+        clocks: &Clocks,
+        last: &HashMap<(u32, u32), u64>,
+        record: Record,
+    ) {
+        let Entry::Grant {
+            permit,
+            shard,
+            count,
+            valid_ms,
+            ..
+        } = record.entry
+        else {
+            return;
+        };
+        let at = clocks.place(record.at);
+        // Released after the record; if whoever made it is dead, then before now.
+        let latest = if clocks.is_own(record.at) {
+            at.saturating_add(PERSIST_MAX_MS).min(now.boot_ms)
+        } else if last.get(&(shard, count)) == Some(&permit) {
+            // Two wall clocks may be apart by anything. Whatever they say, it may be of this moment.
+            now.boot_ms.saturating_add(PERSIST_MAX_MS)
+        } else {
+            // Whoever gave the shard a later one has waited for this one.
+            return;
+        };
+        let free_at = latest.saturating_add(spacing_ms(i64::from(valid_ms)));
+        if free_at > now.boot_ms {
+            self.released.push(Released {
+                shard,
+                count,
+                free_at,
+            });
+        }
+    }
+
+    fn replay(&mut self, clocks: &Clocks, record: Record) {
         let at = clocks.place(record.at);
         match record.entry {
             Entry::Grant {
@@ -126,19 +169,6 @@ impl Bot {
                     attempt: 0,
                 };
                 let _ = self.storm.granted(tuple, at, permit, who);
-                // Released after the record; if whoever made it is dead, then before now.
-                let mut latest = at.saturating_add(PERSIST_MAX_MS);
-                if clocks.is_own(record.at) {
-                    latest = latest.min(now.boot_ms);
-                }
-                let free_at = latest.saturating_add(spacing_ms(i64::from(valid_ms)));
-                if free_at > now.boot_ms {
-                    self.released.push(Released {
-                        shard,
-                        count,
-                        free_at,
-                    });
-                }
             }
             Entry::Sum { permits, newest } => {
                 self.last_permit = self.last_permit.max(newest);
@@ -266,6 +296,24 @@ impl Bot {
         records.extend(self.limits_records(now, self.budget.unreleased));
         records
     }
+}
+
+/// The latest permit of each shard that is recorded by itself.
+fn last_permits<'a>(records: impl Iterator<Item = &'a Record>) -> HashMap<(u32, u32), u64> {
+    let mut last: HashMap<(u32, u32), u64> = HashMap::new();
+    for record in records {
+        if let Entry::Grant {
+            permit,
+            shard,
+            count,
+            ..
+        } = record.entry
+        {
+            let known = last.entry((shard, count)).or_default();
+            *known = permit.max(*known);
+        }
+    }
+    last
 }
 
 /// The record of a permit, or of the sum of several.
