@@ -305,7 +305,7 @@ impl App {
             workers: workers.clone(),
             vault: vault.clone(),
             sample: metrics.latest(),
-            gate: Gate::open(&config.data_dir, &store_name(&config.store)),
+            gate: Gate::open(&config.data_dir, &store_name(&config.store), tenure.clone()),
         };
         let through = matches!(store, Opened::Etcd(_)).then(|| {
             let dial = dial.clone();

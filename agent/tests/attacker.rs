@@ -587,6 +587,7 @@ async fn agents_talk_among_themselves_and_to_nobody_else() {
         from: "z".repeat(10_000),
         sequence: u64::MAX,
         order: Some(Order::Stop("../../etc/passwd".to_owned())),
+        ..OrderRequest::default()
     };
     let status = host.order(order).await.expect_err("no name of a process");
     assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");

@@ -89,10 +89,23 @@ async fn a_rolling_restart_ends_as_asked_under_another_coordinator() {
             from: first.to_owned(),
             sequence: 1,
             order: Some(Order::Stop("a/0".to_owned())),
+            ..OrderRequest::default()
         };
         let refused = fleet.peer(first, to).await.order(request).await;
         let problem = Problem::from_status(&refused.expect_err("it is refused"));
         assert_eq!(problem.code, "stale-epoch", "{problem:?}");
+        // Nor does one that was meant for a host's last tenure count, whoever gave it.
+        let request = OrderRequest {
+            epoch: i64::MAX as u64,
+            from: second.to_owned(),
+            sequence: u64::MAX,
+            tenure: "another".to_owned(),
+            order: Some(Order::Stop("a/0".to_owned())),
+        };
+        let refused = fleet.peer(first, to).await.order(request).await;
+        let problem = Problem::from_status(&refused.expect_err("it is refused"));
+        assert_eq!(problem.code, "stale-tenure", "{problem:?}");
+        assert!(problem.retryable, "{problem:?}");
     }
     let same = fleet.processes().await;
     assert_eq!(counts(&same), [2, 2, 2]);

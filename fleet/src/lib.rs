@@ -7,6 +7,7 @@ pub mod assignment;
 pub mod failover;
 pub mod health;
 pub mod identify;
+pub mod orders;
 pub mod placement;
 pub mod plan;
 pub mod process;

@@ -1,49 +1,48 @@
-//! Whose orders count on this host.
+//! Whose orders count on this host: what [`tanako_fleet::orders`] decides, with its epoch on disk.
 //!
-//! A coordinator's epoch is the fencing revision of its office. The highest one that has given an order
-//! here is kept on disk, before the order is carried out: a coordinator that was replaced, and does not
-//! know it, moves nothing here, not even after this agent's restart. Within an epoch an order about a
-//! process counts only if none with a higher number has been carried out: one that was held up on its
-//! way does not undo what came after it.
+//! The highest epoch that has given an order here is written down before the order is carried out: a
+//! coordinator that was replaced, and does not know it, moves nothing here, not even after this agent's
+//! restart.
 //!
 //! Revisions count within one store. The file also names the store: after a move to another one, whose
 //! revisions may be lower, the epochs of the old one count no more. That holds nothing back for long: the
 //! old store's coordinator ended with the move.
 
 use std::{
-    collections::HashMap,
     io::Write as _,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tanako_fleet::ProcessName;
+use tanako_fleet::{
+    ProcessName,
+    orders::{Given, Late, Orders},
+};
 use tanako_proto::fleet::v1::Problem;
 
 use super::OrderError;
+use crate::tenure::Tenure;
 
-/// Processes whose last order is remembered; far more than a host holds.
-const PROCESSES_MAX: usize = 100_000;
-
-/// The highest epoch seen; clones are cheap and equal.
+/// Which orders count; clones are cheap and equal.
 #[derive(Debug, Clone)]
-pub struct Gate(Arc<Mutex<State>>);
+pub struct Gate {
+    tenure: Tenure,
+    state: Arc<Mutex<State>>,
+}
 
 #[derive(Debug)]
 struct State {
     path: PathBuf,
     /// Of which store the epochs are.
     store: String,
-    epoch: u64,
-    /// Number of the last order about each process, in this epoch.
-    last: HashMap<ProcessName, u64>,
+    orders: Orders,
 }
 
 impl Gate {
     /// Reads the epoch that is kept in `directory` for `store`, a name without line breaks. One that cannot
     /// be read, and one of another store, count as none: the store fences what coordinators write in any
     /// case.
-    pub fn open(directory: &Path, store: &str) -> Self {
+    pub fn open(directory: &Path, store: &str, tenure: Tenure) -> Self {
         let path = directory.join("epoch");
         let epoch = match std::fs::read_to_string(&path) {
             Ok(text) => read(&text, store).unwrap_or_else(|| {
@@ -52,37 +51,54 @@ impl Gate {
             }),
             Err(_) => 0,
         };
-        Self(Arc::new(Mutex::new(State {
+        let state = State {
             path,
             store: store.to_owned(),
-            epoch,
-            last: HashMap::new(),
-        })))
+            orders: Orders::new(epoch),
+        };
+        Self {
+            tenure,
+            state: Arc::new(Mutex::new(state)),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The highest epoch seen.
     pub fn epoch(&self) -> u64 {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).epoch
+        self.lock().orders.epoch()
     }
 
     /// Whether an order about this process was carried out in this epoch that is newer than `number`.
     pub fn is_newer(&self, process: &ProcessName, number: u64) -> bool {
-        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        state.last.get(process).is_some_and(|last| *last > number)
+        self.lock().orders.is_newer(process, number)
     }
 
-    /// Lets an order of `epoch` pass, or says why not. `about`: a process, and the number of the order.
-    /// Blocks for one write when the epoch is new.
-    pub fn pass(&self, epoch: u64, about: Option<(&ProcessName, u64)>) -> Result<(), OrderError> {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if epoch < state.epoch {
-            return Err(OrderError::Stale {
-                epoch,
-                seen: state.epoch,
-            });
-        }
-        if epoch > state.epoch {
-            write(&state.path, epoch, &state.store).map_err(|error| {
+    /// Lets what a coordinator of that epoch asks for pass, or says why not.
+    pub fn pass_epoch(&self, epoch: u64) -> Result<(), OrderError> {
+        self.pass(&Given {
+            epoch,
+            tenure: "",
+            about: None,
+        })
+    }
+
+    /// Lets an order pass, or says why not. Blocks for one write when the epoch is new.
+    pub fn pass(&self, given: &Given<'_>) -> Result<(), OrderError> {
+        let own = self.tenure.instance();
+        let mut state = self.lock();
+        state.orders.check(&own, given).map_err(|late| match late {
+            Late::Epoch(seen) => OrderError::Stale {
+                epoch: given.epoch,
+                seen,
+            },
+            Late::Tenure => OrderError::Past,
+            Late::Overtaken(process) => OrderError::Overtaken(process),
+        })?;
+        if given.epoch > state.orders.epoch() {
+            write(&state.path, given.epoch, &state.store).map_err(|error| {
                 let problem = Problem::new(
                     "no-space",
                     state.path.display().to_string(),
@@ -92,18 +108,8 @@ impl Gate {
                 let hint = "free space on the disk of the data directory of this host";
                 OrderError::Refused(Box::new(problem.hint(hint).retryable()))
             })?;
-            state.epoch = epoch;
-            state.last.clear();
         }
-        if let Some((process, number)) = about {
-            if state.last.get(process).is_some_and(|last| *last > number) {
-                return Err(OrderError::Overtaken(process.clone()));
-            }
-            if state.last.len() >= PROCESSES_MAX {
-                state.last.clear();
-            }
-            state.last.insert(process.clone(), number);
-        }
+        state.orders.passed(given);
         Ok(())
     }
 }
@@ -134,49 +140,33 @@ fn write(path: &Path, epoch: u64, store: &str) -> std::io::Result<()> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn an_older_coordinator_is_refused_also_by_the_next_agent() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let gate = Gate::open(dir.path(), "embedded");
-        assert_eq!((gate.epoch(), gate.pass(7, None)), (0, Ok(())));
-        let stale = OrderError::Stale { epoch: 6, seen: 7 };
-        assert_eq!(gate.pass(6, None), Err(stale.clone()));
-        let next = Gate::open(dir.path(), "embedded");
-        assert_eq!(next.pass(6, None), Err(stale));
-        assert_eq!(next.pass(8, None), Ok(()));
-        // Another store counts anew, however low.
-        let moved = Gate::open(dir.path(), "etcd tanako/t/");
-        assert_eq!((moved.epoch(), moved.pass(3, None)), (0, Ok(())));
-        assert_eq!(Gate::open(dir.path(), "etcd tanako/t/").epoch(), 3);
-        std::fs::write(dir.path().join("epoch"), "rubbish").expect("writes");
-        assert_eq!(Gate::open(dir.path(), "embedded").epoch(), 0);
+    fn open(directory: &Path, store: &str) -> Gate {
+        Gate::open(directory, store, Tenure::unbounded())
     }
 
     #[test]
-    fn a_late_order_does_not_undo_a_newer_one() {
+    fn an_older_coordinator_is_refused_also_by_the_next_agent() {
         let dir = tempfile::tempdir().expect("a directory");
-        let gate = Gate::open(dir.path(), "embedded");
-        let (a, b) = (
-            "x/0".parse().expect("a name"),
-            "x/1".parse().expect("a name"),
-        );
-        assert_eq!(gate.pass(1, Some((&a, 5))), Ok(()));
-        assert_eq!(gate.pass(1, Some((&a, 5))), Ok(()), "the same again");
-        assert_eq!(gate.pass(1, Some((&b, 4))), Ok(()));
-        assert_eq!(
-            gate.pass(1, Some((&a, 4))),
-            Err(OrderError::Overtaken(a.clone()))
-        );
-        assert!(gate.is_newer(&a, 4) && !gate.is_newer(&a, 5) && !gate.is_newer(&b, 4));
-        // Another coordinator counts anew.
-        assert_eq!(gate.pass(2, Some((&a, 1))), Ok(()));
+        let gate = open(dir.path(), "embedded");
+        assert_eq!((gate.epoch(), gate.pass_epoch(7)), (0, Ok(())));
+        let stale = OrderError::Stale { epoch: 6, seen: 7 };
+        assert_eq!(gate.pass_epoch(6), Err(stale.clone()));
+        let next = open(dir.path(), "embedded");
+        assert_eq!(next.pass_epoch(6), Err(stale));
+        assert_eq!(next.pass_epoch(8), Ok(()));
+        // Another store counts anew, however low.
+        let moved = open(dir.path(), "etcd tanako/t/");
+        assert_eq!((moved.epoch(), moved.pass_epoch(3)), (0, Ok(())));
+        assert_eq!(open(dir.path(), "etcd tanako/t/").epoch(), 3);
+        std::fs::write(dir.path().join("epoch"), "rubbish").expect("writes");
+        assert_eq!(open(dir.path(), "embedded").epoch(), 0);
     }
 
     #[test]
     fn an_epoch_that_cannot_be_kept_counts_for_nothing() {
         let dir = tempfile::tempdir().expect("a directory");
-        let gate = Gate::open(&dir.path().join("missing"), "embedded");
-        let refused = gate.pass(3, None).expect_err("nowhere to keep it");
+        let gate = open(&dir.path().join("missing"), "embedded");
+        let refused = gate.pass_epoch(3).expect_err("nowhere to keep it");
         assert!(refused.is_retryable(), "{refused}");
         assert_eq!(gate.epoch(), 0);
     }

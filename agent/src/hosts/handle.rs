@@ -422,7 +422,10 @@ impl Hosts {
             let host = host()?;
             if *host == *self.0.local.host {
                 let local = &self.0.local;
-                let done = local.carry_out(self.0.epoch, sequence, order.clone()).await;
+                // Nothing holds it up on its way.
+                let done = local
+                    .carry_out(self.0.epoch, "", sequence, order.clone())
+                    .await;
                 self.join();
                 return done;
             }
@@ -452,9 +455,18 @@ impl Hosts {
             why: "it is not a host of the fleet".to_owned(),
         })?;
         self.bring_duties(&remote).await?;
-        let revision = remote.order(sequence, order).await?;
+        let tenure = self.tenure_of(host);
+        let revision = remote.order(&tenure, sequence, order).await?;
         self.reached(host, revision).await;
         Ok(())
+    }
+
+    /// Name of the latest tenure of a host that is known of: whoever has it may be given what is assigned to
+    /// the host at this moment.
+    fn tenure_of(&self, host: &str) -> String {
+        let registry = self.0.registry.hosts();
+        let known = registry.get(host);
+        known.map_or_else(String::new, |known| known.record.tenure.instance.clone())
     }
 
     /// Waits until the host has told what it was at that revision. What was done is done, seen or not.
@@ -531,7 +543,10 @@ impl Hosts {
             });
             here.map(|(name, duty)| (name.clone(), *duty)).collect()
         };
-        remote.order(self.next(), &Order::Duties(own)).await?;
+        let tenure = self.tenure_of(&remote.name);
+        remote
+            .order(&tenure, self.next(), &Order::Duties(own))
+            .await?;
         remote.told.fetch_max(version, Ordering::AcqRel);
         Ok(())
     }

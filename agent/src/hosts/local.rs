@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use tanako_fleet::{ProcessName, ProcessSpec};
+use tanako_fleet::{ProcessName, ProcessSpec, orders::Given};
 use tanako_proto::{
     fleet::v1::Problem,
     worker::v1::{TakeOver, command::Command},
@@ -39,15 +39,20 @@ pub struct Local {
 }
 
 impl Local {
-    /// Carries out an order of the coordinator with that epoch.
+    /// Carries out an order of the coordinator with that epoch, which is meant for the tenure of that name
+    /// (empty: whichever).
     pub async fn carry_out(
         &self,
         epoch: u64,
+        tenure: &str,
         sequence: u64,
         order: Order,
     ) -> Result<(), OrderError> {
-        self.gate
-            .pass(epoch, order.process().map(|process| (process, sequence)))?;
+        self.gate.pass(&Given {
+            epoch,
+            tenure,
+            about: order.process().map(|process| (process, sequence)),
+        })?;
         match order {
             Order::Define(spec, wanted, attempt_min) => refuse(
                 self.supervisor
@@ -112,7 +117,7 @@ impl Local {
 
     /// The sessions of a process that does not run here any more.
     pub fn hand_out(&self, epoch: u64, process: &ProcessName) -> Result<Vec<Kept>, OrderError> {
-        self.gate.pass(epoch, None)?;
+        self.gate.pass_epoch(epoch)?;
         let table = self.supervisor.status().borrow().clone();
         let Some(known) = table.get(process) else {
             return Ok(Vec::new());
@@ -136,7 +141,7 @@ impl Local {
         process: &ProcessName,
         kept: Vec<Kept>,
     ) -> Result<usize, OrderError> {
-        self.gate.pass(epoch, None)?;
+        self.gate.pass_epoch(epoch)?;
         let spec = self
             .spec(process)
             .ok_or_else(|| refused(&SupervisorError::Unknown(process.clone())))?;

@@ -7,7 +7,7 @@
 //!                     └── Picture ◄── Follow ──┘ Feed
 //! ```
 //!
-//! - [`gate`]: whose orders count: the epochs of coordinators, on disk.
+//! - [`gate`]: whose orders count; the epoch of the coordinator, on disk.
 //! - [`local`]: carries orders out on this host, whoever gave them.
 //! - [`feed`]: the state of this host, numbered, for those who follow it; [`service`]: its gRPC side.
 //! - [`seen`]: what another host has told; pure. `remote`: the connection to it.
@@ -171,6 +171,9 @@ pub enum OrderError {
     /// A newer order about the same process was given meanwhile.
     #[error("a newer order about {0} was given meanwhile")]
     Overtaken(ProcessName),
+    /// The host has begun another tenure than the one that the order was meant for.
+    #[error("the host was lost for a moment, and begins anew")]
+    Past,
     /// The host follows a newer coordinator.
     #[error("the host follows a newer coordinator (epoch {seen}, this is {epoch})")]
     Stale {
@@ -188,7 +191,7 @@ impl OrderError {
     /// Whether the same order may be carried out later.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Away { .. } => true,
+            Self::Away { .. } | Self::Past => true,
             Self::Refused(problem) => problem.retryable,
             Self::Homeless(_) | Self::Overtaken(_) | Self::Stale { .. } => false,
         }
@@ -203,6 +206,8 @@ impl OrderError {
             ),
             Self::Stale { .. } => Problem::new("stale-epoch", object, self.to_string())
                 .hint("ask again: another agent decides now"),
+            Self::Past => Problem::new("stale-tenure", object, self.to_string())
+                .hint("ask again: the coordinator learns of it in a moment"),
             Self::Homeless(_) => Problem::new("no-host", object, self.to_string())
                 .hint("add a host, or uncordon one"),
             Self::Overtaken(_) => Problem::new("conflict", object, self.to_string()),

@@ -124,11 +124,17 @@ impl Remote {
     }
 
     /// One try; the revision that shows the effect.
-    pub(super) async fn order(&self, sequence: u64, order: &Order) -> Result<u64, OrderError> {
+    pub(super) async fn order(
+        &self,
+        tenure: &str,
+        sequence: u64,
+        order: &Order,
+    ) -> Result<u64, OrderError> {
         let request = wire::OrderRequest {
             epoch: self.epoch,
             from: self.own.to_string(),
             sequence,
+            tenure: tenure.to_owned(),
             order: Some(convert::order(order)),
         };
         let call = async {
@@ -265,6 +271,7 @@ impl Remote {
                 epoch: self.epoch,
                 seen: 0,
             },
+            ("stale-tenure", _) => OrderError::Past,
             ("stale-order", Some(process)) => OrderError::Overtaken(process.clone()),
             ("stopping", _) => self.away(problem.message),
             _ if is_lost(status) => self.away(said(status)),

@@ -155,7 +155,7 @@ impl Host for HostService {
         let mut table = self.local.supervisor.status();
         table.mark_unchanged();
         self.local
-            .carry_out(asked.epoch, asked.sequence, order)
+            .carry_out(asked.epoch, &asked.tenure, asked.sequence, order)
             .await
             .map_err(|error| {
                 tracing::warn!(from = asked.from, object, %error, "an order was refused");
@@ -179,7 +179,7 @@ impl Host for HostService {
             })?;
         self.local
             .gate
-            .pass(asked.epoch, None)
+            .pass_epoch(asked.epoch)
             .map_err(|error| convert::order_status(&error, &asked.process))?;
         let within = Duration::from_millis(asked.within_ms.into()).min(WITHIN_MAX);
         let (answers, stream) = mpsc::channel(ANSWERS_MAX);

@@ -148,7 +148,9 @@ pub(super) fn read_order(order: Option<OnWire>) -> Result<Order, Status> {
 /// Why an order was not carried out, for the one who gave it.
 pub(super) fn order_status(error: &OrderError, object: &str) -> Status {
     let code = match error {
-        OrderError::Stale { .. } | OrderError::Overtaken(_) => tonic::Code::FailedPrecondition,
+        OrderError::Stale { .. } | OrderError::Overtaken(_) | OrderError::Past => {
+            tonic::Code::FailedPrecondition
+        }
         _ => return problem::status(error.problem(object)),
     };
     let mut problem = error.problem(object);

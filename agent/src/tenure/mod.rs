@@ -324,6 +324,11 @@ impl Tenure {
         }
     }
 
+    /// Name of the tenure; empty = there is none.
+    pub fn instance(&self) -> String {
+        self.view.borrow().instance.clone()
+    }
+
     /// Whether there is a bound at all.
     pub fn is_bounded(&self) -> bool {
         self.shared.is_some()

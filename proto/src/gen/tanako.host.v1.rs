@@ -159,6 +159,10 @@ pub struct OrderRequest {
     /// Rises with each order of an epoch.
     #[prost(uint64, tag = "12")]
     pub sequence: u64,
+    /// The tenure that it is meant for, as the coordinator knows it. A host that has begun another one since
+    /// refuses it (`stale-tenure`): what belonged to it then may be another host's. Empty = whichever.
+    #[prost(string, tag = "15")]
+    pub tenure: ::prost::alloc::string::String,
     #[prost(
         oneof = "order_request::Order",
         tags = "3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 14"
