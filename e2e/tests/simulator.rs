@@ -17,6 +17,8 @@ const SEEDS: u64 = 2_000;
 const CHANGING: u64 = 100;
 /// Places at which someone dies, of each change.
 const PLACES: u64 = 30;
+/// Runs in which deposits come late: that a session is lost by one takes several coincidences.
+const LATE: u64 = 60;
 /// Runs of each scenario.
 const EACH: u64 = 3;
 
@@ -171,6 +173,20 @@ fn scenarios_with_a_name() {
     for (name, run) in sim::SCENARIOS {
         sweep(name, 1, each, run);
     }
+}
+
+#[test]
+fn deposits_of_the_dead_come_late() {
+    if number("TANAKO_SIM_SEED").is_some() {
+        return;
+    }
+    let seeds = number("TANAKO_SIM_LATE").unwrap_or(LATE);
+    sweep(
+        "deposits of the dead come late",
+        1,
+        seeds,
+        sim::late_deposits,
+    );
 }
 
 #[test]

@@ -572,7 +572,7 @@ pub fn resume(sim: &Sim, conn: u64, tuple: Tuple, session: SessionId, seq: u64) 
 
 fn resumed(sim: &Sim, number: u64, id: SessionId, seq: u64) {
     let now = sim.now();
-    let cut = {
+    let (cut, given_up) = {
         let mut guard = sim.discord.borrow_mut();
         let discord = &mut *guard;
         discord.expire(sim);
@@ -584,6 +584,11 @@ fn resumed(sim: &Sim, number: u64, id: SessionId, seq: u64) {
         }
         let pid = conn.pid;
         let at = now + one_way(sim);
+        let tuple = discord.sessions.get(&id).map(|session| session.tuple);
+        let given_up = discord.sessions.iter().find_map(|(newer, session)| {
+            let lives = !session.void && session.deposited && session.refusals == 0;
+            (*newer > id && lives && Some(session.tuple) == tuple).then_some(*newer)
+        });
         let session = discord
             .sessions
             .get_mut(&id)
@@ -636,8 +641,12 @@ fn resumed(sim: &Sim, number: u64, id: SessionId, seq: u64) {
         }
         conn.sender
             .send(at, FromGateway::Resumed { seq: session.seq });
-        cut
+        (cut, given_up)
     };
+    if let Some(newer) = given_up {
+        let what = format!("session {id} is resumed although the newer {newer} could be");
+        sim.violated("no session is given up", what);
+    }
     if let Some(old) = cut {
         // The session has moved: the old connection is closed.
         let sender = sim.discord.borrow_mut().conns.remove(&old);

@@ -64,10 +64,13 @@ pub enum Fault {
     LoseOffice,
     /// Orders and answers are under way for seconds.
     SlowOrders,
+    /// What a worker sends waits in the agent for seconds, also when the worker is dead by then.
+    SlowStreams,
 }
 
 impl Fault {
-    /// All of them.
+    /// Those of random weather. Without the last one: an agent that hears seconds late that a process is down
+    /// may restart another one, which the judge does not forgive.
     pub const ALL: [Self; 21] = [
         Self::KillAgent,
         Self::PauseAgent,
@@ -112,6 +115,8 @@ pub struct Weather {
     pub answers_lost: u64,
     /// Orders of those who decide elsewhere are slow until then.
     pub slow_orders: u64,
+    /// What workers send is slow until then.
+    pub slow_streams: u64,
     /// The agent dies halfway until then.
     pub die_halfway: u64,
     /// The agent's supervisor (of the machine) does not start it until then.
@@ -200,6 +205,7 @@ pub fn mend(sim: &Sim) {
             &mut weather.answers_lost,
             &mut weather.agent_down,
             &mut weather.slow_orders,
+            &mut weather.slow_streams,
         ] {
             *until = (*until).min(now);
         }
@@ -246,6 +252,7 @@ pub fn strike(sim: &Sim, fault: Fault) {
         Fault::SpawnFails => weather.spawn_fails = now + sim.draw(100..=3_000),
         Fault::AnswersLost => weather.answers_lost = spell,
         Fault::SlowOrders => weather.slow_orders = spell,
+        Fault::SlowStreams => weather.slow_streams = spell,
         Fault::DieHalfway => weather.die_halfway = spell,
         _ => {}
     }

@@ -12,6 +12,7 @@ use super::{
     config::Config,
     discord::{self, Blow},
     executor::WORLD,
+    faults::Fault,
     finish, host, operator,
     world::Sim,
 };
@@ -223,6 +224,19 @@ fn clock_jump(seed: u64, verbose: bool) -> Outcome {
         }
     });
     finish(&sim)
+}
+
+/// Processes die while what they sent waits in the agent, and their successors have sessions of their own
+/// by the time it is looked at: those stay.
+pub fn late_deposits(seed: u64, verbose: bool) -> Outcome {
+    let config = Config {
+        busy_ms: 150_000,
+        fault_ms: 2_000,
+        faults: vec![Fault::KillBot, Fault::KillBot, Fault::SlowStreams],
+        event_ms: 100,
+        ..Config::calm(seed, 4, 1, 16)
+    };
+    super::run(config, verbose)
 }
 
 /// Nothing goes wrong: no IDENTIFY, nothing lost.

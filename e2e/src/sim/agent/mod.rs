@@ -16,6 +16,7 @@ use std::{
 };
 
 use tanako_agent::supervisor::Table;
+use tanako_fleet::orders::{Given, Orders};
 use tokio::sync::mpsc;
 
 use self::{broker::Broker, office::Office, supervisor::SupMsg, vault::Vault, worker::Workers};
@@ -133,16 +134,22 @@ impl Agent {
 
     /// Whether an order of this epoch counts here.
     pub fn admit(sim: &Sim, epoch: u64) -> Result<(), String> {
-        let newest = sim.host.borrow().disk.epoch;
-        if epoch < newest {
+        let mut orders = Orders::new(sim.host.borrow().disk.epoch);
+        let given = Given {
+            epoch,
+            tenure: "",
+            about: None,
+        };
+        if let Err(late) = orders.check("", &given) {
             trace!(
                 sim,
-                [epoch, newest],
-                "agent: an order of epoch {epoch} is refused"
+                [epoch, orders.epoch()],
+                "agent: an order of epoch {epoch} is refused: {late:?}"
             );
-            return Err(format!("epoch {epoch} is over, {newest} decides"));
+            return Err(format!("epoch {epoch} is over: {late:?}"));
         }
-        sim.host.borrow_mut().disk.epoch = epoch;
+        orders.passed(&given);
+        sim.host.borrow_mut().disk.epoch = orders.epoch();
         sim.judge.borrow_mut().obeyed(epoch);
         Ok(())
     }

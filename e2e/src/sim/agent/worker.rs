@@ -404,6 +404,11 @@ async fn converse(
                 None => break,
             },
         };
+        // Behind one whose acknowledgement the disk holds up.
+        let kept = matches!(message, FromWorker::Deposit(..) | FromWorker::Discard(..));
+        if kept && sim.weather.borrow().slow_streams > sim.now() && sim.chance(300) {
+            sim.sleep(sim.draw(0..=8_000)).await;
+        }
         match message {
             FromWorker::Hello(..) => break,
             FromWorker::Report(stage, views) => {

@@ -5,9 +5,6 @@ use super::{
     world::{At, HostId, World, name},
 };
 
-/// What wall clocks of hosts are off by: whoever leads next reads the ledger of the one before by them.
-pub const APART_MS: i64 = 300;
-
 /// A kind of fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
@@ -19,6 +16,8 @@ pub enum Fault {
     FreezeAgent,
     /// A whole host stands still, as a virtual machine that is moved.
     FreezeHost,
+    /// One of the two, at the moment when a process is about to be started.
+    FreezeStart,
     /// A host loses its way to the store.
     CutStore,
     /// A host loses its ways to all others.
@@ -43,11 +42,12 @@ pub enum Fault {
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::PowerCut,
         Self::KillAgent,
         Self::FreezeAgent,
         Self::FreezeHost,
+        Self::FreezeStart,
         Self::CutStore,
         Self::CutPeers,
         Self::CutLink,
@@ -97,19 +97,19 @@ pub fn strike(world: &mut World) {
             world.kill_agent(host);
             world.post(spell / 4, At::World, move |world| world.start_agent(host));
         }
-        Fault::FreezeAgent => {
-            world.hosts[host].agent_frozen = true;
-            world.post(spell, At::World, move |world| {
-                world.hosts[host].agent_frozen = false;
-                world.thaw(host);
-            });
-        }
-        Fault::FreezeHost => {
-            world.hosts[host].frozen = true;
-            world.post(spell, At::World, move |world| {
-                world.hosts[host].frozen = false;
-                world.thaw(host);
-            });
+        Fault::FreezeAgent | Fault::FreezeHost => freeze(world, host, fault, spell),
+        Fault::FreezeStart => {
+            let which = if world.rng.bool() {
+                Fault::FreezeAgent
+            } else {
+                Fault::FreezeHost
+            };
+            world.trap = Some((which, spell));
+            // Something to start.
+            let names: Vec<_> = world.hosts[host].procs.keys().cloned().collect();
+            if let Some(process) = names.first() {
+                world.process_ended(host, process);
+            }
         }
         Fault::CutStore => cut_store(world, vec![host], spell),
         Fault::Split => {
@@ -132,7 +132,7 @@ pub fn strike(world: &mut World) {
             world.post(spell, At::World, |world| world.store.up = true);
         }
         Fault::ClockJump => {
-            world.hosts[host].ahead = world.rng.i64(-APART_MS..=APART_MS);
+            world.set_clock(host);
         }
         Fault::KillProcess => {
             let names: Vec<_> = world.hosts[host].procs.keys().cloned().collect();
@@ -146,6 +146,46 @@ pub fn strike(world: &mut World) {
             world.session_lost(&process);
         }
     }
+}
+
+fn freeze(world: &mut World, host: HostId, fault: Fault, spell: u64) {
+    let whole = fault == Fault::FreezeHost;
+    let known = &mut world.hosts[host];
+    known.frozen |= whole;
+    known.agent_frozen |= !whole;
+    world.post(spell, At::World, move |world| {
+        let known = &mut world.hosts[host];
+        if whole {
+            known.frozen = false;
+        } else {
+            known.agent_frozen = false;
+        }
+        world.thaw(host);
+    });
+}
+
+/// A host is about to start a process.
+pub fn before_start(world: &mut World, host: HostId) {
+    if let Some((fault, spell)) = world.trap.take().filter(|_| world.is_busy()) {
+        freeze(world, host, fault, spell);
+    }
+}
+
+/// What a host was assigned may be given away from now on; sometimes it is back at this very moment.
+pub fn released(world: &mut World, host: HostId) {
+    if !world.is_busy() || !world.chance(50) {
+        return;
+    }
+    let wait = world.draw(0..=200);
+    world.post(wait, At::World, move |world| {
+        let known = &mut world.hosts[host];
+        (known.frozen, known.agent_frozen) = (false, false);
+        world.thaw(host);
+        world.cut_off.remove(&host);
+        world.links.retain(|(a, b)| *a != host && *b != host);
+        power_on(world, host);
+        world.start_agent(host);
+    });
 }
 
 fn power_on(world: &mut World, host: HostId) {

@@ -6,23 +6,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use tanako_fleet::{
     ProcessName,
     failover::{SHARE, brake_limit},
-    identify::{self, DeskReply},
-    tenure::{Effect, Input, Standing, Tenure, Way},
+    orders::Orders,
+    tenure::{Effect, Input, Tenure, Way},
 };
 
 use super::{
-    faults::APART_MS,
+    Config,
     office::Office,
+    process::Proc,
     store::Claim,
-    world::{At, CALL_WITHIN, HostId, TTL, World, name},
+    world::{At, HostId, TTL, World, name},
 };
 
-/// The fence looks this often.
-const FENCE_EVERY: u64 = 100;
 /// The agent's loop sleeps no longer than this.
 const NAP_MAX: u64 = 500;
 /// Between two reads of the assignment that failed, and two asks for a permit.
-const RETRY: u64 = 500;
+pub const RETRY: u64 = 500;
 
 /// See the module's documentation.
 pub struct Host {
@@ -35,66 +34,58 @@ pub struct Host {
     pub off: bool,
     pub frozen: bool,
     pub agent_frozen: bool,
+    pub thawed_at: u64,
     pub agent: Option<Agent>,
-    lives: u64,
+    pub lives: u64,
     pub procs: BTreeMap<ProcessName, Proc>,
-    disk: Disk,
+    pub disk: Disk,
 }
 
 #[derive(Default)]
-struct Disk {
-    written: Option<Written>,
-    /// The newest epoch whose orders were obeyed.
-    epoch: u64,
+pub struct Disk {
+    pub written: Option<Written>,
+    /// The newest epoch of an order that was carried out.
+    pub epoch: u64,
     /// What shall run here, as far as its agent has been told.
-    table: BTreeSet<ProcessName>,
+    pub table: BTreeSet<ProcessName>,
 }
 
 #[derive(Clone)]
-struct Written {
-    boot: u64,
-    until: u64,
-    lease: u64,
-    stay: u32,
-    instance: String,
+pub struct Written {
+    pub boot: u64,
+    pub until: u64,
+    pub lease: u64,
+    pub stay: u32,
+    pub instance: String,
 }
 
 /// One life of an agent.
 pub struct Agent {
-    life: u64,
-    tenure: Tenure,
-    instance: String,
-    begun: u64,
+    pub life: u64,
+    pub tenure: Tenure,
+    pub instance: String,
+    pub begun: u64,
     /// Tenures that are over, and whose processes are gone.
-    over: Vec<String>,
+    pub over: Vec<String>,
     /// What is another's by now has been forgotten.
-    settled: bool,
-    starting: BTreeSet<ProcessName>,
-    /// The newest order of its epoch.
-    order: u64,
+    pub settled: bool,
+    pub starting: BTreeSet<ProcessName>,
+    /// Whose orders count.
+    pub orders: Orders,
     pub office: Option<Office>,
 }
 
-/// A process.
-pub struct Proc {
-    pid: u64,
-    /// On the host's clock: it must not act from then on.
-    pub valid_until: u64,
-    pub ready: bool,
-    /// Which coordinator was told last that it is ready.
-    told: u64,
-}
-
 impl Host {
-    pub fn new(rng: &mut fastrand::Rng) -> Self {
+    pub fn new(config: &Config, rng: &mut fastrand::Rng) -> Self {
         Self {
             offset: rng.u64(100_000..1_000_000),
             drift: rng.i64(-4..=4),
-            ahead: rng.i64(-APART_MS..=APART_MS),
+            ahead: config.wall_clock(rng),
             boot: 0,
             off: false,
             frozen: false,
             agent_frozen: false,
+            thawed_at: 0,
             agent: None,
             lives: 0,
             procs: BTreeMap::new(),
@@ -146,7 +137,7 @@ impl World {
             over: Vec::new(),
             settled: own,
             starting: BTreeSet::new(),
-            order: 0,
+            orders: Orders::new(known.disk.epoch),
             office: None,
         });
         self.note(line!(), &[host as u64, life], || {
@@ -178,7 +169,7 @@ impl World {
         self.thaw(host);
     }
 
-    fn agent(&mut self, host: HostId) -> Option<&mut Agent> {
+    pub fn agent(&mut self, host: HostId) -> Option<&mut Agent> {
         self.hosts[host].agent.as_mut()
     }
 
@@ -281,7 +272,7 @@ impl World {
         });
     }
 
-    fn tell_processes(&mut self, host: HostId) {
+    pub fn tell_processes(&mut self, host: HostId) {
         let now = self.clock(host);
         let known = &mut self.hosts[host];
         let Some(agent) = &known.agent else { return };
@@ -441,282 +432,5 @@ impl World {
                 world.may_start(host, process);
             }
         });
-    }
-
-    /// Whether processes may be started on a host now.
-    fn is_open(&mut self, host: HostId) -> bool {
-        let now = self.clock(host);
-        let agent = self.agent(host);
-        agent.is_some_and(|agent| agent.settled && agent.tenure.is_tenured(now))
-    }
-
-    fn may_start(&mut self, host: HostId, process: &ProcessName) {
-        let open = self.is_open(host);
-        let known = &mut self.hosts[host];
-        let wanted = known.disk.table.contains(process) && !known.procs.contains_key(process);
-        let Some(agent) = known.agent.as_mut().filter(|_| open && wanted) else {
-            return;
-        };
-        if !agent.starting.insert(process.clone()) {
-            return;
-        }
-        let (life, process) = (agent.life, process.clone());
-        let wait = self.draw(5..=300);
-        self.post(wait, At::Agent(host, life), move |world| {
-            world.start(host, &process);
-        });
-    }
-
-    fn start(&mut self, host: HostId, process: &ProcessName) {
-        let open = self.is_open(host);
-        let known = &mut self.hosts[host];
-        let Some(agent) = &mut known.agent else {
-            return;
-        };
-        agent.starting.remove(process);
-        if !open || !known.disk.table.contains(process) || known.procs.contains_key(process) {
-            return;
-        }
-        let boot = known.boot;
-        self.next_pid += 1;
-        let pid = self.next_pid;
-        let proc = Proc {
-            pid,
-            valid_until: 0,
-            ready: false,
-            told: 0,
-        };
-        self.hosts[host].procs.insert(process.clone(), proc);
-        self.counts.starts += 1;
-        self.note(line!(), &[host as u64, pid], || {
-            format!("{process} starts on {}", name(host))
-        });
-        let given = self.store.assignment.host_of(process).map(str::to_owned);
-        if given.as_deref() != Some(&name(host)) {
-            let what = format!("{process} starts on {}, assigned to {given:?}", name(host));
-            self.violate("starts what is assigned", what);
-        }
-        self.tell_processes(host);
-        let (wait, process) = (self.draw(20..=400), process.clone());
-        self.post(wait, At::Machine(host, boot), move |world| {
-            world.connect(host, &process, pid, 0);
-        });
-    }
-
-    /// A process resumes its session, or asks for a permit until it has one.
-    fn connect(&mut self, host: HostId, process: &ProcessName, pid: u64, asks: u64) {
-        let now = self.clock(host);
-        let known = &mut self.hosts[host];
-        let boot = known.boot;
-        let Some(proc) = known
-            .procs
-            .get_mut(process)
-            .filter(|proc| proc.pid == pid && !proc.ready)
-        else {
-            return;
-        };
-        let again = {
-            let process = process.clone();
-            move |world: &mut Self| world.connect(host, &process, pid, asks + 1)
-        };
-        if now >= proc.valid_until {
-            self.post(RETRY, At::Machine(host, boot), again);
-        } else if self.sessions.contains(process) {
-            proc.ready = true;
-        } else {
-            self.poll(host, process, pid, asks / 8);
-            self.post(CALL_WITHIN, At::Machine(host, boot), again);
-        }
-    }
-
-    /// An answer to a poll has come.
-    pub fn permitted(
-        &mut self,
-        host: HostId,
-        process: &ProcessName,
-        pid: u64,
-        sent_at: u64,
-        reply: DeskReply,
-    ) {
-        let DeskReply::Granted { valid_ms, .. } = reply else {
-            return;
-        };
-        let now = self.clock(host);
-        let proc = self.hosts[host]
-            .procs
-            .get(process)
-            .filter(|proc| proc.pid == pid && !proc.ready);
-        let acts = proc.is_some_and(|proc| now < proc.valid_until);
-        if !acts
-            || identify::until(sent_at as i64, valid_ms, now as i64).is_none()
-            || self.sessions.contains(process)
-        {
-            return;
-        }
-        let shard = self
-            .specs
-            .iter()
-            .find(|spec| spec.name == *process)
-            .map_or(0, |spec| spec.shard_ids[0]);
-        self.identify(host, process, shard);
-        if let Some(proc) = self.hosts[host].procs.get_mut(process) {
-            proc.ready = true;
-        }
-    }
-
-    pub fn process_ended(&mut self, host: HostId, process: &ProcessName) {
-        self.hosts[host].procs.remove(process);
-    }
-
-    /// Discord has ended it: whoever serves has to identify.
-    pub fn session_lost(&mut self, process: &ProcessName) {
-        self.sessions.remove(process);
-        for host in 0..self.hosts.len() {
-            let boot = self.hosts[host].boot;
-            if let Some(proc) = self.hosts[host]
-                .procs
-                .get_mut(process)
-                .filter(|proc| proc.ready)
-            {
-                (proc.ready, proc.told) = (false, 0);
-                let (pid, process) = (proc.pid, process.clone());
-                self.post(100, At::Machine(host, boot), move |world| {
-                    world.connect(host, &process, pid, 0);
-                });
-            }
-        }
-    }
-
-    fn kill_processes(&mut self, host: HostId) {
-        self.hosts[host].procs.clear();
-    }
-
-    /// The fence looks at what is written down.
-    pub fn fence(&mut self, host: HostId) {
-        let now = self.clock(host);
-        let known = &self.hosts[host];
-        let boot = known.boot;
-        let passed = known
-            .disk
-            .written
-            .as_ref()
-            .is_none_or(|written| written.boot != boot || now >= written.until);
-        if passed {
-            self.kill_processes(host);
-        }
-        self.post(FENCE_EVERY, At::Machine(host, boot), move |world| {
-            world.fence(host);
-        });
-    }
-
-    /// A question to another agent; its answer comes in time or not at all.
-    pub fn ask_standing(
-        &mut self,
-        (host, life): (HostId, u64),
-        peer: HostId,
-        then: impl Fn(&mut Self, Option<Standing>) + Clone + 'static,
-    ) {
-        self.ask_agent(
-            (host, life),
-            peer,
-            move |world| {
-                let now = world.clock(peer);
-                world.agent(peer).map(|agent| agent.tenure.standing(now))
-            },
-            then,
-        );
-    }
-
-    /// A call to another agent: carried out within its time, or not at all.
-    pub fn ask_agent<R: Clone + 'static>(
-        &mut self,
-        (host, life): (HostId, u64),
-        peer: HostId,
-        work: impl Fn(&mut Self) -> Option<R> + 'static,
-        then: impl Fn(&mut Self, Option<R>) + Clone + 'static,
-    ) {
-        let sent = self.now;
-        let there = self.way();
-        let served = self.hosts[peer].life();
-        let (Some(there), Some(served)) = (there, served) else {
-            self.post(CALL_WITHIN, At::Agent(host, life), move |world| {
-                then(world, None);
-            });
-            return;
-        };
-        let lost = then.clone();
-        let answered = std::rc::Rc::new(std::cell::Cell::new(false));
-        let known = std::rc::Rc::clone(&answered);
-        self.post(there, At::Agent(peer, served), move |world| {
-            let in_time = world.now < sent + CALL_WITHIN;
-            if !in_time || !world.linked(host, peer) {
-                return;
-            }
-            let answer = work(world);
-            let Some(back) = world.way() else { return };
-            let (then, known) = (then.clone(), std::rc::Rc::clone(&known));
-            world.post(back, At::Agent(host, life), move |world| {
-                let in_time = world.now <= sent + CALL_WITHIN && world.linked(host, peer);
-                if in_time && !known.replace(true) {
-                    then(world, answer.clone());
-                }
-            });
-        });
-        self.post(CALL_WITHIN + 1, At::Agent(host, life), move |world| {
-            if !answered.replace(true) {
-                lost(world, None);
-            }
-        });
-    }
-
-    /// Whether an order counts here.
-    fn admits(&mut self, host: HostId, epoch: u64, number: u64) -> bool {
-        let known = &mut self.hosts[host];
-        let Some(agent) = &mut known.agent else {
-            return false;
-        };
-        if epoch < known.disk.epoch || epoch == known.disk.epoch && number < agent.order {
-            return false;
-        }
-        known.disk.epoch = epoch;
-        agent.order = number;
-        true
-    }
-
-    /// An order: this is what belongs to the host.
-    pub fn assigned(
-        &mut self,
-        host: HostId,
-        epoch: u64,
-        number: u64,
-        own: &BTreeSet<ProcessName>,
-    ) -> Option<()> {
-        if !self.admits(host, epoch, number) {
-            return None;
-        }
-        let known = &mut self.hosts[host];
-        known.disk.table.clone_from(own);
-        known.procs.retain(|process, _| own.contains(process));
-        for process in own {
-            self.may_start(host, process);
-        }
-        Some(())
-    }
-
-    /// An order: this process is to stop, for it moves.
-    pub fn stop(
-        &mut self,
-        host: HostId,
-        epoch: u64,
-        number: u64,
-        process: &ProcessName,
-    ) -> Option<()> {
-        if !self.admits(host, epoch, number) {
-            return None;
-        }
-        let known = &mut self.hosts[host];
-        known.disk.table.remove(process);
-        known.procs.remove(process);
-        Some(())
     }
 }

@@ -9,7 +9,10 @@ use tanako_fleet::{
     tenure::Terms,
 };
 
-use super::world::{HostId, TTL, World, name};
+use super::{
+    faults,
+    world::{HostId, TTL, World, name},
+};
 
 /// See the module's documentation.
 #[derive(Default)]
@@ -249,6 +252,7 @@ impl World {
             (*revision, terms.released) = (at, true);
         }
         self.counts.releases += 1;
+        faults::released(self, host);
         true
     }
 }

@@ -7,7 +7,10 @@ use std::{
 
 use tanako_fleet::{ProcessName, ProcessSpec, identify::Stamp, spec};
 
-use super::{super::trace::Trace, Config, HEAL_EACH_MS, HEAL_MS, faults, host::Host, store::Store};
+use super::{
+    super::trace::Trace, Config, HEAL_EACH_MS, HEAL_MS, faults, host::Host, process::Proc,
+    store::Store,
+};
 
 /// Life of a lease, in milliseconds.
 pub const TTL: u64 = 5_000;
@@ -17,6 +20,8 @@ pub const CALL_WITHIN: u64 = 1_000;
 const EPOCH_MS: i64 = 1_790_000_000_000;
 /// Discord's rule.
 const BUCKET_MS: u64 = 5_000;
+/// In this time after its host thawed a process that knows nothing of tenures is killed.
+const THAW_GRACE: u64 = 150;
 /// Between two looks at whether everything is at rest.
 const LOOK_EVERY: u64 = 1_000;
 
@@ -53,6 +58,8 @@ pub struct World {
     pub specs: Vec<ProcessSpec>,
     /// Hosts that the store cannot be reached from.
     pub cut_off: BTreeSet<HostId>,
+    /// The next agent that is about to start a process stands still first, so long; or its whole host.
+    pub trap: Option<(faults::Fault, u64)>,
     /// Pairs of hosts without a way between them.
     pub links: BTreeSet<(HostId, HostId)>,
     queue: BTreeMap<(u64, u64), (At, Work)>,
@@ -86,7 +93,9 @@ impl World {
         let specs = spec::parse(&toml, "fleet.toml")
             .map(|spec| spec.processes(&spec::Places::anywhere()))
             .unwrap_or_default();
-        let hosts: Vec<Host> = (0..config.hosts).map(|_| Host::new(&mut rng)).collect();
+        let hosts: Vec<Host> = (0..config.hosts)
+            .map(|_| Host::new(&config, &mut rng))
+            .collect();
         Self {
             now: 0,
             parked: hosts.iter().map(|_| VecDeque::new()).collect(),
@@ -97,6 +106,7 @@ impl World {
             store: Store::new(),
             specs,
             cut_off: BTreeSet::new(),
+            trap: None,
             links: BTreeSet::new(),
             queue: BTreeMap::new(),
             posted: 0,
@@ -157,8 +167,18 @@ impl World {
         Stamp {
             boot_id: host as u64 * 1_000 + known.boot,
             boot_ms: self.clock(host) as i64,
-            wall_ms: EPOCH_MS + self.now as i64 + known.ahead,
+            // Set now and then, and between that it drifts as the other one does.
+            wall_ms: EPOCH_MS + self.clock(host) as i64 - known.offset as i64 + known.ahead,
         }
+    }
+
+    /// Somebody sets a host's wall clock, forwards or back.
+    pub fn set_clock(&mut self, host: HostId) {
+        self.hosts[host].ahead = self.config.wall_clock(&mut self.rng);
+        let ahead = self.hosts[host].ahead;
+        self.note(line!(), &[host as u64, ahead.unsigned_abs()], || {
+            format!("the wall clock of {} is ahead by {ahead} ms", name(host))
+        });
     }
 
     /// Something happens later.
@@ -170,79 +190,6 @@ impl World {
         self.posted += 1;
         self.queue
             .insert((self.now + wait, self.posted), (at, work));
-    }
-
-    /// One way of a message; `None` = it is lost.
-    pub fn way(&mut self) -> Option<u64> {
-        let loss = if self.is_busy() { self.config.loss } else { 0 };
-        if self.chance(loss) {
-            return None;
-        }
-        let slow = if self.chance(loss) {
-            self.draw(0..=2_500)
-        } else {
-            0
-        };
-        Some(self.draw(1..=30) + slow)
-    }
-
-    /// Whether two hosts can speak.
-    pub fn linked(&self, a: HostId, b: HostId) -> bool {
-        a == b
-            || !self.links.contains(&(a.min(b), a.max(b)))
-                && !self.hosts[a].off
-                && !self.hosts[b].off
-    }
-
-    pub fn reaches_store(&self, host: HostId) -> bool {
-        self.store.up && !self.cut_off.contains(&host) && !self.hosts[host].off
-    }
-
-    /// A call to the store by an agent, or through another host. No answer = nobody knows.
-    pub fn call<R: Clone + 'static>(
-        &mut self,
-        (host, life): (HostId, u64),
-        via: HostId,
-        request: impl Fn(&mut Self) -> R + 'static,
-        then: impl Fn(&mut Self, Option<R>) + 'static,
-    ) {
-        let there = self.way();
-        let then = Rc::new(then);
-        let asked = self.now;
-        let late = Rc::clone(&then);
-        let Some(there) = there else {
-            self.post(CALL_WITHIN, At::Agent(host, life), move |world| {
-                late(world, None);
-            });
-            return;
-        };
-        // Another copy of the request may come again, and later; its answer is of no use.
-        let twice = self.is_busy() && {
-            let loss = self.config.loss;
-            self.chance(loss)
-        };
-        let request = Rc::new(request);
-        if twice {
-            let (again, wait) = (Rc::clone(&request), there + self.draw(0..=CALL_WITHIN));
-            self.post(wait, At::World, move |world| {
-                if world.linked(host, via) && world.reaches_store(via) {
-                    again(world);
-                }
-            });
-        }
-        self.post(there, At::World, move |world| {
-            let relays = via == host || world.hosts[via].is_awake();
-            let reached = relays && world.linked(host, via) && world.reaches_store(via);
-            let answer = reached.then(|| request(world));
-            let back = world.way().filter(|_| reached);
-            let then = Rc::clone(&then);
-            let wait = back.map_or(CALL_WITHIN, |back| back.min(CALL_WITHIN));
-            let answer =
-                answer.filter(|_| back.is_some_and(|back| world.now + back < asked + CALL_WITHIN));
-            world.post(wait, At::Agent(host, life), move |world| {
-                then(world, answer.clone());
-            });
-        });
     }
 
     /// One event. False when there is none.
@@ -279,6 +226,7 @@ impl World {
 
     /// What a host was about to do goes on.
     pub fn thaw(&mut self, host: HostId) {
+        self.hosts[host].thawed_at = self.now;
         for (at, work) in std::mem::take(&mut self.parked[host]) {
             let wait = self.draw(0..=5);
             self.put(wait, at, work);
@@ -289,7 +237,18 @@ impl World {
     fn acts(&self, host: HostId, name: &ProcessName) -> bool {
         let known = &self.hosts[host];
         let proc = known.procs.get(name);
-        !known.off && !known.frozen && proc.is_some_and(|proc| self.clock(host) < proc.valid_until)
+        if known.off || known.frozen {
+            return false;
+        }
+        let heeds = |proc: &Proc| {
+            if self.config.foreign {
+                // It goes on until it is killed. Nobody can be quicker than a host that has just thawed.
+                self.now >= known.thawed_at + THAW_GRACE
+            } else {
+                self.clock(host) < proc.valid_until
+            }
+        };
+        proc.is_some_and(heeds)
     }
 
     /// No process acts on two hosts.
