@@ -478,7 +478,11 @@ async fn apply_starts_restarts_and_removes() {
     let last = until(&mut client, "ready", |status| ready(status, 1)).await;
     assert_eq!(
         pids(&last),
-        [("b/0".to_owned(), process(&after, "b/0").pid)]
+        [("b/0".to_owned(), process(&after, "b/0").pid)],
+        "{:#?}, before {:#?}\n{}",
+        process(&last, "b/0"),
+        process(&after, "b/0"),
+        agent.log()
     );
 }
 
