@@ -31,6 +31,7 @@ fn observation(state: State, attempt: u64) -> Observation {
         state,
         ready: state == State::Ready,
         attempt,
+        begun: true,
         last_seen: 0,
         detail: String::new(),
         standby: false,
@@ -279,6 +280,32 @@ fn it_waits_for_a_foreign_failure_and_gives_up_in_the_end() {
     // bot/1 fails: nothing is restarted any more.
     broken.insert("bot/1".to_owned(), observation(State::Failed, 2));
     run(&mut op, &broken, 3);
+    assert_eq!(op.state, OpState::Failed);
+}
+
+#[test]
+fn one_that_a_failover_prepares_elsewhere_has_not_ended_by_itself() {
+    let mut world = fleet(1);
+    let mut op = operation(Kind::Rollout, StepAction::Restart, 1, 1);
+    run(&mut op, &world, 1);
+    // Its second attempt was lost with its host. Another one has it now, and has not started it yet.
+    let prepared = Observation {
+        begun: false,
+        attached: false,
+        ..observation(State::Stopped, 2)
+    };
+    world.insert("bot/0".to_owned(), prepared);
+    assert_eq!(run(&mut op, &world, 2), []);
+    assert_eq!(op.state, OpState::Running, "{op:#?}");
+    world.insert("bot/0".to_owned(), observation(State::Ready, 3));
+    run(&mut op, &world, 3);
+    assert_eq!(op.state, OpState::Succeeded, "{op:#?}");
+    // What has run there and stops has ended.
+    let mut op = operation(Kind::Rollout, StepAction::Restart, 1, 1);
+    let mut world = fleet(1);
+    run(&mut op, &world, 1);
+    world.insert("bot/0".to_owned(), observation(State::Stopped, 2));
+    run(&mut op, &world, 2);
     assert_eq!(op.state, OpState::Failed);
 }
 

@@ -59,6 +59,7 @@ fn observation(proc: &Proc, now: i64) -> Observation {
         state: proc.state,
         ready: proc.state == State::Ready,
         attempt: proc.attempt,
+        begun: proc.attempt > 0,
         last_seen: if proc.state == State::Ready { now } else { 0 },
         detail: String::new(),
         standby: false,

@@ -28,6 +28,7 @@ fn up(now: i64) -> Observation {
         state: State::Ready,
         ready: true,
         attempt: 1,
+        begun: true,
         last_seen: now,
         detail: String::new(),
         standby: false,

@@ -148,6 +148,7 @@ impl World {
                     state: proc.state,
                     ready: up && proc.connected,
                     attempt: proc.attempt,
+                    begun: true,
                     last_seen: proc.last_seen,
                     detail: String::new(),
                     standby: up && proc.duty == Duty::Warm && !proc.connected,

@@ -93,7 +93,16 @@ mod netns {
         fleet.flow();
         fleet.freeze(&coordinator);
         wait::until("the restart", 90, || {
-            let output = fleet.ctl(&asked, &["restart", name, "--yes", "--wait"]);
+            // Where etcd's leader stood still as well, leases live on for a while and the plan waits for it.
+            let restart = [
+                "restart",
+                name,
+                "--yes",
+                "--wait",
+                "--request-timeout",
+                "60s",
+            ];
+            let output = fleet.ctl(&asked, &restart);
             let said = text(&output);
             if output.status.success() {
                 return Ok(());

@@ -27,8 +27,11 @@ pub struct Observation {
     pub state: State,
     /// Whether it is ready, and all of its shards, where it reports them, are connected.
     pub ready: bool,
-    /// Its latest start.
+    /// Its latest start, there or on the host that it had before.
     pub attempt: u64,
+    /// Whether it was ever started where it is. One that is moved is prepared first: it has stopped nowhere
+    /// by itself.
+    pub begun: bool,
     /// Latest sign of life of that attempt, in milliseconds since 1970; 0 = unknown.
     pub last_seen: i64,
     /// Why it is in this state.

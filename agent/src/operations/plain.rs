@@ -95,6 +95,7 @@ pub(super) fn watch(
 /// Whether the step has come to its end; `None` = not yet.
 fn judge(step: &Step, process: &Observation) -> Option<Result<String, String>> {
     let moved = process.attempt > step.attempt_before;
+    let ended_there = moved && process.begun;
     let gave_up = || {
         let detail = if process.detail.is_empty() {
             "no reason given"
@@ -108,13 +109,13 @@ fn judge(step: &Step, process: &Observation) -> Option<Result<String, String>> {
         StepAction::Warm => match process.state {
             State::Ready if process.standby => Some(Ok("stands by".to_owned())),
             State::Failed if moved => gave_up(),
-            State::Stopped if moved => ended(),
+            State::Stopped if ended_there => ended(),
             _ => None,
         },
         StepAction::Start | StepAction::Shadow => match process.state {
             State::Ready if process.ready => Some(Ok("ready".to_owned())),
             State::Failed if moved => gave_up(),
-            State::Stopped if moved => ended(),
+            State::Stopped if ended_there => ended(),
             _ => None,
         },
         StepAction::Restart => match process.state {
@@ -122,7 +123,7 @@ fn judge(step: &Step, process: &Observation) -> Option<Result<String, String>> {
                 Some(Ok("ready".to_owned()))
             }
             State::Failed if moved => gave_up(),
-            State::Stopped if moved => ended(),
+            State::Stopped if ended_there => ended(),
             _ => None,
         },
         StepAction::Stop => match process.state {
