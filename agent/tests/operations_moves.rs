@@ -24,9 +24,18 @@ const ATTEMPT: u64 = 7;
 struct Proc {
     state: State,
     attempt: u64,
+    /// Whether that attempt was started here.
+    begun: bool,
 }
 
 impl Proc {
+    /// It had that number elsewhere.
+    fn count_from(&mut self, attempt: u64) {
+        if !self.live() && attempt > self.attempt {
+            (self.attempt, self.begun) = (attempt, false);
+        }
+    }
+
     fn live(&self) -> bool {
         self.state.is_live()
     }
@@ -59,7 +68,7 @@ fn observation(proc: &Proc, now: i64) -> Observation {
         state: proc.state,
         ready: proc.state == State::Ready,
         attempt: proc.attempt,
-        begun: proc.attempt > 0,
+        begun: proc.begun,
         last_seen: if proc.state == State::Ready { now } else { 0 },
         detail: String::new(),
         standby: false,
@@ -85,6 +94,7 @@ impl World {
         let own = Proc {
             state,
             attempt: ATTEMPT,
+            begun: true,
         };
         let hosts = BTreeMap::from([("a", (!lost).then_some(own)), ("b", None)]);
         let mut world = Self {
@@ -165,10 +175,12 @@ impl World {
         let proc = proc.get_or_insert(Proc {
             state: State::Stopped,
             attempt: 0,
+            begun: false,
         });
         if !proc.live() {
             proc.state = State::Starting;
             proc.attempt += 1;
+            proc.begun = true;
         }
     }
 
@@ -183,11 +195,10 @@ impl World {
                 let proc = self.hosts.entry(host(&to)).or_default();
                 let proc = proc.get_or_insert(Proc {
                     state: State::Stopped,
-                    attempt: min,
+                    attempt: 0,
+                    begun: false,
                 });
-                if !proc.live() {
-                    proc.attempt = proc.attempt.max(min);
-                }
+                proc.count_from(min);
             }
             Effect::StopAt(_, from) => {
                 if let Some(Some(proc)) = self.hosts.get_mut(host(&from))
@@ -211,9 +222,7 @@ impl World {
             Effect::Recall(_, to) => {
                 if let Some(Some(proc)) = self.hosts.get_mut(host(&to)) {
                     // The sessions say which attempt had them.
-                    if !proc.live() {
-                        proc.attempt = proc.attempt.max(ATTEMPT);
-                    }
+                    proc.count_from(ATTEMPT);
                     self.sessions = host(&to);
                     self.answers.push(Ok(0));
                 } else {
@@ -468,6 +477,7 @@ fn a_host_that_is_back_is_asked_like_any_other() {
     let own = Proc {
         state: State::Ready,
         attempt: 9,
+        begun: true,
     };
     world.hosts.insert("a", Some(own));
     world.look();

@@ -216,18 +216,22 @@ impl Task {
             }
         }
         let steps = self.active.iter().flat_map(|active| &active.op.steps);
-        for step in steps.filter(|step| !step.state.is_ended()) {
+        for step in steps {
+            let restarts = step.action == StepAction::Restart && step.state == StepState::Running;
+            let moves = step.action == StepAction::Move && !step.state.is_ended();
+            if !restarts && !moves {
+                continue;
+            }
             let Ok(name) = step.object.parse() else {
                 continue;
             };
-            if step.action == StepAction::Restart
-                && let Some(seen) = observed.get_mut(&step.object)
-                && let (Some(known), Some(wanted)) =
-                    (picture.table.get(&name), self.desired.process(&name))
-            {
-                compare(seen, &known.spec, wanted);
-            }
-            if step.action != StepAction::Move {
+            if restarts {
+                if let Some(seen) = observed.get_mut(&step.object)
+                    && let (Some(known), Some(wanted)) =
+                        (picture.table.get(&name), self.desired.process(&name))
+                {
+                    compare(seen, &known.spec, wanted);
+                }
                 continue;
             }
             for host in [&step.from, &step.to] {

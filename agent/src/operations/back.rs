@@ -82,11 +82,7 @@ fn undo(op: &Operation, step: &Step, last: u16) -> Option<Step> {
     let object = step.object.clone();
     let made = |action| Step::new(object.clone(), action, phase, step.timeout_ms);
     let mut undo = match step.action {
-        StepAction::Restart if op.replaces => Step {
-            // An older attempt that is "ready" was so before anything was turned back.
-            attempt_before: step.attempt_seen,
-            ..made(StepAction::Restart)
-        },
+        StepAction::Restart if op.replaces => made(StepAction::Restart),
         StepAction::Start if op.replaces => made(StepAction::Remove),
         StepAction::Remove => made(StepAction::Start),
         StepAction::Warm | StepAction::Shadow => made(StepAction::Remove),

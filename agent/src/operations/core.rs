@@ -29,8 +29,7 @@ pub struct Observation {
     pub ready: bool,
     /// Its latest start, there or on the host that it had before.
     pub attempt: u64,
-    /// Whether it was ever started where it is. One that is moved is prepared first: it has stopped nowhere
-    /// by itself.
+    /// Whether that was where it is now. One that is moved is prepared first, with the number that it had.
     pub begun: bool,
     /// Latest sign of life of that attempt, in milliseconds since 1970; 0 = unknown.
     pub last_seen: i64,
@@ -72,6 +71,18 @@ impl Observation {
     /// Whether it does not run, and nothing but the operator or an operation starts it.
     pub fn is_down_for_good(&self) -> bool {
         matches!(self.state, State::Stopped | State::Failed)
+    }
+
+    /// Whether an attempt after that one has come to an end where it is, and nothing but the operator or an
+    /// operation starts another.
+    pub fn has_ended_after(&self, attempt: u64) -> bool {
+        let ended = match self.state {
+            State::Failed => true,
+            // What is only prepared has not ended.
+            State::Stopped => self.begun,
+            _ => false,
+        };
+        ended && self.attempt > attempt
     }
 }
 
@@ -184,6 +195,28 @@ pub enum Effect {
     Depart(String, String),
     /// Change the desired state.
     Document(Change),
+}
+
+impl Effect {
+    /// The process that something happens to; `None` = it is done when the operation is written down.
+    pub fn object(&self) -> Option<&str> {
+        match self {
+            Self::Start(object)
+            | Self::Stop(object)
+            | Self::Restart(object, _)
+            | Self::Forget(object)
+            | Self::StandDown(object, _)
+            | Self::Handover(_, object, _)
+            | Self::TakeOver(object, _)
+            | Self::Share(object, _, _)
+            | Self::Prepare(object, _, _)
+            | Self::StopAt(object, _)
+            | Self::Carry(object, _, _)
+            | Self::Recall(object, _)
+            | Self::Depart(object, _) => Some(object),
+            Self::Document(_) => None,
+        }
+    }
 }
 
 /// Carries the operation forward. `now` is in milliseconds since 1970.

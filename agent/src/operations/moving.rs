@@ -209,10 +209,6 @@ pub(super) fn watch(
             step.enter(now, STARTING);
             step.message = format!("starts on {}", step.to);
             step.issued = true;
-            // It counts on from where the sessions say it was, and nobody that decides may have heard of that: what
-            // is not started yet has not failed.
-            let prepared = there.map_or(0, |there| there.attempt);
-            step.attempt_before = step.attempt_before.max(prepared);
             let (object, to) = (step.object.clone(), step.to.clone());
             effects.push(Effect::Document(Change::Move(object.clone(), to)));
             if !step.was_stopped {
@@ -249,13 +245,12 @@ pub(super) fn watch(
 
 /// It is `to`'s: until it is ready there, or not wanted.
 fn start(step: &mut Step, now: i64, there: Option<&Observation>, effects: &mut Vec<Effect>) {
-    let moved = there.is_some_and(|there| there.attempt > step.attempt_before);
     let verdict = match there {
         _ if step.was_stopped => Some(Ok(format!("is on {}, stopped", step.to))),
         Some(there) if there.state == State::Ready && there.ready => {
             Some(Ok(format!("ready on {}", step.to)))
         }
-        Some(there) if moved && there.is_down_for_good() => Some(Err(format!(
+        Some(there) if there.has_ended_after(step.attempt_before) => Some(Err(format!(
             "did not start on {}: {}",
             step.to, there.detail
         ))),

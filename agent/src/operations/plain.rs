@@ -28,7 +28,6 @@ pub(super) fn watch(
             if process.attempt == step.attempt_before {
                 step.last_seen_before = step.last_seen_before.max(process.last_seen);
             }
-            step.attempt_seen = step.attempt_seen.max(process.attempt);
             judge(step, process)
         }
     };
@@ -95,36 +94,30 @@ pub(super) fn watch(
 /// Whether the step has come to its end; `None` = not yet.
 fn judge(step: &Step, process: &Observation) -> Option<Result<String, String>> {
     let moved = process.attempt > step.attempt_before;
-    let ended_there = moved && process.begun;
-    let gave_up = || {
-        let detail = if process.detail.is_empty() {
-            "no reason given"
-        } else {
-            &process.detail
-        };
-        Some(Err(format!("the process failed: {detail}")))
+    let ended = || {
+        if !process.has_ended_after(step.attempt_before) {
+            return None;
+        }
+        Some(Err(match process.detail.as_str() {
+            _ if process.state == State::Stopped => "the process ended by itself".to_owned(),
+            "" => "the process failed: no reason given".to_owned(),
+            detail => format!("the process failed: {detail}"),
+        }))
     };
-    let ended = || Some(Err("the process ended by itself".to_owned()));
     match step.action {
         StepAction::Warm => match process.state {
             State::Ready if process.standby => Some(Ok("stands by".to_owned())),
-            State::Failed if moved => gave_up(),
-            State::Stopped if ended_there => ended(),
-            _ => None,
+            _ => ended(),
         },
         StepAction::Start | StepAction::Shadow => match process.state {
             State::Ready if process.ready => Some(Ok("ready".to_owned())),
-            State::Failed if moved => gave_up(),
-            State::Stopped if ended_there => ended(),
-            _ => None,
+            _ => ended(),
         },
         StepAction::Restart => match process.state {
             State::Ready if process.ready && moved && !process.outdated => {
                 Some(Ok("ready".to_owned()))
             }
-            State::Failed if moved => gave_up(),
-            State::Stopped if ended_there => ended(),
-            _ => None,
+            _ => ended(),
         },
         StepAction::Stop => match process.state {
             State::Stopped => Some(Ok("stopped".to_owned())),
@@ -166,9 +159,7 @@ pub(super) fn begin(
     step.state = StepState::Running;
     step.started_at = now;
     step.issued = true;
-    step.attempt_before = process
-        .map_or(0, |process| process.attempt)
-        .max(step.attempt_before);
+    step.attempt_before = process.map_or(0, |process| process.attempt);
     step.last_seen_before = process.map_or(0, |process| process.last_seen);
     if releases
         && matches!(

@@ -122,13 +122,9 @@ pub struct Step {
     /// How long it may take, in milliseconds.
     #[serde(default)]
     pub timeout_ms: i64,
-    /// The process's attempt when the step began: tells what happened because of it. Before the step has
-    /// begun: the least that it can be, whatever an old observation says.
+    /// The process's attempt when the step began: tells what happened because of it.
     #[serde(default)]
     pub attempt_before: u64,
-    /// The newest attempt that the step has seen.
-    #[serde(default)]
-    pub attempt_seen: u64,
     /// Latest sign of life of that attempt, in milliseconds since 1970.
     #[serde(default)]
     pub last_seen_before: i64,
@@ -198,7 +194,6 @@ impl Step {
             ended_at: 0,
             timeout_ms,
             attempt_before: 0,
-            attempt_seen: 0,
             last_seen_before: 0,
             was_stopped: false,
             done: 0,

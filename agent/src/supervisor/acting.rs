@@ -84,8 +84,10 @@ impl Owner {
             self.parts.records.define(&spec);
             self.insert(Arc::clone(&spec), known)?
         };
-        if let Some(proc) = self.procs.get_mut(&id) {
-            proc.core.count_from(attempt_min);
+        if let Some(proc) = self.procs.get_mut(&id)
+            && proc.core.count_from(attempt_min)
+        {
+            (proc.started_ms, proc.ready_ms) = (None, None);
         }
         self.apply(id, Input::Define(spec, desired));
         Ok(())

@@ -294,14 +294,18 @@ impl Core {
         (core, effects)
     }
 
-    /// Its next attempt has a higher number than `attempt`, unless one is under way.
-    pub fn count_from(&mut self, attempt: u64) {
-        if matches!(
+    /// Its next attempt has a higher number than `attempt`, unless one is under way. Whether its latest
+    /// attempt is another host's now.
+    pub fn count_from(&mut self, attempt: u64) -> bool {
+        let down = matches!(
             self.phase,
             Phase::Stopped | Phase::Failed | Phase::Backoff { .. }
-        ) {
-            self.attempt = self.attempt.max(attempt);
+        );
+        let raised = down && attempt > self.attempt;
+        if raised {
+            self.attempt = attempt;
         }
+        raised
     }
 
     /// Takes in what happened and says what to do.

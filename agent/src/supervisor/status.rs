@@ -91,7 +91,7 @@ pub struct ProcessStatus {
     pub attempt: u64,
     /// Starts that nobody asked for: after a crash, a hang or a failed start.
     pub restarts: u64,
-    /// When the latest attempt was started, in milliseconds since 1970.
+    /// When the latest attempt was started, in milliseconds since 1970; `None` = it was not started here.
     pub started_at_ms: Option<i64>,
     /// When the latest attempt became ready for the first time, in milliseconds since 1970.
     pub ready_at_ms: Option<i64>,
