@@ -150,23 +150,7 @@ impl Task {
     }
 
     fn errand(&self, table: &Table, effect: Effect) -> Option<(String, Errand)> {
-        let object = match &effect {
-            Effect::Start(object)
-            | Effect::Stop(object)
-            | Effect::Restart(object, _)
-            | Effect::Forget(object)
-            | Effect::StandDown(object, _)
-            | Effect::Handover(_, object, _)
-            | Effect::TakeOver(object, _)
-            | Effect::Share(object, _, _)
-            | Effect::Prepare(object, _, _)
-            | Effect::StopAt(object, _)
-            | Effect::Carry(object, _, _)
-            | Effect::Recall(object, _)
-            | Effect::Depart(object, _) => object.clone(),
-            // Done when the operation was written down.
-            Effect::Document(_) => return None,
-        };
+        let object = effect.object()?.to_owned();
         let name: ProcessName = object.parse().ok()?;
         let spec = self.desired.process(&name).cloned();
         let process = table.get(&name);

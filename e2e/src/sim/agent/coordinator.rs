@@ -594,25 +594,9 @@ impl Task {
     }
 
     async fn order(&self, op: &Operation, effect: Effect) -> (String, Result<(), String>) {
-        let object = match &effect {
-            Effect::Start(object)
-            | Effect::Stop(object)
-            | Effect::Restart(object, _)
-            | Effect::Forget(object)
-            | Effect::StandDown(object, _)
-            | Effect::Handover(_, object, _)
-            | Effect::TakeOver(object, _)
-            | Effect::Share(object, _, _) => object.clone(),
-            // Done when the operation was written down.
-            Effect::Document(_) => return (String::new(), Ok(())),
-            // Nobody asks for moves here: there is one host.
-            Effect::Prepare(object, ..)
-            | Effect::StopAt(object, _)
-            | Effect::Carry(object, ..)
-            | Effect::Recall(object, _)
-            | Effect::Depart(object, _) => {
-                return (object.clone(), Err("there is one host".to_owned()));
-            }
+        // Done when the operation was written down.
+        let Some(object) = effect.object().map(str::to_owned) else {
+            return (String::new(), Ok(()));
         };
         let Ok(name) = object.parse::<ProcessName>() else {
             return (object, Ok(()));
@@ -678,7 +662,13 @@ impl Task {
                 self.ask(op.number, name, attempt, request, command, SHARE_WITHIN);
                 Ok(())
             }
-            _ => Ok(()),
+            // Nobody asks for moves here.
+            Effect::Prepare(..)
+            | Effect::StopAt(..)
+            | Effect::Carry(..)
+            | Effect::Recall(..)
+            | Effect::Depart(..)
+            | Effect::Document(_) => Err("there is one host".to_owned()),
         };
         (object, result)
     }
