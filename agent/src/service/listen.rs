@@ -285,12 +285,8 @@ impl Acceptor {
 }
 
 fn refuse(refusals: &Refusals, address: SocketAddr, who: &str, cause: &str) {
-    refusals.report(Refusal {
-        who: who.to_owned(),
-        from: address.ip().to_string(),
-        call: "connect".to_owned(),
-        cause: cause.to_owned(),
-    });
+    let from = address.to_string();
+    refusals.report(Refusal::new(who, &from, "connect", cause.to_owned()));
 }
 
 /// What went wrong in a handshake, in words that do not vary with what the other end sent.
