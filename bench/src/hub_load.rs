@@ -236,6 +236,25 @@ type Streaming<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 type Answering<T> = BoxFuture<'static, Result<Response<T>, Status>>;
 type Answered = BoxFuture<'static, Result<http::Response<Body>, Infallible>>;
 
+/// Answers one call of a service; nothing here makes another.
+fn answer<S, T>(service: S, call: &'static str, request: http::Request<Body>) -> Answered
+where
+    S: ServerStreamingService<T> + Send + 'static,
+    S::Response: prost::Message + 'static,
+    S::ResponseStream: Send + 'static,
+    S::Future: Send,
+    T: prost::Message + Default + Send + 'static,
+{
+    async move {
+        if !request.uri().path().ends_with(call) {
+            return Ok(Status::unimplemented("not part of the benchmark").into_http());
+        }
+        let mut grpc = Grpc::new(ProstCodec::default());
+        Ok(grpc.server_streaming(service, request).await)
+    }
+    .boxed()
+}
+
 /// The one call of the host service that a hub makes.
 #[derive(Clone)]
 struct Simulated {
@@ -275,15 +294,7 @@ impl tower::Service<http::Request<Body>> for Simulated {
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Answered {
-        let service = self.clone();
-        async move {
-            if !request.uri().path().ends_with("/Follow") {
-                return Ok(Status::unimplemented("not simulated").into_http());
-            }
-            let mut grpc = Grpc::new(ProstCodec::default());
-            Ok(grpc.server_streaming(service, request).await)
-        }
-        .boxed()
+        answer(self.clone(), "/Follow", request)
     }
 }
 
@@ -410,15 +421,7 @@ impl tower::Service<http::Request<Body>> for Watched {
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Answered {
-        let service = self.clone();
-        async move {
-            if !request.uri().path().ends_with("/Watch") {
-                return Ok(Status::unimplemented("not part of the benchmark").into_http());
-            }
-            let mut grpc = Grpc::new(ProstCodec::default());
-            Ok(grpc.server_streaming(service, request).await)
-        }
-        .boxed()
+        answer(self.clone(), "/Watch", request)
     }
 }
 
