@@ -7,7 +7,7 @@ use std::{
     net::TcpListener,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, Output, Stdio},
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU16, Ordering},
@@ -105,6 +105,30 @@ impl Size {
     pub fn processes(&self) -> u32 {
         self.shards.div_ceil(self.per_process)
     }
+}
+
+/// The newest operation of this kind, as `tanakoctl` shows it where `ctl` asks.
+pub fn newest(kind: &str, ctl: impl Fn(&[&str]) -> Output) -> Result<Value, String> {
+    let json = |arguments: &[&str]| -> Result<Value, String> {
+        let output = ctl(arguments);
+        serde_json::from_slice(&output.stdout)
+            .map_err(|error| format!("{error}: {}", text(&output)))
+    };
+    let list = json(&["operation", "list", "-o", "json"])?;
+    let mut all = list.as_array().into_iter().flatten();
+    let id = all
+        .find(|operation| operation["kind"] == kind)
+        .and_then(|operation| operation["id"].as_str())
+        .ok_or_else(|| list.to_string())?;
+    json(&["operation", "show", id, "-o", "json"])
+}
+
+/// Whether an operation goes on no more.
+pub fn has_ended(operation: &Value) -> bool {
+    matches!(
+        operation["state"].as_str(),
+        Some("succeeded" | "failed" | "aborted")
+    )
 }
 
 /// Whether the long runs were asked for: `TANAKO_E2E_FULL=1`.
@@ -327,20 +351,7 @@ impl Rig {
         wanted: impl Fn(&Value) -> bool,
     ) -> Value {
         wait::until(&format!("{kind}: {what}"), seconds, || {
-            let output = self.agent.ctl(&["operation", "list", "-o", "json"]);
-            let list: Value = serde_json::from_slice(&output.stdout)
-                .map_err(|error| format!("{error}: {}", text(&output)))?;
-            let id = list
-                .as_array()
-                .into_iter()
-                .flatten()
-                .find(|operation| operation["kind"] == kind)
-                .and_then(|operation| operation["id"].as_str())
-                .ok_or_else(|| list.to_string())?
-                .to_owned();
-            let shown = self.agent.ctl(&["operation", "show", &id, "-o", "json"]);
-            let operation: Value = serde_json::from_slice(&shown.stdout)
-                .map_err(|error| format!("{error}: {}", text(&shown)))?;
+            let operation = newest(kind, |arguments| self.agent.ctl(arguments))?;
             if wanted(&operation) {
                 Ok(operation)
             } else {
@@ -351,12 +362,7 @@ impl Rig {
 
     /// The newest operation of this kind, once it has ended.
     pub fn ended(&self, kind: &str, seconds: u64) -> Value {
-        self.operation(kind, "its end", seconds, |operation| {
-            matches!(
-                operation["state"].as_str(),
-                Some("succeeded" | "failed" | "aborted")
-            )
-        })
+        self.operation(kind, "its end", seconds, has_ended)
     }
 
     /// Where the database node listens, and the file with its token.

@@ -1,7 +1,12 @@
 //! The demo as three hosts: a power cut heals, a return is quiet, and whatever is interrupted, refused or
 //! missing says so and leaves nothing behind.
 
-use std::{collections::BTreeSet, net::TcpListener, path::Path, process::Stdio};
+use std::{
+    collections::BTreeSet,
+    net::TcpListener,
+    path::Path,
+    process::{Child, Stdio},
+};
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -117,24 +122,23 @@ fn three_hosts_lose_one_heal_and_get_it_back() {
     assert!(!fleet.dir().exists(), "purged");
 }
 
-#[test]
-fn an_interrupted_start_is_stopped_without_a_trace() {
-    let fleet = Fleet::new();
-    let mut up = fleet
+/// A small demo on three hosts that comes up in the background.
+fn begin(fleet: &Fleet) -> Child {
+    let up = ["demo", "up", "--hosts", "3", "--guilds", "100"];
+    fleet
         .command()
-        .args([
-            "demo",
-            "up",
-            "--hosts",
-            "3",
-            "--guilds",
-            "100",
-            "--no-monitor",
-        ])
+        .args(up)
+        .arg("--no-monitor")
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
-        .expect("tanakoctl starts");
+        .expect("tanakoctl starts")
+}
+
+#[test]
+fn an_interrupted_start_is_stopped_without_a_trace() {
+    let fleet = Fleet::new();
+    let mut up = begin(&fleet);
     wait::until("a first member of etcd", 90, || {
         let all = processes::of(fleet.home());
         let etcd = all
@@ -186,21 +190,7 @@ fn what_is_missing_or_taken_is_said_before_anything_starts() {
         "{}",
         fleet::text(&dry)
     );
-    let mut up = fleet
-        .command()
-        .args([
-            "demo",
-            "up",
-            "--hosts",
-            "3",
-            "--guilds",
-            "100",
-            "--no-monitor",
-        ])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("tanakoctl starts");
+    let mut up = begin(&fleet);
     wait::until("the demo's record", 60, || {
         let there = fleet.dir().join("simcord.json").exists();
         there.then_some(()).ok_or_else(String::new)

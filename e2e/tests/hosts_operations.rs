@@ -2,7 +2,7 @@
 //! ends as asked, and nothing is missed or handled twice.
 
 mod netns {
-    use std::{collections::BTreeSet, process::Child};
+    use std::collections::BTreeSet;
 
     use serde_json::Value;
     use tanako_e2e::{
@@ -31,16 +31,6 @@ mod netns {
             .expect("another host")
     }
 
-    fn demand_success(fleet: &Hosts, command: Child) {
-        let output = command.wait_with_output().expect("its end");
-        assert!(
-            output.status.success(),
-            "{}\n{}",
-            text(&output),
-            fleet.story()
-        );
-    }
-
     #[test]
     fn a_rollout_outlives_the_host_of_the_coordinator() {
         let mut fleet = Hosts::up(&HOSTS, size());
@@ -54,14 +44,8 @@ mod netns {
         let shards = fleet.shards_on(&coordinator);
         fleet.cut_power(&coordinator);
         fleet.until_elsewhere(&coordinator, &shards);
-        demand_success(&fleet, command);
-        let operation = fleet.ended("rollout", 180);
-        assert_eq!(
-            operation["state"],
-            "succeeded",
-            "{operation:#}\n{}",
-            fleet.story()
-        );
+        fleet.until_done(command);
+        fleet.until_succeeded("rollout", 180);
         fleet.revive(&coordinator);
         let account = fleet.settle();
         demand_lossless(&fleet, "coordinator lost in a rollout", &account);
@@ -139,14 +123,8 @@ mod netns {
             operation["state"] == "running"
         });
         fleet.kill_agent(&coordinator);
-        let operation = fleet.ended("drain", 240);
-        assert_eq!(
-            operation["state"],
-            "succeeded",
-            "{operation:#}\n{}",
-            fleet.story()
-        );
-        demand_success(&fleet, command);
+        fleet.until_succeeded("drain", 240);
+        fleet.until_done(command);
         fleet.until_idle(&host);
         assert!(fleet.shards_on(&host).is_empty(), "{:?}", fleet.places());
         fleet.start_agent(&coordinator);
@@ -170,14 +148,8 @@ mod netns {
         // Another one decides by the time it comes back, maybe as the agent of a node's host.
         fleet.until_another_decides(&coordinator);
         fleet.start_agent(&coordinator);
-        let operation = fleet.ended("backup", 240);
-        assert_eq!(
-            operation["state"],
-            "succeeded",
-            "{operation:#}\n{}",
-            fleet.story()
-        );
-        demand_success(&fleet, command);
+        fleet.until_succeeded("backup", 240);
+        fleet.until_done(command);
         fleet.until_answers(&coordinator);
         wait::until("a verified backup", 90, || {
             let list = fleet.json(&asked, &["backup", "list"]);

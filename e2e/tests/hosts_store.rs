@@ -63,13 +63,7 @@ mod netns {
         assert_ne!(next, leader);
         // Decisions go on with the next leader.
         let host = fleet.coordinator();
-        let output = fleet.ctl(&host, &["restart", "tanako/0", "--yes", "--wait"]);
-        assert!(
-            output.status.success(),
-            "{}\n{}",
-            text(&output),
-            fleet.story()
-        );
+        fleet.demand(&host, &["restart", "tanako/0", "--yes", "--wait"]);
         fleet.etcd.start_member(&fleet.lan, &leader);
         fleet.etcd.until_healthy(&fleet.lan, &leader);
         let account = fleet.settle();
@@ -99,13 +93,7 @@ mod netns {
         // Decisions are taken again.
         fleet.flow();
         let host = fleet.coordinator();
-        let output = fleet.ctl(&host, &["restart", "tanako/0", "--yes", "--wait"]);
-        assert!(
-            output.status.success(),
-            "{}\n{}",
-            text(&output),
-            fleet.story()
-        );
+        fleet.demand(&host, &["restart", "tanako/0", "--yes", "--wait"]);
         let account = fleet.settle();
         demand_lossless(&fleet, "after the store was away", &account);
         demand_once(&fleet, &account, &BTreeSet::from([0, 1]));
@@ -160,15 +148,8 @@ mod netns {
         assert_eq!(attempts(&status), expected, "nothing else was restarted");
 
         returns(&mut fleet);
-        let operation = fleet.ended("restart", 180);
-        assert_eq!(
-            operation["state"],
-            "succeeded",
-            "{operation:#}\n{}",
-            fleet.story()
-        );
-        let output = command.wait_with_output().expect("its end");
-        assert!(output.status.success(), "{}", text(&output));
+        fleet.until_succeeded("restart", 180);
+        fleet.until_done(command);
         let account = fleet.settle();
         demand_lossless(&fleet, "store away in a restart", &account);
     }

@@ -159,20 +159,7 @@ impl Hosts {
     ) -> Value {
         wait::until(&format!("{kind}: {what}"), seconds, || {
             let host = self.living().into_iter().next().expect("a host that runs");
-            let output = self.ctl(&host, &["operation", "list", "-o", "json"]);
-            let list: Value = serde_json::from_slice(&output.stdout)
-                .map_err(|error| format!("{error}: {}", text(&output)))?;
-            let id = list
-                .as_array()
-                .into_iter()
-                .flatten()
-                .find(|operation| operation["kind"] == kind)
-                .and_then(|operation| operation["id"].as_str())
-                .ok_or_else(|| list.to_string())?
-                .to_owned();
-            let shown = self.ctl(&host, &["operation", "show", &id, "-o", "json"]);
-            let operation: Value = serde_json::from_slice(&shown.stdout)
-                .map_err(|error| format!("{error}: {}", text(&shown)))?;
+            let operation = rig::newest(kind, |arguments| self.ctl(&host, arguments))?;
             if wanted(&operation) {
                 Ok(operation)
             } else {
@@ -183,12 +170,29 @@ impl Hosts {
 
     /// The newest operation of this kind, once it has ended.
     pub fn ended(&self, kind: &str, seconds: u64) -> Value {
-        self.operation(kind, "its end", seconds, |operation| {
-            matches!(
-                operation["state"].as_str(),
-                Some("succeeded" | "failed" | "aborted")
-            )
-        })
+        self.operation(kind, "its end", seconds, rig::has_ended)
+    }
+
+    /// Waits until the newest operation of this kind has done what was asked for.
+    pub fn until_succeeded(&self, kind: &str, seconds: u64) {
+        let operation = self.ended(kind, seconds);
+        let story = self.story();
+        assert_eq!(operation["state"], "succeeded", "{operation:#}\n{story}");
+    }
+
+    /// Waits until a `tanakoctl` that was started with [`Self::spawn`] says that it is done.
+    pub fn until_done(&self, command: Child) {
+        self.demand_success(&command.wait_with_output().expect("its end"));
+    }
+
+    /// `tanakoctl`, which must do what it is asked for.
+    pub fn demand(&self, host: &str, arguments: &[&str]) {
+        self.demand_success(&self.ctl(host, arguments));
+    }
+
+    fn demand_success(&self, output: &Output) {
+        let said = text(output);
+        assert!(output.status.success(), "{said}\n{}", self.story());
     }
 }
 
