@@ -178,7 +178,7 @@ async fn every_shard_of_every_host_answers_any_agent_or_is_named_with_the_reason
         .apply(&format!(
             "[fleet]\nname = \"t\"\n[bots.a]\n\
              command = [{me:?}, \"--exact\", \"play_the_bot\", \"--nocapture\"]\n\
-             shards = 6\nworker = true\ntoken_file = {token:?}\n\
+             shards = 6\nworker = true\nwatchdog = \"1h\"\ntoken_file = {token:?}\n\
              ready = {{ kind = \"worker\", timeout = \"90s\" }}\n\
              stop = {{ signal = \"TERM\", grace = \"5s\" }}\n"
         ))

@@ -22,7 +22,7 @@ fn spec(processes: u32, ready_after: &str) -> String {
     format!(
         "[fleet]\nname = \"t\"\n[bots.a]\n\
          command = [\"/bin/sh\", \"-c\", \"trap 'exit 0' TERM; while :; do sleep 0.1; done\"]\n\
-         shards = {processes}\nworker = true\ntoken_file = \"TOKEN\"\n\
+         shards = {processes}\nworker = true\nwatchdog = \"1h\"\ntoken_file = \"TOKEN\"\n\
          ready = {{ kind = \"started\", after = \"{ready_after}\", timeout = \"60s\" }}\n\
          stop = {{ signal = \"TERM\", grace = \"5s\" }}\n"
     )

@@ -41,11 +41,12 @@ pub fn spec(bots: &str) -> String {
     format!("[fleet]\nname = \"t\"\n{bots}")
 }
 
-/// A bot that needs no IDENTIFY and writes a line now and then.
+/// A bot that needs no IDENTIFY and writes a line now and then. It never speaks to the agent, so that the usual
+/// watchdog of a worker would kill it half a minute later: on a busy machine in the middle of a test.
 pub fn bot(name: &str, shards: u32, extra: &str) -> String {
     format!(
         "[bots.{name}]\ncommand = [\"/bin/sh\", \"-c\", \"echo begin $TANAKO_PROCESS; trap 'exit 0' TERM; while :; do sleep 0.1; done\"]\n\
-         shards = {shards}\nworker = true\ntoken_file = \"TOKEN\"\n\
+         shards = {shards}\nworker = true\nwatchdog = \"1h\"\ntoken_file = \"TOKEN\"\n\
          ready = {{ kind = \"started\", after = \"100ms\", timeout = \"20s\" }}\n\
          stop = {{ signal = \"TERM\", grace = \"5s\" }}\n{extra}\n"
     )
