@@ -1,9 +1,6 @@
 //! `status` in every form, and waiting.
 
-use std::{
-    io::{BufRead as _, BufReader, Read as _},
-    time::{Duration, Instant},
-};
+use std::io::{BufRead as _, BufReader, Read as _};
 
 use tanako_proto::fleet::v1::{Process, Shard};
 
@@ -148,7 +145,7 @@ async fn waiting_tolerates_an_agent_that_is_not_there_yet() {
 }
 
 #[tokio::test]
-async fn a_thousand_processes_are_shown_at_once() {
+async fn a_thousand_processes_are_shown() {
     let world = World::new();
     world.fake.state().status.processes = (0..1_000)
         .map(|n| Process {
@@ -162,15 +159,7 @@ async fn a_thousand_processes_are_shown_at_once() {
             ..Process::default()
         })
         .collect();
-    let start = Instant::now();
     let ran = world.run(&["status", "-o", "name"]).await;
-    // The budget of 20 ms is for a release build on a quiet machine and is measured in bench/; this
-    // catches what would be wrong by orders.
-    assert!(
-        start.elapsed() < Duration::from_secs(5),
-        "{:?}",
-        start.elapsed()
-    );
     assert_eq!(ran.stdout.lines().count(), 1_000);
     assert_eq!(ran.stdout.lines().nth(10), Some("tanako/10"));
     let table = world.run(&["status"]).await;

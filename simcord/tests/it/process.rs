@@ -81,10 +81,8 @@ async fn it_serves_until_a_signal_and_never_shows_its_token() {
             .send(crate::client::identify([0, 1], 1, token.trim()))
             .await;
         client.ready().await;
-        let asked = Instant::now();
         let status = signal(&mut child, name).await;
         assert!(status.success(), "{name}: {status}");
-        assert!(asked.elapsed() < Duration::from_secs(5));
         let output = child.wait_with_output().await.expect("its output");
         let secret = token.trim().rsplit('.').next().expect("a last part");
         for stream in [output.stdout, output.stderr] {
