@@ -1,7 +1,6 @@
 //! A demo fleet of a test's own.
 
 use std::{
-    fmt::Write as _,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
@@ -9,7 +8,7 @@ use std::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::{binaries, http, processes, wait};
+use crate::{binaries, http, logs, processes, wait};
 
 /// Seconds a fleet may take to become healthy on a busy machine with unoptimised binaries.
 const HEALTHY_S: u64 = 180;
@@ -168,24 +167,7 @@ impl Fleet {
 
     /// The last lines of every log below the data directory, for the message of a failed test.
     pub fn logs(&self) -> String {
-        let mut all = String::new();
-        let mut folders = vec![self.dir()];
-        while let Some(folder) = folders.pop() {
-            for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-                let path = entry.path();
-                if path.is_dir() {
-                    folders.push(path);
-                } else if path.extension().is_some_and(|extension| extension == "log") {
-                    let bytes = std::fs::read(&path).unwrap_or_default();
-                    let log = String::from_utf8_lossy(&bytes);
-                    let lines: Vec<&str> = log.lines().collect();
-                    let _ = writeln!(all, "--- {}", path.display());
-                    all.push_str(&lines[lines.len().saturating_sub(15)..].join("\n"));
-                    all.push('\n');
-                }
-            }
-        }
-        all
+        logs::tails(&self.dir(), 15)
     }
 }
 

@@ -16,6 +16,7 @@ pub mod db;
 pub mod discord;
 pub mod fleet;
 pub mod http;
+pub mod logs;
 pub mod netns;
 pub mod processes;
 pub mod rig;

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    fmt::Write as _,
     fs,
     net::TcpListener,
     os::unix::fs::PermissionsExt as _,
@@ -21,7 +20,7 @@ use crate::{
     Agent, binaries,
     discord::{Discord, number},
     fleet::{pids, text},
-    processes, wait,
+    logs, processes, wait,
 };
 
 /// Every intent under which simcord generates events, so that all of them reach the bots.
@@ -372,24 +371,7 @@ impl Rig {
 
     /// The last lines of every log, for the message of a failed test.
     pub fn story(&self) -> String {
-        let mut all = String::new();
-        let mut folders = vec![self.agent.path("")];
-        while let Some(folder) = folders.pop() {
-            for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-                let path = entry.path();
-                if path.is_dir() {
-                    folders.push(path);
-                } else if path.extension().is_some_and(|extension| extension == "log") {
-                    let bytes = fs::read(&path).unwrap_or_default();
-                    let log = String::from_utf8_lossy(&bytes);
-                    let lines: Vec<&str> = log.lines().collect();
-                    let _ = writeln!(all, "--- {}", path.display());
-                    all.push_str(&lines[lines.len().saturating_sub(8)..].join("\n"));
-                    all.push('\n');
-                }
-            }
-        }
-        all
+        logs::tails(&self.agent.path(""), 8)
     }
 }
 

@@ -28,6 +28,7 @@ use super::{Etcd, Fault, Lan, Link, lan::DISCORD};
 use crate::{
     binaries,
     discord::{Discord, number},
+    logs,
     rig::{self, INTENTS, Size},
     wait,
 };
@@ -533,24 +534,7 @@ impl Hosts {
 
     /// The last lines of the logs of all hosts, for the message of a failed test.
     pub fn story(&self) -> String {
-        let mut all = String::new();
-        let mut folders = vec![self.lan.directory()];
-        while let Some(folder) = folders.pop() {
-            for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-                let path = entry.path();
-                if path.is_dir() {
-                    folders.push(path);
-                } else if path.extension().is_some_and(|extension| extension == "log") {
-                    let bytes = fs::read(&path).unwrap_or_default();
-                    let log = String::from_utf8_lossy(&bytes);
-                    let lines: Vec<&str> = log.lines().collect();
-                    let _ = writeln!(all, "--- {}", path.display());
-                    all.push_str(&lines[lines.len().saturating_sub(8)..].join("\n"));
-                    all.push('\n');
-                }
-            }
-        }
-        all
+        logs::tails(&self.lan.directory(), 8)
     }
 }
 
