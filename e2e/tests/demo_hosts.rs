@@ -109,13 +109,25 @@ fn three_hosts_lose_one_heal_and_get_it_back() {
         fleet.logs()
     );
     assert_eq!(names(&fleet.healthy(), "hosts"), hosts);
-    let second = fleet.ctl(&["demo", "up", "--hosts", "5", "--no-monitor"]);
+    let second = fleet.ctl(&["demo", "up", "--hosts", "3", "--no-monitor"]);
     let said = fleet::text(&second);
     assert!(
         second.status.success() && said.contains("already"),
         "{said}"
     );
-    assert!(said.contains("3 hosts"), "{said}");
+    // What is there is not what is asked for: nobody is shown the one for the other.
+    for other in [
+        &["--hosts", "5"] as &[_],
+        &["--hosts", "1"],
+        &["--hosts", "5", "--dry-run"],
+        &["--hosts", "3", "--guilds", "301"],
+    ] {
+        let refused = fleet.ctl(&[&["demo", "up", "--no-monitor"], other].concat());
+        let said = fleet::text(&refused);
+        assert_eq!(refused.status.code(), Some(2), "{said}");
+        assert!(said.contains("was made with 3"), "{said}");
+        assert!(said.contains("demo down --purge"), "{said}");
+    }
     let down = fleet.ctl(&["demo", "down", "--purge", "--confirm=demo"]);
     assert!(down.status.success(), "{}", fleet::text(&down));
     nothing_is_left(&fleet);

@@ -70,8 +70,12 @@ fn hosts(text: &str) -> Result<u16, String> {
 impl Args {
     pub(super) async fn run(self, session: &Session, place: &Place) -> Outcome {
         let ui = &session.ui;
+        let wanted = Wanted {
+            guilds: self.guilds,
+            hosts: self.hosts,
+        };
         if self.dry_run {
-            return dry_run(session, place, self.hosts.unwrap_or(1));
+            return dry_run(session, place, wanted);
         }
         session.may_write()?;
         for program in daemon::PROGRAMS {
@@ -85,10 +89,6 @@ impl Args {
             "what was started goes on: `{}` continues, `{}` stops it",
             how.up, how.down
         )));
-        let wanted = Wanted {
-            guilds: self.guilds,
-            hosts: self.hosts,
-        };
         let (record, started) = start(session, place, wanted).await?;
         if record.hosts.len() > 1 {
             how.hosts = Some((place.command("kill-host b"), place.command("revive-host b")));
@@ -187,7 +187,7 @@ async fn start(
     let ui = &session.ui;
     let _lock = place.lock().await?;
     let mut record = if let Some(record) = Record::load(&place.record())? {
-        known(session, place, &record, wanted)?;
+        known(place, &record, wanted)?;
         record
     } else {
         fresh(place, wanted)?
@@ -400,8 +400,8 @@ async fn start_processes(
     Ok(())
 }
 
-/// What is said when options do not fit the demo that is there.
-fn known(session: &Session, place: &Place, record: &Record, wanted: Wanted) -> Result<(), Failure> {
+/// Refuses options that do not fit the demo that is there: what is asked for is not what would be shown.
+fn known(place: &Place, record: &Record, wanted: Wanted) -> Result<(), Failure> {
     if place.named && place.context != record.context {
         return Err(Failure::usage(
             &place.context,
@@ -413,21 +413,26 @@ fn known(session: &Session, place: &Place, record: &Record, wanted: Wanted) -> R
         )
         .hint("leave out --context, or name another directory with --data-dir"));
     }
-    let guilds = wanted
-        .guilds
-        .map(|wanted| ("guilds", wanted, record.guilds));
+    let guilds = wanted.guilds.map(|wanted| ("guild", wanted, record.guilds));
     let own = u32::try_from(record.hosts.len().max(1)).unwrap_or(u32::MAX);
-    let hosts = wanted.hosts.map(|wanted| ("hosts", wanted.into(), own));
-    for (what, wanted, there) in [guilds, hosts].into_iter().flatten() {
-        if wanted != there {
-            session.ui.note(&format!(
-                "this demo was made with {there} {what} and keeps them; for {wanted}: {}, then {}",
-                place.command("down --purge"),
-                place.command(&format!("up --{what} {wanted}"))
-            ));
-        }
-    }
-    Ok(())
+    let hosts = wanted.hosts.map(|wanted| ("host", wanted.into(), own));
+    let Some((what, wanted, there)) = [guilds, hosts]
+        .into_iter()
+        .flatten()
+        .find(|(_, wanted, there)| wanted != there)
+    else {
+        return Ok(());
+    };
+    let plural = if there == 1 { "" } else { "s" };
+    Err(Failure::usage(
+        format!("--{what}s"),
+        format!("the demo that is there was made with {there} {what}{plural}, not {wanted}"),
+    )
+    .hint(format!(
+        "leave out --{what}s to go on with it; or delete it with `{}`, then `{}`",
+        place.command("down --purge"),
+        place.command(&format!("up --{what}s {wanted}"))
+    )))
 }
 
 fn port_is_free(place: &Place, address: SocketAddr, who: &str) -> Result<(), Failure> {
@@ -492,8 +497,12 @@ fn add_context(session: &Session, place: &Place, record: &Record) -> Result<(), 
     Ok(())
 }
 
-fn dry_run(session: &Session, place: &Place, hosts: u16) -> Outcome {
+fn dry_run(session: &Session, place: &Place, wanted: Wanted) -> Outcome {
     let record = Record::load(&place.record())?;
+    if let Some(record) = &record {
+        known(place, record, wanted)?;
+    }
+    let hosts = wanted.hosts.unwrap_or(1);
     let missing: Vec<String> = match &record {
         None if hosts > 1 => vec![
             "simcord".into(),
