@@ -16,7 +16,7 @@ use std::{
 };
 
 use etcd_kit::{Etcd, Proxy};
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join_all};
 use tanako_store::{
     Store, StoreError, Txn, election,
     etcd::{EtcdStore, Options, Tls, User},
@@ -593,4 +593,36 @@ async fn tls_and_users_are_kept_to() {
         let error = open(secure(wrong)).get("k").await.expect_err("no trust");
         assert!(matches!(error, StoreError::Unavailable(_)), "{error}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_leaves_a_silent_member_as_soon_as_a_call_has_found_it_out() {
+    let etcd = Etcd::cluster(3);
+    let stores: Vec<EtcdStore> = (0..12)
+        .map(|_| {
+            open(Options {
+                timeout: Duration::from_secs(5),
+                ..options(etcd.urls())
+            })
+        })
+        .collect();
+    let mut watches = Vec::new();
+    for store in &stores {
+        watches.push(store.watch("k", 0).await.expect("watches"));
+    }
+    // Its connections stay open and say nothing, as after a power cut.
+    let silent = (etcd.leader() + 1) % 3;
+    etcd.members[silent].freeze(true);
+    let reads = stores.iter().map(|store| store.get("k"));
+    for read in within("reads", join_all(reads)).await {
+        read.expect("another answers");
+    }
+    let made = put(&stores[0], "k", "1").await;
+    for watch in &mut watches {
+        // Sooner than a ping could have told: those that watched it have left it.
+        let batch = tokio::time::timeout(Duration::from_secs(4), watch.next()).await;
+        let batch = batch.expect("it waits at the silent one").expect("a batch");
+        assert_eq!(batch.revision, made);
+    }
+    etcd.members[silent].freeze(false);
 }

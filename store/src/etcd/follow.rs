@@ -3,7 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, stream};
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout_at},
+};
 use tonic::Streaming;
 
 use super::{
@@ -33,6 +36,7 @@ pub(super) struct Following {
     prefix: String,
     assembly: Assembly,
     stream: Option<(Streaming<wire::WatchResponse>, usize)>,
+    preferred: watch::Receiver<usize>,
     opened_at: Instant,
     backoff: Backoff,
     /// Whether a refusal has been answered with a new token already.
@@ -50,6 +54,7 @@ impl Following {
         let mut following = Self {
             assembly: Assembly::new(from),
             stream: None,
+            preferred: servers.preferred(),
             opened_at: Instant::now(),
             backoff: Backoff::new(RETRY.0, RETRY.1),
             renewed: false,
@@ -119,8 +124,15 @@ impl Following {
             return Ok(None);
         };
         let index = *index;
-        let why = match stream.message().await {
-            Ok(Some(response)) => match self.assembly.take(&self.keys, response) {
+        let message = tokio::select! {
+            biased;
+            message = stream.message() => Some(message),
+            // It lives as long as the servers.
+            _ = self.preferred.wait_for(|member| *member != index) => None,
+        };
+        let why = match message {
+            None => "its member does not answer others".to_owned(),
+            Some(Ok(Some(response))) => match self.assembly.take(&self.keys, response) {
                 Taken::Nothing => return Ok(None),
                 Taken::Batch(batch) => {
                     self.renewed = false;
@@ -131,8 +143,8 @@ impl Following {
                 }
                 Taken::Canceled { reason } => return Err(self.canceled(&reason).await),
             },
-            Ok(None) => "the stream ended".to_owned(),
-            Err(status) => format!("{:?}", judge(&status)),
+            Some(Ok(None)) => "the stream ended".to_owned(),
+            Some(Err(status)) => format!("{:?}", judge(&status)),
         };
         self.stream = None;
         self.servers.lost(index, false);

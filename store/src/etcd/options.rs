@@ -20,9 +20,9 @@ const FILE_BYTES_MAX: u64 = 1024 * 1024;
 /// that there is time for another member.
 const CONNECT_MAX: Duration = Duration::from_secs(3);
 /// A server closes connections that ping more often than each 5 s.
-const PING_EVERY: Duration = Duration::from_secs(10);
+const PING_EVERY: Duration = Duration::from_secs(6);
 /// A ping that is not answered for this long breaks the connection.
-const PING_TIMEOUT: Duration = Duration::from_secs(5);
+const PING_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How etcd is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,16 +1,12 @@
 //! The members of the cluster: connections, failover, deadlines, the token.
 
-use std::{
-    fmt,
-    sync::{
-        Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{fmt, sync::Mutex, time::Duration};
 
 use futures_util::{future::BoxFuture, stream};
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout_at},
+};
 use tonic::{
     Code, Request, Response, Status,
     metadata::{Ascii, MetadataValue},
@@ -102,8 +98,8 @@ pub(super) struct Servers {
     options: Options,
     /// One for each endpoint; made when needed, made anew after it could not connect.
     channels: Vec<Mutex<Option<Channel>>>,
-    /// The member that answered last.
-    preferred: AtomicUsize,
+    /// The member that is asked, until it does not answer.
+    preferred: watch::Sender<usize>,
     token: tokio::sync::Mutex<Option<Token>>,
 }
 
@@ -125,7 +121,7 @@ impl Servers {
         Ok(Self {
             channels: options.endpoints.iter().map(|_| Mutex::default()).collect(),
             // Agents of one fleet begin with different members.
-            preferred: AtomicUsize::new(fastrand::usize(..options.endpoints.len())),
+            preferred: watch::Sender::new(fastrand::usize(..options.endpoints.len())),
             token: tokio::sync::Mutex::default(),
             options,
         })
@@ -237,7 +233,7 @@ impl Servers {
         until: Instant,
         message: Q,
     ) -> Result<(Peer, Request<Q>), (usize, Verdict)> {
-        let index = self.preferred.load(Ordering::Relaxed) % self.channels.len();
+        let index = *self.preferred.borrow();
         let channel = self
             .channel(index)
             .map_err(|error| (index, Verdict::NotDone(with_sources(&error))))?;
@@ -279,10 +275,19 @@ impl Servers {
                 .unwrap_or_else(std::sync::PoisonError::into_inner) = None;
         }
         // Only if nobody else has moved on from it already.
-        let next = (index + 1) % self.channels.len();
-        let _ = self
-            .preferred
-            .compare_exchange(index, next, Ordering::Relaxed, Ordering::Relaxed);
+        self.preferred.send_if_modified(|preferred| {
+            let before = *preferred;
+            if before == index {
+                *preferred = (index + 1) % self.channels.len();
+            }
+            *preferred != before
+        });
+    }
+
+    /// Which member is asked. Watches move along with it: a host that has lost its power closes no connection,
+    /// and calls find that out long before a stream on which nothing has to come.
+    pub(super) fn preferred(&self) -> watch::Receiver<usize> {
+        self.preferred.subscribe()
     }
 
     async fn token(&self, peer: &Peer, until: Instant) -> Result<Option<Token>, Verdict> {
