@@ -34,16 +34,16 @@ die() {
 
 usage() { sed -n '2,/^set -euo/{/^set -euo/d;s/^# \{0,1\}//;p}' install.sh; }
 
-# Builds the release binaries; everything they need is Rust and a C compiler.
+# Builds the release binaries; everything they need is Rust, a C compiler and make.
 build() {
   command -v cargo >/dev/null 2>&1 ||
     die "cargo is not installed" "install Rust with rustup; rust-toolchain.toml names the version"
-  if ! command -v cc >/dev/null 2>&1; then
+  if ! command -v cc >/dev/null 2>&1 || ! command -v make >/dev/null 2>&1; then
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
       apt-get update -qq
       DEBIAN_FRONTEND=noninteractive apt-get install -y -qq build-essential >/dev/null
     else
-      die "no C compiler (cc)" "apt-get install build-essential"
+      die "no C compiler (cc) or no make" "apt-get install build-essential"
     fi
   fi
   local profile=${TANAKO_PROFILE:-release} folder

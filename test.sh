@@ -45,6 +45,7 @@ need() {
 
 step "what the tests need"
 need cc build-essential
+need make build-essential
 need tmux tmux
 need etcd etcd-server
 need ip iproute2

@@ -21,9 +21,9 @@ use tokio::{
 use tracing_subscriber::EnvFilter;
 
 /// A hub of a thousand hosts spends half its time on messages that come and go; glibc's allocator takes three
-/// times as long over them (bench/README.md, hub).
+/// times as long over them (bench/README.md, hub). This one also gives back what a burst took (supervise).
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Another agent holds the data directory.
 const EXIT_LOCKED: u8 = 11;

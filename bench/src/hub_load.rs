@@ -45,7 +45,7 @@ use tonic_prost::ProstCodec;
 
 /// The agent's own.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 const LIFE: Duration = Duration::from_secs(24 * 3600);
 const FLEET: &str = "bench";
