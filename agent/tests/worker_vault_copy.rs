@@ -225,21 +225,24 @@ fn etcd_store(servers: &etcd_kit::Etcd) -> Arc<dyn Store> {
 async fn copies_are_small_few_and_gathered() {
     let dir = tempfile::tempdir().expect("a directory");
     let store = Watched::new(embedded_store(dir.path()));
-    // So long that only last deposits make it copy.
+    // So long that only new sessions and last deposits make it copy.
     let host = Host::begin(dir.path(), Some(store.clone()), SOON * 100).await;
     let process = spec("tanako/0");
     host.vault.attach(&process, 1);
-    // The first pass comes at once.
-    host.give(&process, 1, 0, 1, 1).await;
+    for shard in 0..SHARDS {
+        host.give(&process, 1, shard, 1, 0).await;
+    }
+    until("safe", || host.vault.status().only_here == 0).await;
+    host.give(&process, 1, 0, 2, 1).await;
     host.copied().await;
     let before = store.commits().len();
-    for round in 1..=10 {
+    for round in 2..=11 {
         for shard in 0..SHARDS {
             host.give(&process, 1, shard, round, 0).await;
         }
     }
     // One that is final takes all along.
-    host.give(&process, 1, 0, 11, 1).await;
+    host.give(&process, 1, 0, 12, 1).await;
     host.copied().await;
     // Two thousand deposits, two of them final: two passes of four transactions, and one that may
     // have been under way.
@@ -263,6 +266,43 @@ async fn copies_are_small_few_and_gathered() {
     assert!(host.vault.refresh(&process, SOON).await);
     assert_eq!(host.seq(&process, 0), None);
     host.end().await;
+}
+
+/// A host may die right after its shards have identified.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_session_is_copied_at_once() {
+    let dirs = [(); 2].map(|()| tempfile::tempdir().expect("a directory"));
+    let store = Watched::new(embedded_store(dirs[0].path()));
+    let a = Host::begin(dirs[0].path(), Some(store.clone()), SOON * 100).await;
+    let process = spec("tanako/0");
+    a.vault.attach(&process, 1);
+    let replacing = |id: &str| SessionDeposit {
+        session_id: id.to_owned(),
+        ..deposit(3, 2, 0)
+    };
+    for id in ["secret-session-3", "secret-session-another"] {
+        let kept = a.vault.deposit(&process.name, 1, replacing(id)).await;
+        kept.expect("kept");
+        until("safe", || a.vault.status().only_here == 0).await;
+        let b = Host::begin(dirs[1].path(), Some(store.clone()), SOON * 100).await;
+        assert!(b.vault.refresh(&process, SOON).await);
+        let found = b.vault.sessions_for(&process, None);
+        let found: Vec<&str> = found.iter().map(|one| one.session_id.as_str()).collect();
+        assert_eq!(found, [id]);
+        assert_eq!(b.vault.status().only_here, 0);
+        b.end().await;
+    }
+    // One that the store does not get is told of, also by the next life of the agent.
+    store.refuse.store(true, Ordering::Relaxed);
+    let kept = a.vault.deposit(&process.name, 1, deposit(4, 2, 1)).await;
+    kept.expect("kept");
+    assert_eq!(a.vault.status().only_here, 1);
+    a.end().await;
+    let a = Host::begin(dirs[0].path(), Some(store.clone()), SOON * 100).await;
+    assert_eq!(a.vault.status().only_here, 2, "the store has not been read");
+    store.refuse.store(false, Ordering::Relaxed);
+    until("safe", || a.vault.status().only_here == 0).await;
+    a.end().await;
 }
 
 /// A host dies; another resumes its shards; the first comes back with old files.

@@ -10,7 +10,7 @@ use std::{
 
 use rustix::process::Signal;
 use serde_json::Value;
-use tanako_e2e::{Fleet, fleet, processes, wait};
+use tanako_e2e::{Fleet, fleet, http, processes, wait};
 
 fn names(status: &Value, what: &str) -> BTreeSet<String> {
     let all = status[what].as_array().into_iter().flatten();
@@ -56,7 +56,17 @@ fn three_hosts_lose_one_heal_and_get_it_back() {
         fleet::text(&wrong)
     );
 
-    // A power cut: nothing of it lives, and its shards resume elsewhere.
+    // A power cut: nothing of it lives, and its shards resume elsewhere. They can once the store has
+    // their sessions, a moment after they are ready.
+    for host in info["hosts"].as_array().into_iter().flatten() {
+        let metrics = format!("{}/metrics", host["agent_http"].as_str().expect("a URL"));
+        wait::until("sessions in the store", 60, || {
+            let (_, page) = http::get(&metrics).map_err(|why| why.to_string())?;
+            let safe = page.lines().any(|line| line == "tanako_vault_only_here 0");
+            safe.then_some(())
+                .ok_or_else(|| format!("{page}\n{}", fleet.logs()))
+        });
+    }
     let dry = fleet.ctl(&["demo", "kill-host", "b", "--dry-run"]);
     assert_eq!(dry.status.code(), Some(4), "{}", fleet::text(&dry));
     let killed = fleet.ctl(&["demo", "kill-host", "b"]);

@@ -491,8 +491,13 @@ fn vault(page: &mut Page, vault: VaultStatus) {
     );
     gauge(
         "tanako_vault_uncopied",
-        "Sessions that wait to be copied to the store.",
+        "Sessions of which something newer waits to be copied to the store.",
         vault.uncopied as f64,
+    );
+    gauge(
+        "tanako_vault_only_here",
+        "Sessions of which the store has no copy: their shards would IDENTIFY if this host were lost now.",
+        vault.only_here as f64,
     );
     page.family(
         "tanako_vault_copies_total",

@@ -13,7 +13,7 @@ use std::{
 };
 
 use prost::Message as _;
-use tanako_fleet::vault::ShardKey;
+use tanako_fleet::vault::{SessionId, ShardKey};
 use tanako_store::{Outcome, Revision, Store, StoreError, Txn};
 use tokio_util::sync::CancellationToken;
 
@@ -42,7 +42,7 @@ const PASS_MAX: Duration = Duration::from_secs(30);
 const LAST_PASS_MAX: Duration = Duration::from_secs(2);
 /// Waits after failures double from the first to the second.
 const RETRY: Duration = Duration::from_secs(1);
-const RETRY_MAX: Duration = Duration::from_secs(60);
+const RETRY_MAX: Duration = Duration::from_secs(10);
 
 /// How often sessions are copied.
 ///
@@ -53,7 +53,7 @@ const RETRY_MAX: Duration = Duration::from_secs(60);
 pub struct Pace {
     /// Between two passes.
     pub every: Duration,
-    /// Whether last deposits, handovers and ended sets are copied without that wait.
+    /// Whether new sessions, last deposits, handovers and ended sets are copied without that wait.
     pub at_once: bool,
 }
 
@@ -162,15 +162,16 @@ impl Copier {
                 Outcome::Committed { revision } => {
                     let mut known = known;
                     let mut state = self.vault.lock();
-                    for (key, name, change, exists) in batch.keys {
-                        if state.uncopied.get(&key) == Some(&change) {
-                            state.uncopied.remove(&key);
+                    for written in batch.keys {
+                        if state.uncopied.get(&written.key) == Some(&written.change) {
+                            state.uncopied.remove(&written.key);
                         }
-                        if exists {
-                            known.insert(name, revision);
+                        if written.exists {
+                            known.insert(written.name, revision);
                         } else {
-                            known.remove(&name);
+                            known.remove(&written.name);
                         }
+                        state.is_in_store(written.key, written.session);
                     }
                     state.status.copies += 1;
                     drop(state);
@@ -201,9 +202,8 @@ impl Copier {
         for (key, change) in state.uncopied.iter().filter(|(_, at)| **at <= upto) {
             let name = name(key);
             let revision = known.get(&name).copied();
-            let value = state
-                .rules
-                .slot(key)
+            let slot = state.rules.slot(key);
+            let value = slot
                 .map(|slot| stored::stored(key, slot, HANDLED_MAX).encode_to_vec())
                 .filter(|value| value.len() <= VALUE_MAX);
             let txn = std::mem::take(&mut batch.txn);
@@ -226,7 +226,14 @@ impl Copier {
             if batch.txn.ops.last().is_none_or(|op| op.key() != name) {
                 continue;
             }
-            batch.keys.push((key.clone(), name, *change, exists));
+            let session = slot.and_then(|slot| slot.session.as_ref());
+            batch.keys.push(Written {
+                key: key.clone(),
+                name,
+                change: *change,
+                exists,
+                session: session.filter(|_| exists).map(|session| session.id.clone()),
+            });
             if batch.keys.len() >= KEYS_MAX || bytes + VALUE_MAX > BYTES_MAX {
                 break;
             }
@@ -277,8 +284,20 @@ impl Copier {
 
 struct Batch {
     txn: Txn,
-    /// Key, its name, its change, whether it exists afterwards.
-    keys: Vec<(ShardKey, String, u64, bool)>,
+    keys: Vec<Written>,
+}
+
+/// A shard in a transaction.
+struct Written {
+    key: ShardKey,
+    /// Its key in the store.
+    name: String,
+    /// The number of the latest change that is in it.
+    change: u64,
+    /// Whether the key exists afterwards.
+    exists: bool,
+    /// The session that the store has afterwards.
+    session: Option<SessionId>,
 }
 
 /// Reads the whole copy and merges it into the vault; the revisions of its keys.
@@ -299,6 +318,9 @@ pub(super) async fn take_in(
         let Ok(stored) = Stored::decode(item.value.clone()) else {
             continue;
         };
+        let session = stored.deposit.as_ref();
+        let session = session.map(|deposit| SessionId(deposit.session_id.clone()));
+        state.is_in_store(key.clone(), session);
         if state.rules.slot(&key).is_none() && state.uncopied.contains_key(&key) {
             continue; // Dropped here, and soon there.
         }

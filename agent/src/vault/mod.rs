@@ -88,6 +88,8 @@ struct State {
     /// Keys to copy to the store, with a number that rises with each change.
     uncopied: HashMap<ShardKey, u64>,
     changes: u64,
+    /// The sessions that the store has, as this host last knew it.
+    in_store: HashMap<ShardKey, SessionId>,
     /// When a sign of life was last written down.
     seen: HashMap<ShardKey, i64>,
     status: VaultStatus,
@@ -108,8 +110,11 @@ pub struct VaultStatus {
     pub unwritable: bool,
     /// The store does not take the copy.
     pub copy_failing: bool,
-    /// Sessions that wait to be copied.
+    /// Shards of which something newer waits to be copied; while events come, most of them.
     pub uncopied: usize,
+    /// Sessions that the store does not have at all: their shards would IDENTIFY if this host were lost
+    /// now.
+    pub only_here: usize,
     /// Transactions that copied sessions.
     pub copies: u64,
 }
@@ -304,9 +309,10 @@ impl Vault {
             session.guilds = u32::try_from(list.ids.len()).unwrap_or(u32::MAX);
         }
         let id = session.id.clone();
+        let is_new;
         let answered = {
             let mut state = self.lock();
-            state
+            is_new = state
                 .rules
                 .deposit(&key, &holder(process, attempt), session)?;
             let list_to_write = state.keep_list(&key, id, new_guilds);
@@ -318,7 +324,7 @@ impl Vault {
             })
         };
         self.shared.wake.notify_one();
-        if is_final {
+        if is_final || is_new {
             self.shared.hurry.notify_one();
         }
         match answered {
@@ -464,17 +470,21 @@ impl Vault {
     /// How it is.
     pub fn status(&self) -> VaultStatus {
         let state = self.lock();
+        let (mut sessions, mut only_here) = (0, 0);
+        for (key, slot) in state.rules.slots() {
+            if let Some(session) = &slot.session {
+                sessions += 1;
+                only_here += usize::from(state.in_store.get(key) != Some(&session.id));
+            }
+        }
+        let (uncopied, only_here) = match self.shared.store.get() {
+            Some(_) => (state.uncopied.len(), only_here),
+            None => (0, 0),
+        };
         VaultStatus {
-            sessions: state
-                .rules
-                .slots()
-                .filter(|(_, slot)| slot.session.is_some())
-                .count(),
-            uncopied: if self.shared.store.get().is_some() {
-                state.uncopied.len()
-            } else {
-                0
-            },
+            sessions,
+            uncopied,
+            only_here,
             ..state.status
         }
     }
@@ -634,6 +644,14 @@ impl State {
     fn touch(&mut self, key: &ShardKey) {
         self.changes += 1;
         self.uncopied.insert(key.clone(), self.changes);
+    }
+
+    /// What the store has of a shard.
+    fn is_in_store(&mut self, key: ShardKey, session: Option<SessionId>) {
+        match session {
+            Some(session) => self.in_store.insert(key, session),
+            None => self.in_store.remove(&key),
+        };
     }
 
     fn drop_keys(&mut self, keys: Vec<ShardKey>) {

@@ -114,6 +114,7 @@ impl Vault {
             state.seen.remove(&key);
             state.dirty.remove(&key);
             state.uncopied.remove(&key);
+            state.in_store.remove(&key);
             state.gone.insert(key);
         }
         drop(state);

@@ -413,22 +413,10 @@ impl Link {
     }
 
     /// Whatever has changed. The report goes along when it is due or says something new of a stage: answered
-    /// interactions alone call for deposits, and there may be many.
+    /// interactions alone call for deposits, and there may be many. It comes last: a shard that is called ready
+    /// has its session with the agent.
     async fn tell(&mut self, stream: &mut Stream, report_due: bool) -> Result<(), LinkError> {
         let statuses = self.statuses();
-        let stages = statuses.iter().map(|status| status.stage).collect();
-        if report_due || stages != self.reported {
-            self.reported = stages;
-            let report = self.report(&statuses, (self.setup.process)());
-            send(&stream.tx, ToAgent::Report(report)).await?;
-        }
-        let limits = self.setup.limits.borrow().clone();
-        if let Some(limits) = limits
-            && stream.limits_sent.as_ref() != Some(&limits)
-        {
-            send(&stream.tx, ToAgent::Limits(report::limits(&limits))).await?;
-            stream.limits_sent = Some(limits);
-        }
         for status in &statuses {
             let deposited = stream.deposited.entry(status.id).or_default();
             if let Some(void) = deposited.to_discard(status) {
@@ -449,6 +437,19 @@ impl Link {
             } else {
                 deposited.forget();
             }
+        }
+        let limits = self.setup.limits.borrow().clone();
+        if let Some(limits) = limits
+            && stream.limits_sent.as_ref() != Some(&limits)
+        {
+            send(&stream.tx, ToAgent::Limits(report::limits(&limits))).await?;
+            stream.limits_sent = Some(limits);
+        }
+        let stages = statuses.iter().map(|status| status.stage).collect();
+        if report_due || stages != self.reported {
+            self.reported = stages;
+            let report = self.report(&statuses, (self.setup.process)());
+            send(&stream.tx, ToAgent::Report(report)).await?;
         }
         Ok(())
     }

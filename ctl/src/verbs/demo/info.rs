@@ -57,6 +57,7 @@ pub(super) struct Info {
 struct HostInfo {
     name: String,
     address: String,
+    agent_http: String,
     agent_pid: Option<u32>,
     etcd: Option<String>,
     etcd_pid: Option<u32>,
@@ -72,6 +73,7 @@ impl HostInfo {
         Some(Self {
             name: member.name.clone(),
             address: member.listen.to_string(),
+            agent_http: http(seat),
             agent_pid: daemon::agent(seat, record).map(|live| live.pid),
             etcd: member
                 .etcd
@@ -83,6 +85,10 @@ impl HostInfo {
             log: seat.log.clone(),
         })
     }
+}
+
+fn http(seat: &Seat) -> String {
+    format!("http://{}:{}", seat.address, seat.http_port)
 }
 
 #[derive(Debug, Serialize)]
@@ -116,7 +122,7 @@ impl Info {
             context: record.context.clone(),
             running: agent_pid.is_some() && simcord_pid.is_some(),
             agent: first.agent_socket(),
-            agent_http: format!("http://{}:{}", first.address, first.http_port),
+            agent_http: http(first),
             agent_pid,
             simcord: record.simcord_url(),
             simcord_gateway: told
