@@ -219,6 +219,7 @@ async fn a_host_asks_for_itself_alone() {
     // The one that decides gives permits; any agent prolongs leases.
     let mut desk = fleet.peer(eve, leader).await;
     let permit = |host: &str, process: &str| PermitRequest {
+        unused: 0,
         id: "1".to_owned(),
         host: host.to_owned(),
         process: process.to_owned(),

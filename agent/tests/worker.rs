@@ -417,6 +417,7 @@ async fn only_the_process_itself_may_speak_for_it() {
             attempt,
             shard_id: 1,
             shard_count: 8,
+            ..wire::IdentifyRequest::default()
         };
         let status = client(&fixture.socket())
             .await
@@ -469,6 +470,7 @@ async fn permits_are_given_by_bucket_and_a_place_is_given_up_with_the_call() {
         attempt: 1,
         shard_id,
         shard_count: 8,
+        ..wire::IdentifyRequest::default()
     };
     let first = client
         .acquire_identify(request(0))
@@ -483,6 +485,18 @@ async fn permits_are_given_by_bucket_and_a_place_is_given_up_with_the_call() {
     assert!(second.permit > first.permit);
     assert_eq!(second.remaining, 998);
     assert!(second.until_boot_ms >= first.until_boot_ms && first.until_boot_ms > 0);
+    // It came too late: it is given back, and its bucket is free again.
+    let again = wire::IdentifyRequest {
+        unused_permit: second.permit,
+        ..request(1)
+    };
+    let again = client
+        .acquire_identify(again)
+        .await
+        .expect("permit")
+        .into_inner();
+    assert!(again.permit > second.permit);
+    assert_eq!(again.remaining, 998);
 
     let status = client
         .acquire_identify(request(6))

@@ -89,6 +89,7 @@ async fn play_the_worker() {
             attempt,
             shard_id: 0,
             shard_count: 1,
+            ..wire::IdentifyRequest::default()
         };
         client.acquire_identify(request).await.expect("a permit");
     }

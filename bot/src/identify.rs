@@ -5,7 +5,7 @@
 //! (`shard_id % max_concurrency`) per five seconds. RESUME never comes here.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -39,7 +39,39 @@ pub enum GateEvent {
 #[derive(Debug)]
 pub struct Ticket {
     permit: oneshot::Sender<()>,
+    number: u64,
+    held: Held,
     until_boot_ms: i64,
+}
+
+/// The number of the shard's permit that has neither been used nor given back; 0 = there is none. Whoever takes
+/// it out decides which of the two it is, so that none is both.
+#[derive(Debug, Clone, Default)]
+pub struct Held(Arc<AtomicU64>);
+
+impl Held {
+    fn keep(&self, number: u64) {
+        self.0.store(number, Ordering::Release);
+    }
+
+    /// True when it was still there.
+    fn spend(&self, number: u64) -> bool {
+        let spent = self
+            .0
+            .compare_exchange(number, 0, Ordering::AcqRel, Ordering::Acquire);
+        spent.is_ok()
+    }
+
+    /// It was not used after all. Where the next one has come meanwhile, this one is lost.
+    fn put_back(&self, number: u64) {
+        let _ = self
+            .0
+            .compare_exchange(0, number, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    fn give_back(&self) -> u64 {
+        self.0.swap(0, Ordering::AcqRel)
+    }
 }
 
 impl Ticket {
@@ -47,7 +79,14 @@ impl Ticket {
     /// any more. For the task that polls the connection, just before it does: every moment in between
     /// makes the IDENTIFY later than the permit says.
     pub fn redeem(self) -> bool {
-        boot_ms() < self.until_boot_ms && self.permit.send(()).is_ok()
+        if boot_ms() >= self.until_boot_ms || !self.held.spend(self.number) {
+            return false;
+        }
+        let taken = self.permit.send(()).is_ok();
+        if !taken {
+            self.held.put_back(self.number);
+        }
+        taken
     }
 }
 
@@ -112,6 +151,8 @@ pub struct ShardQueue {
     /// Set by the shard task while an IDENTIFY may follow a Hello. While a connection ends, twilight may open
     /// the next one by itself and ask again: that must not cost a permit.
     pub armed: Arc<AtomicBool>,
+    /// A permit that is not used is given back with the next question.
+    pub held: Held,
     /// Owns the tasks that wait.
     pub tasks: TaskTracker,
 }
@@ -130,13 +171,16 @@ impl ShardQueue {
     /// Keeps `permit` alive until it is granted or nobody waits for it any more: dropping it would make
     /// twilight ask again at once.
     async fn wait(self, shard: u32, mut permit: oneshot::Sender<()>) {
-        let until_boot_ms = tokio::select! {
-            until = self.acquire(shard), if self.armed.load(Ordering::Acquire) => until,
+        let (number, until_boot_ms) = tokio::select! {
+            granted = self.acquire(shard), if self.armed.load(Ordering::Acquire) => granted,
             () = permit.closed() => return,
         };
+        self.held.keep(number);
         if !permit.is_closed() {
             let ticket = Ticket {
                 permit,
+                number,
+                held: self.held.clone(),
                 until_boot_ms,
             };
             // Fails when the shard's task has ended.
@@ -144,21 +188,26 @@ impl ShardQueue {
         }
     }
 
-    /// Waits for a permit; returns until when it may be used, on CLOCK_BOOTTIME.
-    async fn acquire(&self, shard: u32) -> i64 {
+    /// Waits for a permit; returns its number, 0 without an agent, and until when it may be used, on
+    /// CLOCK_BOOTTIME.
+    async fn acquire(&self, shard: u32) -> (u64, i64) {
         let permits = match &self.gate {
             Gate::Alone(alone) => {
                 alone.acquire(shard).await;
-                return boot_ms() + ALONE_VALID_MS;
+                return (0, boot_ms() + ALONE_VALID_MS);
             }
             Gate::Agent(permits) => permits,
         };
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
+        let mut unused = self.held.give_back();
         loop {
-            let status = match permits.acquire(shard, self.shard_count).await {
-                // A process that was stopped between the grant and here asks again.
-                Ok(permit) if boot_ms() < permit.until_boot_ms => return permit.until_boot_ms,
-                Ok(_) => {
+            let status = match permits.acquire(shard, self.shard_count, unused).await {
+                Ok(permit) if boot_ms() < permit.until_boot_ms => {
+                    return (permit.permit, permit.until_boot_ms);
+                }
+                // This process, or the agent, was stopped between the grant and here.
+                Ok(permit) => {
+                    unused = permit.permit;
                     warn!(shard, "an IDENTIFY permit came too late to be used");
                     tokio::time::sleep(backoff.delay()).await;
                     continue;
@@ -223,6 +272,7 @@ mod tests {
             shard_count: 1,
             events,
             armed: Arc::new(AtomicBool::new(armed)),
+            held: Held::default(),
             tasks: TaskTracker::new(),
         };
         (queue, limits_tx)
@@ -234,6 +284,37 @@ mod tests {
         queue.tasks.close();
         let ended = tokio::time::timeout(Duration::from_secs(20), queue.tasks.wait()).await;
         ended.expect("the waiting task ends");
+    }
+
+    #[test]
+    fn a_permit_is_used_or_given_back_and_never_both() {
+        let held = Held::default();
+        let ticket = |number, until_boot_ms| {
+            let (permit, receiver) = oneshot::channel();
+            held.keep(number);
+            let held = held.clone();
+            let ticket = Ticket {
+                permit,
+                number,
+                held,
+                until_boot_ms,
+            };
+            (ticket, receiver)
+        };
+        let (used, _waits) = ticket(1, i64::MAX);
+        assert!(used.redeem());
+        assert_eq!(held.give_back(), 0);
+        let (late, _waits) = ticket(2, 0);
+        assert!(!late.redeem());
+        assert_eq!(held.give_back(), 2);
+        let (nobody, _) = ticket(3, i64::MAX);
+        assert!(!nobody.redeem());
+        assert_eq!(held.give_back(), 3);
+        // Asked for the next one while the ticket was on its way.
+        let (given_back, _waits) = ticket(4, i64::MAX);
+        assert_eq!(held.give_back(), 4);
+        assert!(!given_back.redeem());
+        assert_eq!(held.give_back(), 0);
     }
 
     #[tokio::test]

@@ -106,6 +106,7 @@ async fn a_permit_that_comes_too_late_is_not_used() {
     let _bot = start(&world);
     agent.until_stage(ShardStage::Ready).await;
     assert_eq!(agent.state().permits, [0, 0, 0]);
+    assert_eq!(agent.state().unused_permits, [0, 1, 2], "given back");
     assert_eq!(world.account().await["identifies"], json!(1));
 }
 

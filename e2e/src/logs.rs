@@ -36,7 +36,8 @@ pub fn tails(directory: &Path, lines: usize) -> String {
 }
 
 /// IDENTIFY permits that no bot used because it was stopped, or had no processor, for longer than they are
-/// good. Each counts as spent in the ledger, and Discord never heard of it.
+/// good. Discord never heard of them. The ledger takes each back that it hears of; it does not where Discord's
+/// own count came in between.
 pub fn wasted_permits(directory: &Path) -> u64 {
     let logs = below(directory);
     let lines = logs.iter().flat_map(|(_, log)| log.lines());

@@ -60,7 +60,8 @@ fn a_fleet_from_one_command_and_nothing_left_of_it() {
     assert_eq!(identify["max_concurrency"], 8, "{identify}");
     assert_eq!(fleet.counted("/identifies"), 8, "one IDENTIFY per shard");
     let wasted = logs::wasted_permits(&fleet.dir());
-    assert_eq!(identify["used"], 8 + wasted, "{identify}");
+    let used = identify["used"].as_u64().expect("a number");
+    assert!((8..=8 + wasted).contains(&used), "{wasted} {identify}");
     assert_eq!(fleet.counted("/identifies_refused"), 0);
     let info = fleet.info();
     for field in [

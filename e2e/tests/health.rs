@@ -64,7 +64,8 @@ fn a_silent_shard_is_resumed_then_identified_and_well_again() {
             .then_some(())
             .ok_or_else(|| format!("{before:?} {now:?}"))
     });
-    let (pids, used) = (rig.pids(), began["identify"]["used"].clone());
+    let spent = |status: &Value| status["identify"]["used"].as_u64().expect("a number");
+    let (pids, used) = (rig.pids(), spent(&began));
     let wasted = logs::wasted_permits(&rig.agent.path(""));
     rig.discord.forget();
     let muted = rig
@@ -109,9 +110,6 @@ fn a_silent_shard_is_resumed_then_identified_and_well_again() {
     );
     let status = rig.whole();
     let wasted = logs::wasted_permits(&rig.agent.path("")) - wasted;
-    assert_eq!(
-        status["identify"]["used"].as_u64(),
-        used.as_u64().map(|used| used + 1 + wasted),
-        "the budget knows"
-    );
+    let more = spent(&status) - used;
+    assert!((1..=1 + wasted).contains(&more), "{wasted} {more}");
 }

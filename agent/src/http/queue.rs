@@ -234,6 +234,7 @@ impl Queue {
             attempt,
             shard_id,
             shard_count: spec.shard_count,
+            unused: None,
         })
     }
 

@@ -30,9 +30,10 @@ const SLACK: Duration = Duration::from_secs(2);
 /// Pauses after a failure.
 const PAUSE: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
-/// Pauses after a permit that came too late. Each has cost one of the day's IDENTIFYs.
+/// Pauses after a permit that came too late: whatever delays the answers may last. It is given back with the
+/// next question, which costs the office two writes.
 const LATE: Duration = Duration::from_secs(1);
-const LATE_MAX: Duration = Duration::from_secs(120);
+const LATE_MAX: Duration = Duration::from_secs(15);
 /// Between two polls that were answered at once.
 const APART: Duration = Duration::from_millis(50);
 /// A report without an answer is sent again.
@@ -90,13 +91,14 @@ pub(super) async fn acquire(
     // Names the place, wherever it is.
     let place = format!("{:016x}", fastrand::u64(..));
     let mut late = 0_u32;
+    let mut ask = ask.clone();
     loop {
         let at = office.borrow_and_update().clone();
         let permit = async {
             match at {
                 // Where nobody is known to, it may be this one next; until then its store refuses.
                 Office::Here | Office::Unknown => broker.acquire_here(ask.clone(), via).await,
-                Office::At(host) => ask_at(upstream, &host, ask, via, &place, &mut late).await,
+                Office::At(host) => ask_at(upstream, &host, &mut ask, via, &place, &mut late).await,
             }
         };
         tokio::select! {
@@ -111,7 +113,7 @@ pub(super) async fn acquire(
 async fn ask_at(
     upstream: &dyn Upstream,
     host: &str,
-    ask: &Ask,
+    ask: &mut Ask,
     via: Via,
     place: &str,
     late: &mut u32,
@@ -130,6 +132,7 @@ async fn ask_at(
             shard_count: ask.shard_count,
             wait_ms: u32::try_from(WAIT_MAX_MS).unwrap_or(u32::MAX),
             via: via_word(via).to_owned(),
+            unused: ask.unused.unwrap_or(0),
         };
         let within = Duration::from_millis(WAIT_MAX_MS.unsigned_abs()) + SLACK;
         let answer = tokio::time::timeout(within, upstream.acquire(host.to_owned(), request)).await;
@@ -158,8 +161,8 @@ async fn ask_at(
                         remaining: reply.remaining,
                     });
                 }
-                // It is spent all the same: not at once again.
                 *late += 1;
+                ask.unused = Some(reply.permit);
                 tracing::warn!(
                     host, process = %ask.process, shard = ask.shard_id, took_ms = now - sent,
                     "a permit came too late to be used"

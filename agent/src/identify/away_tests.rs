@@ -154,6 +154,7 @@ fn ask(shard_id: u32) -> Ask {
         attempt: 1,
         shard_id,
         shard_count: 16,
+        unused: None,
     }
 }
 
@@ -240,7 +241,17 @@ async fn who_waits_goes_on_at_the_next_office_and_the_bucket_keeps_its_distance(
     *way_b.counters.lock().expect("no panic holds it") = vec![("a", a.counter.clone())];
 
     let permit = timeout(SOON, b.broker.acquire(ask(0))).await;
-    let given = permit.expect("in time").expect("a permit").until_boot_ms;
+    let late = permit.expect("in time").expect("a permit");
+    // It came too late to its worker, and is given back.
+    let again = Ask {
+        unused: Some(late.number),
+        ..ask(0)
+    };
+    let permit = timeout(SOON, b.broker.acquire(again)).await;
+    let permit = permit.expect("in time").expect("a permit");
+    assert!(permit.number > late.number);
+    assert_eq!(permit.remaining, late.remaining);
+    let given = permit.until_boot_ms;
     let waiting = tokio::spawn({
         let broker = b.broker.clone();
         async move { broker.acquire(ask(1)).await }
@@ -282,6 +293,7 @@ async fn who_waits_goes_on_at_the_next_office_and_the_bucket_keeps_its_distance(
             shard_count: 16,
             wait_ms: 1_000,
             via: "worker".to_owned(),
+            unused: 0,
         })
         .await
         .expect_err("it leads no more");

@@ -314,6 +314,7 @@ fn read(request: PermitRequest) -> Result<(AskId, Ask, Via), Status> {
         attempt: request.attempt,
         shard_id: request.shard_id,
         shard_count: request.shard_count,
+        unused: (request.unused != 0).then_some(request.unused),
     };
     Ok(((request.host, request.id), ask, via))
 }

@@ -28,6 +28,7 @@ impl StartGate for Broker {
                 attempt,
                 shard_id: *shard_id,
                 shard_count: spec.shard_count,
+                unused: None,
             })
             .collect();
         Box::pin(async move {

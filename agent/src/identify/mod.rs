@@ -92,6 +92,8 @@ pub struct Ask {
     pub shard_id: u32,
     /// Shards of the bot in all.
     pub shard_count: u32,
+    /// The latest permit of this shard, where it came too late and has not been used, nor will be.
+    pub unused: Option<u64>,
 }
 
 /// Leave to send one IDENTIFY.
@@ -244,6 +246,15 @@ impl Broker {
         const STOPPING: AcquireError = AcquireError::Unavailable("the agent is stopping");
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (answer, answered) = oneshot::channel();
+        if let Some(permit) = ask.unused {
+            self.send(Input::Unused {
+                bot: ask.process.group().to_owned(),
+                shard: ask.shard_id,
+                count: ask.shard_count,
+                permit,
+            })
+            .await;
+        }
         let request = Request {
             id,
             bot: ask.process.group().to_owned(),

@@ -285,6 +285,7 @@ impl Agent {
             attempt: 1,
             shard_id,
             shard_count: SHARDS,
+            unused: None,
         };
         timeout(SOON, self.broker.acquire(ask))
             .await

@@ -118,6 +118,7 @@ impl wire::worker_server::Worker for Shared {
             attempt: current.attempt,
             shard_id: request.shard_id,
             shard_count: request.shard_count,
+            unused: (request.unused_permit != 0).then_some(request.unused_permit),
         };
         let permit = service.broker.acquire(ask).await.map_err(|error| {
             let object = current.name.as_str();

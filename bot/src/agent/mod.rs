@@ -57,17 +57,20 @@ impl Permits {
         }
     }
 
-    /// One call; the agent answers when the permit is due.
+    /// One call; the agent answers when the permit is due. `unused` is the number of the shard's latest permit,
+    /// where it came too late and will not be used; 0 = there is none.
     pub async fn acquire(
         &self,
         shard_id: u32,
         shard_count: u32,
+        unused: u64,
     ) -> Result<IdentifyPermit, tonic::Status> {
         let request = IdentifyRequest {
             process: self.identity.process.clone(),
             attempt: self.identity.attempt,
             shard_id,
             shard_count,
+            unused_permit: unused,
         };
         Ok(self
             .client

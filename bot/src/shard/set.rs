@@ -11,7 +11,7 @@ use twilight_gateway::{Config, ConfigBuilder, Intents};
 use super::duty::Terms;
 use super::task::{self, GatewayUrl, ShardOrder, ShardSetup, StoredSession};
 use super::{ShardStatus, Stage};
-use crate::identify::{Gate, ShardQueue};
+use crate::identify::{Gate, Held, ShardQueue};
 use crate::services::Services;
 use crate::token::Token;
 
@@ -69,6 +69,7 @@ impl ShardSet {
                     shard_count: setup.count,
                     events,
                     armed: Arc::default(),
+                    held: Held::default(),
                     tasks: setup.tasks.clone(),
                 };
                 let (status_tx, status) = watch::channel(ShardStatus {

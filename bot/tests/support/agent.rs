@@ -39,6 +39,8 @@ pub struct State {
     pub refuse_permits: Option<Status>,
     /// So many permits come when their time is over.
     pub stale_permits: u32,
+    /// What the questions gave back.
+    pub unused_permits: Vec<u64>,
     pub superseded: bool,
     /// Deposits are taken and not acknowledged.
     pub keep_acks: bool,
@@ -209,7 +211,9 @@ impl Worker for Agent {
         if let Some(status) = &state.refuse_permits {
             return Err(status.clone());
         }
-        state.permits.push(request.into_inner().shard_id);
+        let request = request.into_inner();
+        state.permits.push(request.shard_id);
+        state.unused_permits.push(request.unused_permit);
         let permit = state.permits.len() as u64;
         Ok(Response::new(IdentifyPermit {
             permit,

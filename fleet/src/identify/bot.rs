@@ -1,6 +1,6 @@
 //! One bot's ledger: its queue, its permits on their way, and whether it knows its records.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, hash_map};
 
 use super::{
     JITTER_MS, LEAD_MS, PERSIST_MAX_MS, RULE_MS,
@@ -9,7 +9,7 @@ use super::{
     messages::{Effect, Notice, Refusal, Request, RequestId},
     record::{Entry, Record, Stamp},
     spacing_ms,
-    storm::{Candidate, Change, Storm},
+    storm::{Candidate, Change, OUTCOME_MS, Storm},
 };
 
 /// Shards of a bot that may wait at once.
@@ -54,9 +54,22 @@ pub(super) struct Pending {
     wasted: bool,
 }
 
+/// The latest permit of a worker's shard that may yet turn out not to have been used.
+#[derive(Debug)]
+struct Given {
+    at: i64,
+    permit: u64,
+    /// What the guard knew before, and whether the permit showed an earlier one wasted.
+    guard_before: Option<ShardGuard>,
+    wasted: bool,
+    /// [`Budget::reports`] when it was given.
+    reports: u64,
+}
+
 /// A permit that still locks its bucket.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Released {
+    pub(super) permit: u64,
     pub(super) shard: u32,
     pub(super) count: u32,
     pub(super) free_at: i64,
@@ -92,6 +105,7 @@ pub(super) struct Bot {
     /// By number, which is the order in which they are released.
     pub(super) pending: Vec<Pending>,
     pub(super) released: Vec<Released>,
+    given: HashMap<Tuple, Given>,
     /// No bucket is free before this (a record was damaged).
     pub(super) blocked_until: i64,
     pub(super) knows: Knows,
@@ -180,14 +194,30 @@ impl Bot {
         now: i64,
         out: &mut Vec<Effect>,
     ) -> bool {
+        self.given.remove(&tuple);
         let change = self.storm.ready(tuple);
         self.tell(name, change, out);
         self.guard.ready(tuple, now)
     }
 
+    /// Takes a permit back that has not been used and will not be. True when it counted until now.
+    pub(super) fn unused(&mut self, tuple: Tuple, permit: u64) -> bool {
+        let given = match self.given.entry(tuple) {
+            hash_map::Entry::Occupied(given) if given.get().permit == permit => given.remove(),
+            // Used, told before, or not known to be the shard's latest.
+            _ => return false,
+        };
+        self.budget.give_back(permit, given.reports);
+        self.guard.undo(tuple, given.guard_before, given.wasted);
+        self.storm.undo(permit);
+        self.released.retain(|released| released.permit != permit);
+        true
+    }
+
     /// The shard's IDENTIFY went out at `at`. A host that is short of time may be late with it although
     /// the permit was good a moment before: the rule counts from when it was sent.
     pub(super) fn sent(&mut self, tuple: Tuple, at: i64) {
+        self.given.remove(&tuple);
         for released in &mut self.released {
             if (released.shard, released.count) == tuple {
                 released.free_at = released.free_at.max(at + RULE_MS + JITTER_MS);
@@ -248,6 +278,11 @@ impl Bot {
         self.waiting.entry(tuple).or_insert(waiting);
     }
 
+    /// Of permits given so far nothing is taken back any more.
+    pub(super) fn forget_given(&mut self) {
+        self.given.clear();
+    }
+
     /// Whoever waits for a permit on its way goes back into the queue.
     pub(super) fn requeue_pending(&mut self) {
         for pending in std::mem::take(&mut self.pending) {
@@ -299,6 +334,7 @@ impl Bot {
         let now = stamp.boot_ms;
         self.budget.prune(now);
         self.released.retain(|released| now < released.free_at);
+        self.given.retain(|_, given| now - given.at < OUTCOME_MS);
         self.guard.prune(now);
         let (used, spendable) = (self.budget.used(now), self.budget.spendable());
         if self.guard.advance(now, used, spendable) {
@@ -383,10 +419,22 @@ impl Bot {
             let request = &pending.waiting.request;
             let tuple = (request.shard, request.count);
             self.released.push(Released {
+                permit: pending.permit,
                 shard: request.shard,
                 count: request.count,
                 free_at: now + spacing_ms(request.via.valid_ms()),
             });
+            self.given.remove(&tuple);
+            if request.via == super::Via::Worker {
+                let given = Given {
+                    at: now,
+                    permit: pending.permit,
+                    guard_before: pending.guard_before,
+                    wasted: pending.wasted,
+                    reports: self.budget.reports,
+                };
+                self.given.insert(tuple, given);
+            }
             let who = pending.waiting.candidate();
             let change = self.storm.granted(tuple, now, pending.permit, who);
             self.tell(name, change, out);

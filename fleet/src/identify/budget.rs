@@ -95,6 +95,8 @@ pub(super) struct Budget {
     pub(super) floors: Vec<Floor>,
     /// Of `spent`, those that nobody has seen yet.
     pub(super) unreleased: u32,
+    /// Reports taken in so far.
+    pub(super) reports: u64,
     pub(super) hint: Option<u32>,
     pub(super) reserve: Option<u32>,
 }
@@ -218,6 +220,21 @@ impl Budget {
         self.forget(permit);
     }
 
+    /// Takes back a permit that was given out, after so many [`Self::reports`], and not used. Whether a
+    /// later report has counted it nobody knows, so that only our own count gets smaller then.
+    pub(super) fn give_back(&mut self, permit: u64, reports: u64) {
+        self.forget(permit);
+        if reports != self.reports {
+            return;
+        }
+        if let Some(report) = &mut self.report {
+            report.used = report.used.saturating_sub(1);
+        }
+        for floor in &mut self.floors {
+            floor.used = floor.used.saturating_sub(1);
+        }
+    }
+
     /// Takes it out of our own count.
     pub(super) fn forget(&mut self, permit: u64) {
         let mut forgotten = 0;
@@ -262,6 +279,7 @@ impl Budget {
     /// before our latest permits arrives late and knows nothing of them, and one that speaks of a
     /// new window too early is not believed yet.
     pub(super) fn absorb(&mut self, at: i64, mut report: Report) {
+        self.reports += 1;
         self.floors.retain(|floor| at < floor.until);
         if let Some(old) = self.report.filter(|old| at < old.resets_at) {
             if report.resets_at.abs_diff(old.resets_at) <= SAME_WINDOW_MS {

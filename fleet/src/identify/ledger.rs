@@ -110,6 +110,20 @@ impl Ledger {
                     known.sent((shard, count), at.min(now.boot_ms));
                 }
             }
+            Input::Unused {
+                bot,
+                shard,
+                count,
+                permit,
+            } => {
+                if let Some(known) = self.bots.get_mut(&bot)
+                    && known.unused((shard, count), permit)
+                {
+                    let entry = Entry::Refund { permit };
+                    let record = Record { at: now, entry };
+                    out.push(Effect::Note { bot, record });
+                }
+            }
             Input::Tick => {}
         }
     }

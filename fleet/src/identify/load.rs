@@ -43,6 +43,7 @@ impl Bot {
         self.budget.clear();
         self.storm = super::storm::Storm::default();
         self.released.clear();
+        self.forget_given();
         self.blocked_until = i64::MIN;
 
         let damaged = records.iter().filter(|record| record.is_none()).count();
@@ -126,6 +127,7 @@ impl Bot {
         let free_at = latest.saturating_add(spacing_ms(i64::from(valid_ms)));
         if free_at > now.boot_ms {
             self.released.push(Released {
+                permit,
                 shard,
                 count,
                 free_at,

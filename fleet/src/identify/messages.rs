@@ -51,6 +51,18 @@ pub enum Input {
         /// When, on the ledger's boot clock, in milliseconds. What lies in the future is taken for now.
         at: i64,
     },
+    /// A worker has not used this permit and will not: it came too late. Nothing is taken back where another
+    /// permit of the shard followed, or where the IDENTIFY is known to have gone out.
+    Unused {
+        /// The bot.
+        bot: String,
+        /// The shard.
+        shard: u32,
+        /// Of so many.
+        count: u32,
+        /// The permit's number.
+        permit: u64,
+    },
     /// Whoever asked is gone.
     Cancel {
         /// The request.

@@ -108,7 +108,7 @@ pub enum Entry {
         /// Of so many.
         count: u32,
     },
-    /// A permit was thrown away before anyone saw it.
+    /// A permit was not used: thrown away before anyone saw it, or too late for whoever got it.
     Refund {
         /// Its number.
         permit: u64,

@@ -27,7 +27,7 @@ pub(super) const ROW: u32 = 4;
 const SHARDS: usize = 2;
 /// A worker that got a permit is ready within this time, or its IDENTIFY came to nothing. Workers
 /// themselves give up on a READY after 30 s; then their guilds have to arrive.
-const OUTCOME_MS: i64 = 90_000;
+pub(super) const OUTCOME_MS: i64 = 90_000;
 /// Nothing is known of another bot's IDENTIFY after this time.
 const OUTCOME_FOREIGN_MS: i64 = 5 * 60_000;
 /// Between two probes at first, doubled while none holds. The first goes out at once.

@@ -361,6 +361,9 @@ pub struct PermitRequest {
     /// worker, start, queue.
     #[prost(string, tag = "9")]
     pub via: ::prost::alloc::string::String,
+    /// The latest permit of this shard, where it came too late and has not been used, nor will be. 0 = none.
+    #[prost(uint64, tag = "10")]
+    pub unused: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PermitReply {

@@ -252,6 +252,9 @@ pub struct IdentifyRequest {
     pub shard_id: u32,
     #[prost(uint32, tag = "4")]
     pub shard_count: u32,
+    /// The latest permit that this shard got, where it came too late and has not been used, nor will be. 0 = none.
+    #[prost(uint64, tag = "5")]
+    pub unused_permit: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct IdentifyPermit {

@@ -132,16 +132,26 @@ impl Broker {
         });
     }
 
-    /// Waits for a permit. Dropping the future gives up the place in the queue.
+    /// Waits for a permit, and says which one of the shard came too late. Dropping the future gives up the place in
+    /// the queue.
     pub async fn acquire(
         &self,
         process: &str,
         attempt: u64,
         shard: u32,
         count: u32,
+        unused: Option<u64>,
     ) -> Option<Answer> {
         let id = self.next_id.get();
         self.next_id.set(id + 1);
+        if let Some(permit) = unused {
+            self.send(Input::Unused {
+                bot: BOT.to_owned(),
+                shard,
+                count,
+                permit,
+            });
+        }
         let (answer, answered) = oneshot::channel();
         let request = Request {
             id,

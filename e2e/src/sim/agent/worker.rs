@@ -212,12 +212,13 @@ pub fn connect(sim: &Sim, pid: Pid) -> Option<Link> {
     Some(Link { to, from })
 }
 
-/// One call for a permit.
+/// One call for a permit, in which the shard gives back one that came too late.
 pub async fn acquire(
     sim: &Sim,
     pid: Pid,
     (name, attempt): (&ProcessName, u64),
     (shard, count): (u32, u32),
+    unused: Option<u64>,
 ) -> Acquired {
     let agent = sim
         .agent
@@ -241,7 +242,7 @@ pub async fn acquire(
             }
             match agent
                 .broker
-                .acquire(name.as_str(), attempt, shard, count)
+                .acquire(name.as_str(), attempt, shard, count, unused)
                 .await
             {
                 Some(Ok(permit)) => Acquired::Granted(permit),

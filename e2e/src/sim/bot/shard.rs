@@ -798,15 +798,17 @@ async fn granted(permit: &mut Option<oneshot::Receiver<()>>) -> bool {
 async fn acquire(bot: &Rc<Bot>, shard: u32) {
     let (sim, identity) = (&bot.sim, &bot.identity);
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
+    let mut unused = None;
     loop {
         let who = (&identity.spec.name, identity.attempt);
         let tuple = (shard, identity.spec.shard_count);
-        match worker::acquire(sim, identity.pid, who, tuple).await {
+        match worker::acquire(sim, identity.pid, who, tuple, unused).await {
             // Given out on the clock that all processes of the machine share: one that was stopped
             // meanwhile asks again.
             Acquired::Granted(permit) if sim.now() < permit.granted_at + permit.valid_ms => return,
             Acquired::Granted(permit) => {
                 trace!(sim, [permit.number], "permit {} is too old", permit.number);
+                unused = Some(permit.number);
             }
             Acquired::Superseded => {
                 bot.superseded.send_replace(true);

@@ -50,6 +50,8 @@ struct Asker {
     poll: Option<(PollId, i64)>,
     /// Does not ask before, in true time.
     rests_until: i64,
+    /// Its latest permit, if that came too late.
+    unused: Option<u64>,
     identified: u32,
 }
 
@@ -87,6 +89,7 @@ impl World {
                 ask: 1,
                 poll: None,
                 rests_until: rng.i64(0..2_000),
+                unused: None,
                 identified: 0,
             })
             .collect();
@@ -201,6 +204,9 @@ impl World {
                     let request = self.next;
                     let shard: u32 = id.0.parse().expect("a shard");
                     self.leaders[leader].requests.insert(request, id);
+                    if let Some(permit) = self.askers[shard as usize].unused {
+                        self.ledger(leader, super::unused(shard, permit));
+                    }
                     let input = Input::Request(super::request(request, shard, 1));
                     self.ledger(leader, input);
                 }
@@ -247,9 +253,13 @@ impl World {
                 asker.ask += 1;
                 asker.rests_until = time + 1_000;
             }
-            DeskReply::Granted { valid_ms, .. } => {
+            DeskReply::Granted {
+                number, valid_ms, ..
+            } => {
                 asker.ask += 1;
+                asker.unused = Some(number);
                 if let Some(until) = until(sent, valid_ms, time - asker.booted_at) {
+                    asker.unused = None;
                     // At any moment until then, and some way to Discord.
                     let last = until + asker.booted_at - 1;
                     let at = self.rng.i64(time..=last) + self.rng.i64(0..=JITTER_MS);
@@ -372,7 +382,8 @@ proptest! {
             let served = world.askers.iter().map(|asker| asker.identified);
             served.zip(&before).any(|(now, before)| now == *before)
         };
-        for _ in 0..300 {
+        // A shard that lost many answers waits for half an hour.
+        for _ in 0..2_400 {
             if !waits(&world) {
                 break;
             }

@@ -106,6 +106,16 @@ fn granted(effects: &[Effect]) -> Vec<RequestId> {
         .collect()
 }
 
+fn permits(effects: &[Effect]) -> Vec<u64> {
+    effects
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Grant { permit, .. } => Some(*permit),
+            _ => None,
+        })
+        .collect()
+}
+
 /// Like [`step`], and whoever gets a permit becomes ready at once.
 fn step_well(ledger: &mut Ledger, now: Stamp, input: Input) -> Vec<RequestId> {
     let shards: HashMap<RequestId, u32> = ledger
@@ -134,6 +144,28 @@ fn ready(shard: u32) -> Input {
         bot: BOT.to_owned(),
         shard,
         count: 64,
+    }
+}
+
+fn unused(shard: u32, permit: u64) -> Input {
+    Input::Unused {
+        bot: BOT.to_owned(),
+        shard,
+        count: 64,
+        permit,
+    }
+}
+
+fn limits(total: u32, remaining: u32) -> Input {
+    Input::Limits {
+        bot: BOT.to_owned(),
+        limits: ReportedLimits {
+            total,
+            remaining,
+            reset_after_ms: 3_600_000,
+            max_concurrency: 1,
+            recommended: 1,
+        },
     }
 }
 
@@ -238,6 +270,81 @@ fn what_goes_out_late_makes_its_bucket_wait_longer() {
         };
         assert_eq!(second, expected, "told at {told_at} of {said:?}");
     }
+}
+
+/// A busy host on which every permit comes too late is no crash loop, no storm, and spends nothing.
+#[test]
+fn permits_that_came_too_late_cost_nothing() {
+    let mut ledger = empty();
+    configure(&mut ledger, 1, None);
+    step(&mut ledger, at(0), limits(1000, 990));
+    let used = |ledger: &Ledger, now| ledger.status(at(now))[0].used;
+    assert_eq!(used(&ledger, 0), 10);
+    let mut now = 0;
+    for round in 0..24 {
+        let shard = u32::try_from(round % 3).expect("small");
+        let effects = step(
+            &mut ledger,
+            at(now),
+            Input::Request(request(round, shard, 1)),
+        );
+        let [permit] = permits(&effects)[..] else {
+            panic!("{effects:?} in round {round}");
+        };
+        assert_eq!(used(&ledger, now), 11);
+        now += VALID_MS + 50;
+        let effects = ledger.step(at(now), unused(shard, permit));
+        assert!(
+            matches!(effects[..], [Effect::Note { .. }]),
+            "{effects:?} in round {round}"
+        );
+        assert_eq!(used(&ledger, now), 10);
+        // Told once more, or of another shard.
+        for again in [unused(shard, permit), unused(shard + 1, permit)] {
+            assert_eq!(ledger.step(at(now), again), []);
+        }
+        assert_eq!(ledger.status(at(now))[0].mode, Mode::Normal);
+    }
+    // The records say the same, whoever reads them.
+    let records = ledger.records(BOT, at(now)).expect("known");
+    let mut successor = Ledger::new();
+    load(
+        &mut successor,
+        at(now),
+        records.into_iter().map(Some).collect(),
+    );
+    assert_eq!(used(&successor, now), 10);
+}
+
+#[test]
+fn a_permit_is_taken_back_only_while_it_can_be_unused() {
+    // How many count then, and whether the bucket is free.
+    let after = |between: &[Input]| {
+        let mut ledger = empty();
+        configure(&mut ledger, 1, None);
+        let effects = step(&mut ledger, at(0), Input::Request(request(1, 7, 1)));
+        let [permit] = permits(&effects)[..] else {
+            panic!("{effects:?}");
+        };
+        for input in between {
+            step(&mut ledger, at(10), input.clone());
+        }
+        step(&mut ledger, at(20), unused(7, permit));
+        let used = ledger.status(at(20))[0].used;
+        let next = step(&mut ledger, at(20), Input::Request(request(2, 8, 1)));
+        (used, granted(&next) == [2])
+    };
+    let sent = Input::Sent {
+        bot: BOT.to_owned(),
+        shard: 7,
+        count: 64,
+        at: 5,
+    };
+    assert_eq!(after(&[]), (0, true));
+    assert_eq!(after(&[sent]), (1, false));
+    assert_eq!(after(&[ready(7)]), (1, false));
+    // Discord's own count, fetched meanwhile, may contain it.
+    assert_eq!(after(&[limits(1000, 999)]), (1, true));
 }
 
 #[test]

@@ -5,7 +5,10 @@
 //! state it builds on and is refused when that is not the newest, or when its leader is not the
 //! leader any more. A write that was given up may still arrive.
 
-use std::collections::{BTreeMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashSet},
+    num::NonZeroU64,
+};
 
 use proptest::prelude::*;
 
@@ -41,6 +44,10 @@ enum Act {
     TakeRead,
     ReadFails,
     Ready(u32),
+    /// The latest permit of the shard came too late for its worker.
+    Unused(u32),
+    /// Something that was said about an unused permit is heard again, by either host.
+    UnusedAgain(u64),
     Report {
         remaining: u32,
     },
@@ -88,6 +95,8 @@ fn acts() -> impl Strategy<Value = (usize, Act)> {
         10 => Just(Act::TakeRead),
         1 => Just(Act::ReadFails),
         4 => (0..SHARDS).prop_map(Act::Ready),
+        4 => (0..SHARDS).prop_map(Act::Unused),
+        1 => any::<u64>().prop_map(Act::UnusedAgain),
         2 => (0_u32..80).prop_map(|remaining| Act::Report { remaining }),
         3 => Just(Act::Elect),
         20 => Just(Act::Turn),
@@ -125,6 +134,15 @@ struct Host {
     read: Option<(u64, Vec<Option<Record>>, u64)>,
 }
 
+#[derive(Debug, Clone, Copy)]
+struct Sent {
+    time: i64,
+    shard: u32,
+    via: Via,
+    host: usize,
+    permit: u64,
+}
+
 struct World {
     time: i64,
     hosts: [Host; 2],
@@ -139,8 +157,10 @@ struct World {
     next_id: RequestId,
     requests: BTreeMap<RequestId, Request>,
     newest: HashMap<u32, u64>,
-    /// Released permits: when, of which shard, and what the bucket owes them.
-    sent: Vec<(i64, u32, i64)>,
+    /// Permits that were used: when they were released, of which shard, by which host, what the bucket owes
+    /// them, and their number.
+    sent: Vec<Sent>,
+    unused: Vec<(u32, u64)>,
     numbers: HashSet<u64>,
     /// By how much more than they may be the wall clocks are wrong.
     times_wrong: i64,
@@ -163,6 +183,7 @@ impl World {
             requests: BTreeMap::new(),
             newest: HashMap::new(),
             sent: Vec::new(),
+            unused: Vec::new(),
             numbers: HashSet::new(),
             times_wrong: 1,
         };
@@ -214,16 +235,22 @@ impl World {
         );
         assert!(self.numbers.insert(permit), "two permits of one number");
         let bucket = |shard: u32| shard % self.max_concurrency;
-        for (time, other, owed) in &self.sent {
+        for other in &self.sent {
+            let passed = self.time - other.time;
             assert!(
-                bucket(*other) != bucket(request.shard) || self.time - time >= *owed,
-                "bucket used twice within {} ms",
-                self.time - time
+                bucket(other.shard) != bucket(request.shard)
+                    || passed >= spacing_ms(other.via.valid_ms()),
+                "bucket used twice within {passed} ms"
             );
         }
-        let owed = spacing_ms(request.via.valid_ms());
-        self.sent.push((self.time, request.shard, owed));
-        let day = self.sent.iter().filter(|(at, ..)| self.time - at < DAY_MS);
+        self.sent.push(Sent {
+            time: self.time,
+            shard: request.shard,
+            via: request.via,
+            host,
+            permit,
+        });
+        let day = self.sent.iter().filter(|s| self.time - s.time < DAY_MS);
         assert!(
             self.times_wrong > 1 || day.count() <= (self.total - self.reserve) as usize,
             "the reserve was touched"
@@ -416,6 +443,20 @@ impl World {
                 }
             }
             Act::Ready(shard) => self.step(host, ready(shard)),
+            Act::Unused(shard) => {
+                let latest = self.sent.iter().rposition(|s| s.shard == shard);
+                if let Some(latest) = latest.filter(|at| self.sent[*at].via == Via::Worker) {
+                    let sent = self.sent.remove(latest);
+                    self.unused.push((shard, sent.permit));
+                    self.step(sent.host, unused(shard, sent.permit));
+                }
+            }
+            Act::UnusedAgain(which) => {
+                if let Some(count) = NonZeroU64::new(self.unused.len() as u64) {
+                    let (shard, permit) = self.unused[(which % count) as usize];
+                    self.step(host, unused(shard, permit));
+                }
+            }
             Act::Report { remaining } => self.report(host, remaining),
             Act::Elect => self.elect(host),
             Act::Turn => {
