@@ -194,6 +194,13 @@ impl Host {
             Reach::Idle | Reach::Live { .. } => false,
         }
     }
+
+    /// Whether it could answer, and has not done so yet.
+    pub(super) fn is_awaited(&self) -> bool {
+        matches!(self.reach, Reach::Waiting { .. })
+            && !self.is_lost()
+            && self.known.leased != Some(false)
+    }
 }
 
 /// The latest of something that goes away one day, with the changes that made it.
@@ -307,11 +314,7 @@ impl Core {
 
     /// Whether each host that could answer has done so.
     pub fn is_settled(&self) -> bool {
-        !self.hosts.values().any(|host| {
-            matches!(host.reach, Reach::Waiting { .. })
-                && !host.is_lost()
-                && host.known.leased != Some(false)
-        })
+        !self.hosts.values().any(Host::is_awaited)
     }
 
     /// Takes in what happened.

@@ -216,6 +216,9 @@ fn a_host_that_refuses_is_unreachable_before_it_was_ever_heard() {
     core.step(at(1), heard("a", 1, update(1, true, vec![])));
     core.step(at(1), heard("b", 1, update(1, true, vec![])));
     assert!(!core.is_settled());
+    let early = core.status(at(1));
+    assert!(!early.healthy, "nothing is known of c");
+    assert_eq!(early.reasons, ["host c has not answered yet"]);
     let lost = Input::Lost {
         host: "c".to_owned(),
         life: 1,

@@ -287,6 +287,9 @@ impl Core {
                 reasons.push(format!(
                     "host {name} does not hold its lease: it owns no shard until it does"
                 ));
+            } else if host.is_awaited() {
+                // Nothing is known of it, which is no health.
+                reasons.push(format!("host {name} has not answered yet"));
             }
         }
         reasons.extend(self.part.said.reasons.iter().cloned());
