@@ -375,12 +375,14 @@ impl Broadcast {
         }
         let asked = asked.into_iter().map(|host| async move {
             let within = until.saturating_duration_since(Instant::now());
+            // What it knows of shards that are silent is to be here in time.
+            let theirs = within.saturating_sub(SLACK.min(within / 4));
             let message = ShardsQuestion {
                 bot: bot.to_owned(),
                 question: question.name.clone(),
                 json: question.json.clone(),
                 // 0 would mean the usual time.
-                timeout_ms: millis(within).max(1),
+                timeout_ms: millis(theirs).max(1),
             };
             let answer = elsewhere.ask(host.clone(), message);
             let answer = tokio::time::timeout(within + SLACK, answer).await;
