@@ -11,6 +11,9 @@ use tempfile::TempDir;
 
 use crate::{binaries, fleet::text, processes, wait};
 
+/// What every `tanakoctl` of a test is told: a busy machine's agent may answer late.
+pub(crate) const PATIENT: [&str; 2] = ["--request-timeout", "60s"];
+
 /// A directory with a `fleet.toml`, and the agent that runs it.
 #[derive(Debug)]
 pub struct Agent {
@@ -106,6 +109,7 @@ impl Agent {
         Command::new(binaries::path("tanakoctl"))
             .arg("--socket")
             .arg(self.path("run/agent.sock"))
+            .args(PATIENT)
             .args(arguments)
             .env("HOME", self.home.path())
             .env("XDG_CONFIG_HOME", self.path("config"))
@@ -116,12 +120,19 @@ impl Agent {
 
     /// One process of `status`.
     pub fn process(&self, name: &str) -> Value {
+        let [process] = self.processes([name]);
+        process
+    }
+
+    /// Several processes of one `status`; null where there is none of the name.
+    pub fn processes<const N: usize>(&self, names: [&str; N]) -> [Value; N] {
         let output = self.ctl(&["status", "-o", "json"]);
         let status: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
         let all = status["processes"].as_array().cloned().unwrap_or_default();
-        all.into_iter()
-            .find(|process| process["name"] == name)
-            .unwrap_or_default()
+        names.map(|name| {
+            let found = all.iter().find(|process| process["name"] == name);
+            found.cloned().unwrap_or_default()
+        })
     }
 
     /// Waits until a process is in a state, and gives it.

@@ -8,7 +8,7 @@ use http::HeaderValue;
 use serde_json::{Value, json};
 use tokio_websockets::{ClientBuilder, Message};
 
-const DEADLINE: Duration = Duration::from_secs(10);
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// The token in a file, as an `Authorization` header.
 pub fn bearer(token_file: &Path) -> anyhow::Result<String> {

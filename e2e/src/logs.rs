@@ -7,7 +7,7 @@ use std::{
 };
 
 /// Every log below a directory, with its whole text.
-fn below(directory: &Path) -> Vec<(PathBuf, String)> {
+pub(crate) fn below(directory: &Path) -> Vec<(PathBuf, String)> {
     let mut logs = Vec::new();
     let mut folders = vec![directory.to_owned()];
     while let Some(folder) = folders.pop() {

@@ -17,7 +17,9 @@ use std::{
 use serde_json::Value;
 
 use crate::{
-    Agent, binaries,
+    Agent,
+    agent::PATIENT,
+    binaries,
     discord::{Discord, number},
     fleet::{pids, text},
     logs, processes, wait,
@@ -51,6 +53,8 @@ pub struct Size {
     pub bot: String,
     /// More arguments of simcord.
     pub discord: Vec<String>,
+    /// How long a host of several owns what it runs without an answer of the store.
+    pub host_lease_s: u32,
 }
 
 impl Size {
@@ -66,6 +70,7 @@ impl Size {
             interactions: 50,
             bot: String::new(),
             discord: Vec::new(),
+            host_lease_s: 5,
         }
     }
 
@@ -330,6 +335,7 @@ impl Rig {
         Command::new(binaries::path("tanakoctl"))
             .arg("--socket")
             .arg(self.agent.path("run/agent.sock"))
+            .args(PATIENT)
             .args(arguments)
             .args(["-o", "json"])
             .env("HOME", self.agent.path(""))

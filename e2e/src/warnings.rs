@@ -101,7 +101,7 @@ impl Warnings {
 
 /// The interaction, once it is no longer open.
 fn answered(discord: &Discord, id: &str) -> Value {
-    wait::until("an answer", 20, || {
+    wait::until("an answer", 90, || {
         let record = discord.get(&format!("/interactions/{id}"));
         match record["state"].as_str() {
             Some("answered" | "late") => Ok(record),

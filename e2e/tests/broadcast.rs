@@ -45,7 +45,7 @@ fn every_shard_answers_or_is_named_with_the_reason() {
     processes::signal(frozen, Signal::STOP);
     let output = rig
         .agent
-        .ctl(&["broadcast", "stats", "--timeout", "1s", "-o", "json"]);
+        .ctl(&["broadcast", "stats", "--timeout", "10s", "-o", "json"]);
     processes::signal(frozen, Signal::CONT);
     assert_eq!(output.status.code(), Some(3), "{}", text(&output));
     let said = stats(&output);

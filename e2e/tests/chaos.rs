@@ -16,7 +16,7 @@ use tanako_e2e::{
     Rig, Size, Warnings,
     discord::{demand_exact, number},
     processes,
-    rig::{full, seed},
+    rig::{bots, full, seed},
     wait,
 };
 
@@ -39,9 +39,14 @@ fn kill_bots(rig: &Rig, rng: &mut fastrand::Rng, seconds: u64) -> u32 {
     let end = Instant::now() + Duration::from_secs(seconds);
     let mut killed = 0;
     while Instant::now() < end {
-        let alive = rig.bot_pids();
-        if let Some((_, pid)) = rng.choice(&alive) {
-            processes::kill(*pid);
+        // One that is still coming up would cost no RESUME.
+        let status = rig.status().unwrap_or_default();
+        let ready: Vec<u64> = bots(&status)
+            .filter(|process| process["ready"] == true)
+            .filter_map(|process| process["pid"].as_u64())
+            .collect();
+        if let Some(pid) = rng.choice(&ready) {
+            processes::kill(u32::try_from(*pid).expect("a pid"));
             killed += 1;
         }
         std::thread::park_timeout(Duration::from_millis(rng.u64(100..900)));

@@ -5,6 +5,14 @@ use std::{collections::BTreeSet, net::TcpStream, path::Path};
 use serde_json::{Value, json};
 use tanako_e2e::{Fleet, db, fleet, http, logs, processes, wait};
 
+fn until_dead(pid: u32) {
+    wait::until("a process's end", 60, || {
+        (!processes::alive(pid))
+            .then_some(())
+            .ok_or("alive".to_owned())
+    });
+}
+
 fn sum(status: &Value, field: &str) -> u64 {
     let shards = status["processes"]
         .as_array()
@@ -101,11 +109,7 @@ fn a_fleet_from_one_command_and_nothing_left_of_it() {
     // kill -9 of the agent: the children live on, and the next agent adopts them.
     let agent = u32::try_from(info["agent_pid"].as_u64().expect("the agent's pid")).expect("a pid");
     processes::kill(agent);
-    wait::until("the agent's end", 10, || {
-        (!processes::alive(agent))
-            .then_some(())
-            .ok_or("alive".to_owned())
-    });
+    until_dead(agent);
     for (name, (pid, _)) in &before {
         assert!(
             processes::alive(u32::try_from(*pid).expect("a pid")),
@@ -241,9 +245,10 @@ fn restarts_resume_and_stopped_stays_stopped() {
 
     fleet.ok(&["stop", "tanako/2", "--yes", "--wait"]);
     let agent = fleet.info()["agent_pid"].as_u64().expect("the agent's pid");
-    processes::kill(u32::try_from(agent).expect("a pid"));
-    let up = fleet.ctl(&["demo", "up"]);
-    assert!(!fleet::text(&up).is_empty());
+    let agent = u32::try_from(agent).expect("a pid");
+    processes::kill(agent);
+    until_dead(agent);
+    fleet.ctl(&["demo", "up"]);
     let status = wait::until("the agent's return", 60, || fleet.status());
     let stopped = status["processes"]
         .as_array()

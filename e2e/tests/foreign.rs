@@ -55,13 +55,11 @@ fn a_foreign_bot_runs_unchanged_and_its_identifies_are_spaced() {
     agent.start();
     agent.until_state("legacy/0", "ready");
     agent.until_state("legacy/1", "ready");
-    let (first, second) = (agent.process("legacy/0"), agent.process("legacy/1"));
+    // In one status, so that both are as old as they are at one moment.
+    let [first, second] = agent.processes(["legacy/0", "legacy/1"]);
     let up = |process: &Value| process["uptime_s"].as_u64().expect("a number");
     let apart = up(&first).abs_diff(up(&second));
-    assert!(
-        (4..=15).contains(&apart),
-        "one IDENTIFY per 5 s in a bucket: {apart} s"
-    );
+    assert!(apart >= 4, "one IDENTIFY per 5 s in a bucket: {apart} s");
     let logs = agent.ctl(&["logs", "legacy/1", "--tail", "5"]);
     let said = String::from_utf8_lossy(&logs.stdout);
     assert!(

@@ -14,10 +14,13 @@ fn shards(status: &Value) -> impl Iterator<Item = &Value> {
     bots(status).flat_map(|bot| bot["shards"].as_array().into_iter().flatten())
 }
 
-fn sick(rig: &Rig) -> Result<Value, String> {
-    let status = rig.status()?;
-    let found = shards(&status).find(|shard| shard["id"] == SICK);
+fn sick_of(status: &Value) -> Result<Value, String> {
+    let found = shards(status).find(|shard| shard["id"] == SICK);
     found.cloned().ok_or_else(|| status.to_string())
+}
+
+fn sick(rig: &Rig) -> Result<Value, String> {
+    sick_of(&rig.status()?)
 }
 
 fn told(rig: &Rig, kind: &str) -> Vec<String> {
@@ -35,14 +38,13 @@ fn told(rig: &Rig, kind: &str) -> Vec<String> {
 fn a_silent_shard_is_resumed_then_identified_and_well_again() {
     let rig = Rig::up(Size {
         shards: SHARDS,
-        auto: false,
         per_process: 4,
         guilds: 800,
         max_concurrency: SHARDS,
         events: EVENTS,
         interactions: 0,
         bot: "health = { silent = \"10s\" }".to_owned(),
-        discord: Vec::new(),
+        ..Size::promised()
     });
     rig.flow();
     // A history that can be judged: half a minute, in which every second brought something.
@@ -73,15 +75,17 @@ fn a_silent_shard_is_resumed_then_identified_and_well_again() {
         .post("/faults/mute", &json!({ "shard": SICK, "event": TYPE }));
     assert_eq!(muted["affected"], 1, "{muted}");
 
-    let shard = wait::until("a silent shard", 120, || {
-        let shard = sick(&rig)?;
-        (shard["health"] == "silent")
-            .then_some(shard.clone())
-            .ok_or_else(|| shard.to_string())
+    let (status, shard) = wait::until("a silent shard", 120, || {
+        let status = rig.status()?;
+        let shard = sick_of(&status)?;
+        if shard["health"] == "silent" {
+            Ok((status, shard))
+        } else {
+            Err(shard.to_string())
+        }
     });
     let why = shard["health_detail"].as_str().expect("a reason");
     assert!(why.contains(TYPE), "{why}");
-    let status = rig.status().expect("a status");
     assert_eq!(status["healthy"], false, "{}", status["reasons"]);
 
     // The session itself is muted: the RESUME cannot help, the new session does.

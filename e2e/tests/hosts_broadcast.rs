@@ -36,9 +36,8 @@ mod netns {
         let id = sent["id"].as_str().expect("an id").to_owned();
         wait::until("an answer to /fleet", 60, || {
             let record = fleet.discord.get(&format!("/interactions/{id}"));
-            // A busy machine may answer late; whether in time is another test's.
             match record["state"].as_str() {
-                Some("answered" | "late") if !record["message"].is_null() => {
+                Some("answered") if !record["message"].is_null() => {
                     Ok(record["message"].to_string())
                 }
                 _ => Err(record.to_string()),
@@ -128,7 +127,7 @@ mod netns {
         // Its bots stand still: those shards are waited for as long as was asked, and no longer; more
         // broadcasts than an agent takes are refused at once.
         fleet.freeze_bots(lost);
-        let patient = ["broadcast", "stats", "--timeout", "20s", "-o", "json"];
+        let patient = ["broadcast", "stats", "--timeout", "10s", "-o", "json"];
         let crowd: Vec<_> = (0..2 * AT_ONCE)
             .map(|_| fleet.spawn(asked, &patient))
             .collect();
@@ -160,7 +159,7 @@ mod netns {
         // It is cut from the others and not from etcd: its lease lives, so nothing of it moves.
         fleet.cut(lost, Link::Others);
         for host in [asked, leader.as_str()] {
-            let hurried = ["broadcast", "stats", "--timeout", "2s", "-o", "json"];
+            let hurried = ["broadcast", "stats", "--timeout", "10s", "-o", "json"];
             let output = fleet.ctl(host, &hurried);
             assert_eq!(output.status.code(), Some(3), "{}", text(&output));
             let said = answers(&output);
@@ -177,7 +176,7 @@ mod netns {
         // From where it is, the others are out of reach.
         let output = fleet.ctl(
             lost,
-            &["broadcast", "stats", "--timeout", "2s", "-o", "json"],
+            &["broadcast", "stats", "--timeout", "10s", "-o", "json"],
         );
         let said = answers(&output);
         assert_eq!(shards(&said, None), silent, "{said:#}");

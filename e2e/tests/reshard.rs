@@ -124,8 +124,9 @@ fn abort_at(rig: &Rig, what: &str, reached: impl Fn(&Value) -> bool) {
         "tanako",
         "--shards",
         "16",
+        // Ended by the abort.
         "--observe",
-        "3s",
+        "5m",
         "--yes",
         "--wait",
     ]);

@@ -71,6 +71,11 @@ pub struct Config {
     #[arg(long, default_value = "41250ms", value_name = "DURATION", value_parser = duration)]
     pub heartbeat_interval: Duration,
 
+    /// How late a heartbeat may be before the client counts as dead [default: half the interval, at least 1s].
+    /// A longer one lets clients wait for a core on slow machines.
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub heartbeat_patience: Option<Duration>,
+
     /// Time for the first answer to an interaction. Discord's own is 3s; a longer one lets slow machines be judged
     /// by whether they answer at all.
     #[arg(long, default_value = "3s", value_name = "DURATION", value_parser = duration)]

@@ -211,6 +211,7 @@ impl Hosts {
             .args(["--store", "etcd", "--etcd-prefix", PREFIX])
             .args(["--etcd-endpoints", &self.etcd.urls()])
             .args(["--etcd-lease-seconds", OFFICE_LEASE_S])
+            .args(["--host-lease-seconds", &self.size.host_lease_s.to_string()])
             .arg("--etcd-ca")
             .arg(identity.join(AUTHORITIES_FILE))
             .arg("--etcd-cert")
@@ -402,14 +403,13 @@ impl Hosts {
     }
 
     /// Whether a host that nothing was done to has lost its lease: then its shards have moved or resumed too, as
-    /// they must. A machine so busy that etcd does not answer for seconds does that.
+    /// they must. A machine so busy that etcd does not answer for seconds does that. The agent, the fence and each
+    /// bot see to it that the lease is kept, and all say it in the same words.
     pub fn has_bystanders(&self) -> bool {
-        self.agents.iter().any(|(name, host)| {
-            let log = self.lan.directory_of(name).join("agent.log");
-            !host.hit
-                && fs::read_to_string(log)
-                    .is_ok_and(|log| log.contains("the lease of this host has ended"))
-        })
+        let untouched = self.agents.iter().filter(|(_, host)| !host.hit);
+        untouched
+            .flat_map(|(name, _)| logs::below(&self.lan.directory_of(name)))
+            .any(|(_, log)| log.contains("the lease of this host has ended"))
     }
 
     /// Does something with the store, as it is reached from a host.

@@ -103,6 +103,8 @@ struct Connection {
     app: Arc<App>,
     link: Arc<Link>,
     heartbeat_interval: Duration,
+    /// How late a heartbeat may be before the client counts as dead.
+    heartbeat_patience: Duration,
 }
 
 /// How a connection ended.
@@ -117,14 +119,19 @@ enum End {
 
 impl Connection {
     fn new(app: Arc<App>, wire: Wire) -> Self {
-        let (link, heartbeat_interval) = {
+        let (link, heartbeat_interval, patience) = {
             let mut hub = app.hub();
-            (hub.connected(wire), hub.config.heartbeat_interval)
+            let link = hub.connected(wire);
+            let config = &hub.config;
+            (link, config.heartbeat_interval, config.heartbeat_patience)
         };
+        let heartbeat_patience =
+            patience.unwrap_or_else(|| (heartbeat_interval / 2).max(Duration::from_secs(1)));
         Self {
             app,
             link,
             heartbeat_interval,
+            heartbeat_patience,
         }
     }
 
@@ -171,9 +178,7 @@ impl Connection {
 
     async fn read(&self, stream: &mut SplitStream<WebSocket>) -> End {
         let mut sends = SendLimit::default();
-        // A heartbeat may be late by half an interval before the client counts as dead.
-        let patience =
-            self.heartbeat_interval + (self.heartbeat_interval / 2).max(Duration::from_secs(1));
+        let patience = self.heartbeat_interval + self.heartbeat_patience;
         let mut heard = Instant::now();
         // After a violation the close frame is on its way; everything else is read and dropped.
         let mut violated = false;

@@ -10,7 +10,7 @@ use serde_json::Value;
 use tanako_pki::{Authority, Role, Subject};
 
 use super::{AGENT_PORT, HTTP_PORT, Hosts, LIFE};
-use crate::{binaries, fleet::text, http, rig, wait};
+use crate::{agent::PATIENT, binaries, fleet::text, http, rig, wait};
 
 impl Hosts {
     fn tool(&self, host: &str, arguments: &[&str]) -> Command {
@@ -19,6 +19,7 @@ impl Hosts {
         command
             .arg("--socket")
             .arg(self.run_dir(host).join("agent.sock"))
+            .args(PATIENT)
             .args(arguments)
             .env("HOME", &home)
             .env("XDG_CONFIG_HOME", home.join("config"))
