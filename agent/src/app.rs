@@ -535,8 +535,8 @@ impl App {
             http,
             listen,
         };
-        app.write_info()?;
         app.tell_origin(origin);
+        app.write_info()?;
         Ok(app)
     }
 

@@ -233,6 +233,8 @@ pub struct Config {
     pub group_access: bool,
     /// Where the fleet's state is.
     pub store: StoreConfig,
+    /// Life of this host's lease, where the store is one of several hosts.
+    pub host_lease: Duration,
     /// How others reach this agent; `None` = only over the unix socket.
     pub network: Option<Network>,
 }
@@ -266,8 +268,6 @@ pub struct EtcdConfig {
     pub options: etcd::Options,
     /// Life of the coordinator's lease.
     pub lease: Duration,
-    /// Life of this host's lease.
-    pub host_lease: Duration,
     /// How much of the history is kept; `None` = the server sees to it.
     pub history: Option<Duration>,
 }
@@ -362,6 +362,7 @@ impl Config {
             info_file: args.info_file.as_ref().map(absolute).transpose()?,
             group_access: args.group_access,
             store: store(&args, absolute)?,
+            host_lease: Duration::from_secs(args.host_lease_seconds),
             network,
             data_dir,
         };
@@ -512,7 +513,6 @@ fn store(
     Ok(StoreConfig::Etcd(Box::new(EtcdConfig {
         options: options.checked()?,
         lease,
-        host_lease: Duration::from_secs(args.host_lease_seconds),
         history: (args.etcd_history_minutes > 0)
             .then(|| Duration::from_secs(args.etcd_history_minutes * 60)),
     })))

@@ -5,12 +5,20 @@ use std::{
     io::{self, Read, Seek, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use rustix::{
     fs::{FlockOperation, flock},
     io::Errno,
 };
+
+/// A lock that seems held is asked for again this long: a child that its last holder had just started has a
+/// share in it, as in every open file, until it executes its own program.
+const HELD_AFTER: Duration = Duration::from_secs(1);
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// The lock, held until it is dropped or the process ends, an `execve` included.
 #[derive(Debug)]
@@ -44,7 +52,7 @@ fn holder(pid: Option<u32>) -> String {
 }
 
 impl Lock {
-    /// Takes the lock at `path` and writes this process's id into it.
+    /// Takes the lock at `path` and writes this process's id into it. Blocks for a second where it is held.
     pub fn take(path: &Path) -> Result<Self, LockError> {
         let io = |source| LockError::Io {
             path: path.to_owned(),
@@ -58,18 +66,22 @@ impl Lock {
             .mode(0o600)
             .open(path)
             .map_err(io)?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => {
-                let mut text = String::new();
-                let _ = (&mut file).take(32).read_to_string(&mut text);
-                let pid = text.trim().parse().ok();
-                return Err(LockError::Held {
-                    path: path.to_owned(),
-                    pid,
-                });
+        let until = Instant::now() + HELD_AFTER;
+        loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(Errno::WOULDBLOCK) if Instant::now() < until => thread::sleep(LOOK),
+                Err(Errno::WOULDBLOCK) => {
+                    let mut text = String::new();
+                    let _ = (&mut file).take(32).read_to_string(&mut text);
+                    let pid = text.trim().parse().ok();
+                    return Err(LockError::Held {
+                        path: path.to_owned(),
+                        pid,
+                    });
+                }
+                Err(errno) => return Err(io(errno.into())),
             }
-            Err(errno) => return Err(io(errno.into())),
         }
         // The pid is for people only: a full disk must not keep the agent from running.
         let _ = file

@@ -6,9 +6,12 @@ mod agent_kit;
 mod etcd_kit;
 mod fleet_kit;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
-use agent_kit::{Client, until_within};
+use agent_kit::{Client, patiently, until_within};
 use fleet_kit::{Fleet, SOON, counts};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
@@ -150,8 +153,21 @@ async fn ask(client: &mut Client, question: &str) -> Vec<ShardAnswer> {
         timeout_ms: WITHIN.as_millis() as u32,
         ..BroadcastRequest::default()
     };
-    let reply = client.broadcast(asked).await.expect("answers");
-    reply.into_inner().answers
+    let reply = patiently(async || client.broadcast(asked.clone()).await).await;
+    reply.expect("answers").answers
+}
+
+/// Asks until the answers are as wished: those who are asked may not have seen all the others yet.
+async fn ask_until(client: &mut Client, question: &str, wish: impl Fn(&[ShardAnswer]) -> bool) {
+    let end = Instant::now() + SOON;
+    loop {
+        let answers = ask(client, question).await;
+        if wish(&answers) {
+            return;
+        }
+        assert!(Instant::now() < end, "{answers:#?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 /// Shard, host, code and answer of each line.
@@ -199,10 +215,12 @@ async fn every_shard_of_every_host_answers_any_agent_or_is_named_with_the_reason
             status.processes.iter().filter(|one| one.ready).count() == 6
         })
         .await;
-        assert_eq!(lines(&ask(&mut client, "where").await), whole, "{name}");
+        ask_until(&mut client, "where", |answers| lines(answers) == whole).await;
         // Bots ask over their own agents.
-        let counted = ask(&mut client, "everybody").await;
-        assert!(counted.iter().all(|one| one.json == "6"), "{counted:#?}");
+        ask_until(&mut client, "everybody", |answers| {
+            answers.len() == 6 && answers.iter().all(|one| one.json == "6")
+        })
+        .await;
 
         let nobody = client
             .broadcast(BroadcastRequest {

@@ -10,7 +10,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent_kit::{Agent, Client, lives, pids, ready, signal, until_within};
+use agent_kit::{
+    Agent, Client, lives, patiently, pids, ready, request, request_id, signal, until_within,
+};
 use etcd_kit::Etcd;
 use tanako_proto::fleet::v1::{self as wire, Problem};
 
@@ -49,31 +51,25 @@ fn says(status: &wire::FleetStatus, part: &str) -> bool {
     !status.healthy && status.reasons.iter().any(|reason| reason.contains(part))
 }
 
+/// Asks once.
+async fn refused(client: &mut Client, kind: &str, target: &str) -> Problem {
+    let op = agent_kit::submit(client, request(kind, &[target])).await;
+    op.expect_err("nothing is decided here")
+}
+
+/// Asks until the answer does not say to try again.
 async fn submit(client: &mut Client, kind: &str, target: &str) -> Result<wire::Operation, Problem> {
-    let request = wire::OperationRequest {
-        kind: kind.to_owned(),
-        targets: vec![target.to_owned()],
-        ..wire::OperationRequest::default()
+    let asked = wire::OperationRequest {
+        request_id: request_id(),
+        ..request(kind, &[target])
     };
-    match client.submit(request).await {
-        Ok(op) => Ok(op.into_inner()),
-        Err(status) => Err(Problem::from_status(&status)),
-    }
+    patiently(async || client.submit(asked.clone()).await).await
 }
 
 /// Asks until it is accepted; every refusal on the way must be one that says to try again.
 async fn insist(client: &mut Client, kind: &str, target: &str) -> wire::Operation {
-    let end = Instant::now() + SOON;
-    loop {
-        match submit(client, kind, target).await {
-            Ok(op) => return op,
-            Err(problem) => {
-                assert!(problem.retryable, "{problem:?}");
-                assert!(Instant::now() < end, "never accepted: {problem:?}");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        }
-    }
+    let op = submit(client, kind, target).await;
+    op.expect("accepted")
 }
 
 /// Waits for the end of an operation.
@@ -97,32 +93,29 @@ fn half_done(status: &wire::FleetStatus, id: &str) -> bool {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_operation_is_finished_by_the_next_agent() {
     let etcd = Etcd::single();
-    let mut agent = on(&etcd, "a", &spec(4, "700ms"));
+    let urls = etcd.urls().join(",");
+    let mut agent = Agent::prepared_on_etcd(&urls, "a", &spec(4, "700ms"), 120);
+    // Longer than anything is waited for here.
+    agent.office_lease = 120;
+    agent.start();
     let mut client = agent.client().await;
     let before = until(&mut client, "ready", |status| ready(status, 4)).await;
-    let op = submit(&mut client, "restart", "all")
-        .await
-        .expect("accepted");
+    let op = insist(&mut client, "restart", "all").await;
     until(&mut client, "half way", |status| half_done(status, &op.id)).await;
     agent.kill();
     // It knows the office that it held and need not wait for the lease.
-    let begun = Instant::now();
     agent.start();
     let mut client = agent.client().await;
     until(&mut client, "in office", |status| status.version > 0).await;
-    let waited = begun.elapsed();
     succeeded(&mut client, &op.id).await;
     let after = until(&mut client, "ready", |status| ready(status, 4)).await;
     for (old, new) in before.processes.iter().zip(&after.processes) {
         assert_ne!(old.pid, new.pid, "{} was restarted", old.name);
         assert_eq!((new.attempt, new.restarts), (2, 0), "{} once", new.name);
     }
-    assert!(
-        agent
-            .log()
-            .contains("ending the office of the agent that was killed here"),
-        "waited {waited:?}"
-    );
+    let log = agent.log();
+    let said = "ending the office of the agent that was killed here";
+    assert!(log.contains(said), "{log}");
     // A clean stop leaves the office; the next agent has it at once and finds everything.
     assert_eq!(agent.terminate(), Some(0));
     agent.start();
@@ -138,10 +131,8 @@ async fn an_upgrade_in_place_keeps_every_process() {
     let mut client = agent.client().await;
     let before = until(&mut client, "ready", |status| ready(status, 2)).await;
     fs::remove_file(agent.path("info.json")).expect("there");
-    client
-        .upgrade(wire::UpgradeRequest {})
-        .await
-        .expect("accepted");
+    let taken = patiently(async || client.upgrade(wire::UpgradeRequest {}).await).await;
+    taken.expect("accepted");
     let end = Instant::now() + SOON;
     while !agent.path("info.json").exists() {
         assert!(Instant::now() < end, "no new agent: {}", agent.log());
@@ -159,18 +150,14 @@ async fn an_outage_of_the_store_stops_decisions_never_processes() {
     let mut client = agent.client().await;
     until(&mut client, "ready", |status| ready(status, 3)).await;
     // Asked for, begun, and then the store goes.
-    let op = submit(&mut client, "restart", "all")
-        .await
-        .expect("accepted");
+    let op = insist(&mut client, "restart", "all").await;
     until(&mut client, "half way", |status| half_done(status, &op.id)).await;
     etcd.members[0].kill();
     let during = until(&mut client, "said", |status| {
         says(status, "etcd") && running(status, 3)
     })
     .await;
-    let problem = submit(&mut client, "stop", "a/0")
-        .await
-        .expect_err("nothing is decided");
+    let problem = refused(&mut client, "stop", "a/0").await;
     assert!(problem.retryable, "{problem:?}");
     assert!(
         matches!(
@@ -232,7 +219,8 @@ async fn a_frozen_store_costs_the_office_and_gives_it_back() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_two_agents_one_decides_and_no_process_runs_twice() {
     let etcd = Etcd::single();
-    let toml = spec(3, "100ms");
+    // An order for a host that is off is given up after that.
+    let toml = spec(3, "100ms").replace("timeout = \"60s\"", "timeout = \"20s\"");
     let mut first = on(&etcd, "a", &toml);
     let mut client = first.client().await;
     let before = until(&mut client, "ready", |status| ready(status, 3)).await;
@@ -242,9 +230,7 @@ async fn of_two_agents_one_decides_and_no_process_runs_twice() {
         says(status, "the agent of host a decides")
     })
     .await;
-    let problem = submit(&mut standby, "restart", "all")
-        .await
-        .expect_err("it does not decide");
+    let problem = refused(&mut standby, "restart", "all").await;
     assert_eq!(
         (problem.code.as_str(), problem.retryable),
         ("not-coordinator", true)
@@ -289,7 +275,11 @@ fn to(etcd: &Etcd, prefix: &str) -> wire::MigrateStoreRequest {
 #[tokio::test]
 async fn a_fleet_of_one_machine_moves_to_etcd_and_no_process_stops() {
     let etcd = Etcd::single();
-    let mut agent = Agent::new(&agent_kit::spec(&agent_kit::bot("a", 3, "")));
+    let mut agent = Agent::prepared(&agent_kit::spec(&agent_kit::bot("a", 3, "")));
+    // Of use once it has moved: then it is killed, and its processes are watched for longer than usual.
+    let lease = ["--host-lease-seconds", "120"].map(str::to_owned);
+    agent.args.extend(lease);
+    agent.start();
     let mut client = agent.client().await;
     let before = until(&mut client, "ready", |status| ready(status, 3)).await;
     let stopped = agent_kit::done(&mut client, "stop", &["a/2"]).await;
@@ -312,23 +302,22 @@ async fn a_fleet_of_one_machine_moves_to_etcd_and_no_process_stops() {
     let other = on(&etcd, "b", &spec(1, "100ms"));
     let mut theirs = other.client().await;
     until(&mut theirs, "theirs run", |status| running(status, 1)).await;
-    let refused = client
-        .migrate_store(to(&etcd, "tanako/t/"))
-        .await
-        .expect_err("in use");
-    assert_eq!(problem(refused).code, "not-empty");
+    let used = to(&etcd, "tanako/t/");
+    let refused = patiently(async || client.migrate_store(used.clone()).await).await;
+    assert_eq!(refused.expect_err("in use").code, "not-empty");
     assert!(!agent.path("d/store.json").exists());
 
     let looked = wire::MigrateStoreRequest {
         dry_run: true,
         ..to(&etcd, "tanako/moved/")
     };
-    let looked = client.migrate_store(looked).await.expect("possible");
-    let looked = looked.into_inner();
+    let looked = patiently(async || client.migrate_store(looked.clone()).await).await;
+    let looked = looked.expect("possible");
     assert!(looked.keys > 0 && !looked.unchanged, "{looked:?}");
     fs::remove_file(agent.path("info.json")).expect("there");
-    let moved = client.migrate_store(to(&etcd, "tanako/moved/")).await;
-    assert!(moved.expect("moves").into_inner().keys >= looked.keys);
+    let there = to(&etcd, "tanako/moved/");
+    let moved = patiently(async || client.migrate_store(there.clone()).await).await;
+    assert!(moved.expect("moves").keys >= looked.keys);
     let end = Instant::now() + SOON;
     while !agent.path("info.json").exists() {
         assert!(Instant::now() < end, "no new agent: {}", agent.log());
@@ -346,9 +335,11 @@ async fn a_fleet_of_one_machine_moves_to_etcd_and_no_process_stops() {
         pids
     };
     assert_eq!(pids_of(&after), pids_of(&before), "no process was touched");
-    let id = stopped.id.clone();
-    let known = client.get_operation(wire::OperationId { id }).await;
-    let known = known.expect("its past has moved, too").into_inner();
+    let id = wire::OperationId {
+        id: stopped.id.clone(),
+    };
+    let known = patiently(async || client.get_operation(id.clone()).await).await;
+    let known = known.expect("its past has moved, too");
     assert_eq!(known.state, "succeeded");
     // Asked again: it is so already.
     let again = client.migrate_store(to(&etcd, "tanako/moved/")).await;
@@ -410,8 +401,8 @@ async fn a_host_is_cordoned_and_drained_and_what_stays_is_named() {
     assert_eq!((&*op.state, op.unchanged), ("succeeded", false), "{op:#?}");
     let op = insist(&mut client, "rebalance", "all").await;
     assert_eq!((&*op.state, op.unchanged), ("succeeded", true), "{op:#?}");
-    let advice = client.advise(wire::AdviseRequest {}).await;
-    let advice = advice.expect("answers").into_inner();
+    let advice = patiently(async || client.advise(wire::AdviseRequest {}).await).await;
+    let advice = advice.expect("answers");
     assert!(
         advice.proposals.is_empty() && !advice.unknown.is_empty(),
         "{advice:#?}"

@@ -93,9 +93,14 @@ async fn is_done_once(lost: Lost) {
         }
     } else {
         let known = fleet.read(async |store| store.get(&key).await).await;
-        assert!(known.is_none(), "it is not taken in: {known:?}");
+        let office = fleet
+            .read(async |store| store.get("coordinator").await)
+            .await;
+        // On a slow machine its lease has ended by now, and the next one has taken it in.
+        if office.is_some_and(|item| *item.value == *leader.as_bytes()) {
+            assert!(known.is_none(), "it is not taken in: {known:?}");
+        }
     }
-    assert!(!asking.is_finished(), "nobody has answered");
     fleet.host(leader).kill();
 
     let (op, doubts) = asking.await.expect("no panic");

@@ -6,14 +6,15 @@ mod etcd_kit;
 mod fleet_kit;
 
 use std::{
+    collections::BTreeMap,
     fs,
     time::{Duration, Instant},
 };
 
 use agent_kit::until_within;
-use fleet_kit::{Fleet, SOON, counts, named};
+use fleet_kit::{Fleet, SOON, counts, named, rows};
 use tanako_proto::{
-    fleet::v1::{AuditRequest, Problem},
+    fleet::v1::{AuditRequest, Problem, Process},
     host::v1::{OrderRequest, PermitRequest, RelayRequest, order_request::Order},
 };
 use tanako_store::Store as _;
@@ -119,7 +120,11 @@ async fn a_process_moves_to_another_host_and_back() {
     let mover = before["a"][0].clone();
     let op = fleet.does("move", &[&mover.name, "host:b"]).await;
     assert_eq!(op.steps.len(), 1, "{op:#?}");
-    let after = fleet.ready(|all| counts(all) == [1, 3]).await;
+    let moved = |ready: [usize; 2]| {
+        let name = mover.name.as_str();
+        move |all: &BTreeMap<&str, Vec<Process>>| counts(all) == ready && rows(all, name) == 1
+    };
+    let after = fleet.ready(moved([1, 3])).await;
     let (host, now) = named(&after, &mover.name);
     assert_eq!((host, now.attempt), ("b", mover.attempt + 1));
 
@@ -131,7 +136,7 @@ async fn a_process_moves_to_another_host_and_back() {
     // What is stopped moves without being started.
     fleet.does("stop", &[&mover.name]).await;
     fleet.does("move", &[&mover.name, "host:a"]).await;
-    let stopped = fleet.ready(|all| counts(all) == [1, 2]).await;
+    let stopped = fleet.ready(moved([1, 2])).await;
     let (host, now) = named(&stopped, &mover.name);
     assert_eq!((host, now.state.as_str()), ("a", "stopped"));
     fleet.does("start", &[&mover.name]).await;
@@ -153,7 +158,12 @@ async fn a_process_moves_to_another_host_and_back() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_that_does_not_answer_holds_nobody_up_and_agrees_when_it_is_back() {
     let mut fleet = Fleet::new(&["a", "b"]).await;
-    fleet.apply(&fleet.spec(4, "100ms")).await;
+    // An order waits for a host that is off: a stop for the grace, a restart for that and the timeout.
+    let spec = fleet
+        .spec(4, "100ms")
+        .replace("grace = \"5s\"", "grace = \"60s\"");
+    let spec = spec.replace("timeout = \"60s\"", "timeout = \"20s\"");
+    fleet.apply(&spec).await;
     let before = fleet.ready(|all| counts(all) == [2, 2]).await;
     let (decides, _) = fleet.decides().await;
     let other = if decides == "a" { "b" } else { "a" };

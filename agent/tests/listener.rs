@@ -317,9 +317,19 @@ async fn a_revocation_holds_at_once_and_breaks_open_connections() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     world.told(&["mallory (admin)", "revoked"]).await;
-    // The list outlives the store: it is on disk.
-    let file = std::fs::read_to_string(world.dir.path().join("a/revoked.json")).expect("there");
-    assert!(file.contains(serial.as_str()), "{file}");
+    // The list outlives the store: it is on disk, soon after it holds.
+    let until = Instant::now() + SOON;
+    loop {
+        let file = std::fs::read_to_string(world.dir.path().join("a/revoked.json"));
+        if file
+            .as_ref()
+            .is_ok_and(|list| list.contains(serial.as_str()))
+        {
+            break;
+        }
+        assert!(Instant::now() < until, "{file:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     world.end().await;
 }
 
@@ -328,7 +338,6 @@ async fn a_crowd_of_silent_connections_keeps_nobody_out() {
     let limits = Limits {
         handshakes_per_address: 8,
         handshake: Duration::from_millis(300),
-        per_identity: 4,
         ..Limits::default()
     };
     let world = World::new(limits).await;
@@ -348,6 +357,28 @@ async fn a_crowd_of_silent_connections_keeps_nobody_out() {
         .told(&["nobody", "connect", "too many handshakes"])
         .await;
     world.told(&["nobody", "connect", "took too long"]).await;
+    // So little time is not always enough for a friend either, where the machine is busy.
+    let config = tls::client(&world.user("anna", Role::Viewer), None).expect("configured");
+    let until = Instant::now() + SOON;
+    loop {
+        if let Ok(channel) = channel(world.address, config.clone()).await
+            && status(&channel).await.code() == Code::Unimplemented
+        {
+            break;
+        }
+        assert!(Instant::now() < until, "a friend is kept out");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_identity_has_so_many_connections_and_keeps_no_other_out() {
+    let limits = Limits {
+        per_identity: 4,
+        ..Limits::default()
+    };
+    let world = World::new(limits).await;
     let identity = world.user("anna", Role::Viewer);
     let mut channels = Vec::new();
     for _ in 0..4 {

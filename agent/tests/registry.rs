@@ -16,13 +16,13 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 const SOON: Duration = Duration::from_secs(90);
 
-fn open(url: &str) -> Arc<EtcdStore> {
+fn open(url: &str, timeout: Duration) -> Arc<EtcdStore> {
     let options = Options {
         endpoints: vec![url.to_owned()],
         prefix: "tanako/t/".to_owned(),
         tls: None,
         user: None,
-        timeout: Duration::from_secs(5),
+        timeout,
     };
     Arc::new(EtcdStore::open(options).expect("opens"))
 }
@@ -36,7 +36,7 @@ struct Member {
 impl Member {
     fn start(host: &str, url: &str) -> Self {
         let cancel = CancellationToken::new();
-        let store = open(url);
+        let store = open(url, Duration::from_secs(5));
         let own = Own::of_machine(host, "/d", "http://127.0.0.1:1");
         let registry = Registry::start(own, store.clone(), cancel.clone(), &TaskTracker::new());
         let held = cancel.clone();
@@ -63,11 +63,14 @@ async fn hold(store: Arc<EtcdStore>, key: String) {
             let lease = store.grant(ttl).await?;
             let value = format!("{{\"instance\":\"{lease}\"}}");
             let txn = Txn::new().if_absent(&key).put_leased(&key, value, lease);
-            store.commit(txn).await?;
+            if store.commit(txn).await?.committed().is_none() {
+                // An earlier lease of this host has not ended yet.
+                return store.revoke(lease).await;
+            }
             while store.keep_alive(lease).await.is_ok() {
                 tokio::time::sleep(ttl / 5).await;
             }
-            Ok::<_, StoreError>(())
+            Ok::<(), StoreError>(())
         };
         let _ = begin.await;
         tokio::time::sleep(ttl / 10).await;
@@ -102,7 +105,7 @@ async fn hosts_come_are_lost_and_come_back() {
     let first = both["b"].present.clone().expect("present");
 
     // What the coordinator notes about a host stays when its agent writes.
-    let store = open(&url);
+    let store = open(&url, SOON);
     let record = HostRecord {
         cordoned: true,
         ..both["b"].record.clone()
@@ -147,7 +150,7 @@ async fn an_outage_and_lost_history_are_caught_up_with() {
     // Much happens meanwhile, and is dropped.
     let c = Member::start("c", &url);
     b.until("c", |hosts| present(hosts) == ["b", "c"]).await;
-    let store = open(&url);
+    let store = open(&url, SOON);
     let key = registry::host_key("b");
     assert!(
         store

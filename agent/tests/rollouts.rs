@@ -10,17 +10,32 @@ use agent_kit::{
 };
 use tanako_proto::fleet::v1::{self as wire};
 
-/// Three processes that say by which spec they run.
+/// Three processes that say by which spec they run, and are ready when they have said it. None of them ends
+/// while there is a file `hold` in the agent's data directory.
 fn fleet(version: &str, command: &str) -> String {
-    let bot = bot(
+    let mut bot = bot(
         "a",
         3,
         &format!("env = {{ V = \"{version}\" }}\nrestart = {{ when = \"always\" }}"),
-    )
-    .replace(
-        "echo begin $TANAKO_PROCESS;",
-        &format!("echo $TANAKO_PROCESS runs $V; {command}"),
     );
+    let says = format!(
+        "echo $TANAKO_PROCESS runs $V; {command} \
+         trap 'while [ -e hold ]; do sleep 0.05; done; exit 0' TERM; echo up;"
+    );
+    for (usual, ours) in [
+        (
+            "echo begin $TANAKO_PROCESS; trap 'exit 0' TERM;",
+            says.as_str(),
+        ),
+        (
+            "{ kind = \"started\", after = \"100ms\", timeout = \"20s\" }",
+            "{ kind = \"log\", pattern = \"^up$\", timeout = \"60s\" }",
+        ),
+        ("grace = \"5s\"", "grace = \"60s\""),
+    ] {
+        assert!(bot.contains(usual), "{usual} in {bot}");
+        bot = bot.replace(usual, ours);
+    }
     spec(&bot)
 }
 
@@ -69,18 +84,35 @@ async fn operation(client: &mut Client, id: &str) -> wire::Operation {
     client.get_operation(id).await.expect("there").into_inner()
 }
 
-/// Waits until one step is done and no other is at work.
-async fn after_the_first(client: &mut Client, id: &str) -> wire::Operation {
+/// Waits until the operation is as wished.
+async fn until_it(
+    client: &mut Client,
+    id: &str,
+    wish: impl Fn(&wire::Operation) -> bool,
+) -> wire::Operation {
     let end = std::time::Instant::now() + agent_kit::SOON;
     loop {
         let op = operation(client, id).await;
-        let running = op.steps.iter().any(|step| step.state == "running");
-        if op.done >= 1 && !running {
+        if wish(&op) {
             return op;
         }
         assert!(std::time::Instant::now() < end, "{op:#?}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// Begins a rolling rollout and pauses it in its first step, which is done when this returns.
+async fn paused_after_the_first(agent: &Agent, client: &mut Client, toml: &str) -> wire::Operation {
+    let is_running = |op: &wire::Operation| op.steps.iter().any(|step| step.state == "running");
+    let hold = agent.path("d/hold");
+    fs::write(&hold, "").expect("writes");
+    let op = submit(client, rollout("rolling", toml))
+        .await
+        .expect("accepted");
+    until_it(client, &op.id, is_running).await;
+    control(client, &op.id, "pause").await;
+    fs::remove_file(&hold).expect("removes");
+    until_it(client, &op.id, |op| op.done >= 1 && !is_running(op)).await
 }
 
 async fn stored(client: &mut Client) -> String {
@@ -98,13 +130,9 @@ async fn what_has_not_had_its_turn_runs_by_the_old_spec_whatever_dies() {
     let mut client = agent.client().await;
     until(&mut client, "ready", |status| ready(status, 3)).await;
     let next = with_token(&agent, &fleet("2", ""));
-    let op = submit(&mut client, rollout("rolling", &next))
-        .await
-        .expect("accepted");
+    let op = paused_after_the_first(&agent, &mut client, &next).await;
     assert_eq!((op.strategy.as_str(), op.steps.len()), ("rolling", 3));
-    control(&mut client, &op.id, "pause").await;
-    let paused = after_the_first(&mut client, &op.id).await;
-    assert_eq!(paused.done, 1, "{paused:#?}");
+    assert_eq!(op.done, 1, "{op:#?}");
     let now = status(&mut client).await;
     let pid = process(&now, "a/2").pid;
     // The agent dies, and then one whose turn has not come.
@@ -112,7 +140,10 @@ async fn what_has_not_had_its_turn_runs_by_the_old_spec_whatever_dies() {
     signal(pid, "KILL");
     agent.start();
     let mut client = agent.client().await;
-    until(&mut client, "ready", |status| ready(status, 3)).await;
+    until(&mut client, "ready", |status| {
+        ready(status, 3) && process(status, "a/2").pid != pid
+    })
+    .await;
     assert_eq!(versions(&agent), ["2", "1", "1"]);
     assert_eq!(operation(&mut client, &op.id).await.state, "paused");
     control(&mut client, &op.id, "resume").await;
@@ -144,11 +175,7 @@ async fn an_abort_changes_back_what_has_been_changed() {
     let mut client = agent.client().await;
     let before = until(&mut client, "ready", |status| ready(status, 3)).await;
     let next = with_token(&agent, &fleet("2", ""));
-    let op = submit(&mut client, rollout("rolling", &next))
-        .await
-        .expect("accepted");
-    control(&mut client, &op.id, "pause").await;
-    after_the_first(&mut client, &op.id).await;
+    let op = paused_after_the_first(&agent, &mut client, &next).await;
     assert!(stored(&mut client).await.contains("V = \"2\""));
     control(&mut client, &op.id, "abort").await;
     let ended = end(&mut client, &op.id).await;
@@ -220,7 +247,7 @@ async fn a_canary_that_dies_takes_nobody_along() {
     let agent = Agent::new(&fleet("1", ""));
     let mut client = agent.client().await;
     until(&mut client, "ready", |status| ready(status, 3)).await;
-    let bad = with_token(&agent, &fleet("2", "sleep 1; exit 4;"));
+    let bad = with_token(&agent, &fleet("2", "echo up; sleep 1; exit 4;"));
     let mut request = rollout("canary", &bad);
     request.rollout.as_mut().expect("set above").canary = "a/1".to_owned();
     request.rollout.as_mut().expect("set above").observe_s = 20;

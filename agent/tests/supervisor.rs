@@ -6,8 +6,21 @@ mod kit;
 use std::time::Duration;
 
 use kit::{Bench, shell};
-use tanako_agent::supervisor::{Desired, State, kind};
-use tanako_fleet::process::{Probe, RestartWhen};
+use tanako_agent::supervisor::{Desired, State, Supervisor, kind};
+use tanako_fleet::{
+    ProcessName,
+    process::{Probe, RestartWhen},
+};
+
+/// Waits for so many lines in its log: one that is ready has been started, and may not have got to say
+/// anything.
+async fn has_said(supervisor: &Supervisor, name: &ProcessName, lines: usize) {
+    let end = std::time::Instant::now() + kit::PATIENCE;
+    while kit::texts(supervisor, name).await.len() < lines {
+        assert!(std::time::Instant::now() < end, "it says nothing");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_is_started_stopped_and_restarted() {
@@ -26,6 +39,8 @@ async fn a_process_is_started_stopped_and_restarted() {
     let pid = first.pid.expect("it runs");
     assert!(kit::alive(pid));
 
+    // It has said all it says before it is stopped.
+    has_said(&supervisor, &name, 2).await;
     supervisor
         .restart(&name, first.attempt)
         .await
@@ -38,13 +53,7 @@ async fn a_process_is_started_stopped_and_restarted() {
     assert!(!kit::alive(pid));
     assert_eq!(second.last_exit, "signal TERM");
 
-    // It has said all it says before it is stopped again.
-    let said = || async { kit::texts(&supervisor, &name).await.len() };
-    let end = std::time::Instant::now() + kit::PATIENCE;
-    while said().await < 4 {
-        assert!(std::time::Instant::now() < end, "it says nothing");
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-    }
+    has_said(&supervisor, &name, 4).await;
     supervisor.stop(&name).await.expect("it stops");
     let third = kit::until(&supervisor, &name, |status| status.state == State::Stopped).await;
     assert_eq!((third.pid, third.desired), (None, Desired::Stopped));

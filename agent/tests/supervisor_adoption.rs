@@ -199,12 +199,12 @@ async fn children_are_taken_over_after_kill_9() {
     let before = shown(&bench, "all run", |shown| {
         shown.rows.len() == 5
             && shown.rows.iter().all(|(name, row)| {
-                row.state
-                    == if name == "a/2" {
-                        State::Starting
-                    } else {
-                        State::Ready
-                    }
+                let wanted = if name == "a/2" {
+                    State::Starting
+                } else {
+                    State::Ready
+                };
+                row.state == wanted && row.pid.is_some()
             })
     })
     .await;
@@ -303,11 +303,22 @@ async fn kill_9_at_any_point_never_doubles_a_child() {
             .expect("it is defined");
         kit::until(&supervisor, &name, |status| status.ready).await;
     }
-    let running = by_name(&bench);
-    assert_eq!(running.len(), COUNT);
-    for (name, row) in rows(&supervisor) {
-        assert_eq!(running[&name], [row.pid.expect("it runs")], "{name}");
-    }
+    // One that becomes what it executes has no name for a moment, and one that was killed last may have been
+    // seen while it died.
+    kit::eventually("each runs once", || {
+        let running = by_name(&bench);
+        let rows = rows(&supervisor);
+        for (name, pids) in &running {
+            assert_eq!(pids.len(), 1, "{name} runs as {pids:?}");
+        }
+        running.len() == COUNT
+            && rows.iter().all(|(name, row)| {
+                let pids = running.get(name);
+                row.pid
+                    .is_some_and(|pid| pids.is_some_and(|pids| *pids == [pid]))
+            })
+    })
+    .await;
     bench.end(supervisor).await;
 }
 

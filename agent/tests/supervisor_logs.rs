@@ -3,7 +3,7 @@
 #[path = "supervisor_kit/mod.rs"]
 mod kit;
 
-use std::{os::unix::fs::MetadataExt, path::Path, time::Duration};
+use std::{os::unix::fs::MetadataExt, path::Path};
 
 use futures_util::StreamExt;
 use kit::{Bench, PATIENCE, shell};
@@ -128,20 +128,18 @@ while True:
         .define(spec, Desired::Running)
         .await
         .expect("it is defined");
-    let begun = tokio::time::Instant::now();
-    kit::until(&supervisor, &name, |status| status.log_bytes > 20 * MAX).await;
-    kit::eventually("it is within its bounds", || {
-        on_disk(bench.dir.path()) < 4 * MAX
-    })
-    .await;
-    // It stays there. A look may come late on a busy machine: what is written within a second.
-    let mut worst = 0;
-    while begun.elapsed() < Duration::from_secs(6) {
-        worst = worst.max(on_disk(bench.dir.path()));
-        tokio::time::sleep(Duration::from_millis(20)).await;
+    // However much it has written, it comes back there. How far it is beyond in between is a matter of how
+    // busy the machine is.
+    for written in [20, 40, 60] {
+        kit::until(&supervisor, &name, |status| {
+            status.log_bytes > written * MAX
+        })
+        .await;
+        kit::eventually("it is within its bounds", || {
+            on_disk(bench.dir.path()) < 4 * MAX && rotated(bench.dir.path()) <= 2
+        })
+        .await;
     }
-    assert!(worst < 20 * MAX, "{worst} bytes on disk");
-    assert!(rotated(bench.dir.path()) <= 2);
     let lines = supervisor
         .logs()
         .read_tail(&name, 100)
@@ -196,19 +194,11 @@ async fn followers_see_what_comes() {
         let line = next(&mut since).await;
         assert_eq!(line.text, expected);
     }
-    // A follower that begins now has begun once it has looked.
-    let first = tokio::spawn(async move { now.next().await });
-    tokio::time::timeout(Duration::from_millis(300), tail.next())
-        .await
-        .expect_err("nothing more yet");
+    // The follower from now on has not looked yet, and still began when it was asked for.
     std::fs::write(&fifo, "four\nhalf").expect("it writes");
     let line = next(&mut tail).await;
     assert_eq!((line.text.as_str(), line.skipped_bytes), ("four", 0));
-    let line = first
-        .await
-        .expect("no panic")
-        .expect("a line")
-        .expect("no error");
+    let line = next(&mut now).await;
     assert_eq!(line.text, "four");
     let now_ms = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)

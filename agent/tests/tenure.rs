@@ -52,7 +52,7 @@ fn store(url: &str) -> EtcdStore {
         prefix: "tanako/t/".to_owned(),
         tls: None,
         user: None,
-        timeout: Duration::from_secs(5),
+        timeout: SOON,
     })
     .expect("opens")
 }

@@ -99,6 +99,20 @@ async fn audited(client: &mut Client, what: &str, wish: impl Fn(&wire::AuditReco
     }
 }
 
+/// The last lines of each log.
+async fn last_lines(client: &mut Client) -> Vec<wire::LogLine> {
+    let asked = wire::LogsRequest {
+        tail: 10,
+        ..wire::LogsRequest::default()
+    };
+    let mut lines = client.logs(asked).await.expect("answers").into_inner();
+    let mut read = Vec::new();
+    while let Some(line) = lines.message().await.expect("goes on") {
+        read.push(line);
+    }
+    read
+}
+
 async fn events(client: &mut Client) -> Vec<wire::Event> {
     let asked = wire::EventsRequest {
         tail: 1000,
@@ -110,6 +124,19 @@ async fn events(client: &mut Client) -> Vec<wire::Event> {
         found.push(event);
     }
     found
+}
+
+/// Waits until the events are as wished.
+async fn happened(client: &mut Client, what: &str, wish: impl Fn(&[wire::Event]) -> bool) {
+    let until = Instant::now() + SOON;
+    loop {
+        let found = events(client).await;
+        if wish(&found) {
+            return;
+        }
+        assert!(Instant::now() < until, "{what}: {found:#?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 /// A monitor's picture of the fleet, from a snapshot and what changed since.
@@ -153,7 +180,6 @@ async fn any_agent_answers_for_the_whole_fleet() {
         operations(&mut client).await
     };
     assert_eq!(applied.len(), 1, "{applied:#?}");
-    let mut same: BTreeSet<String> = BTreeSet::new();
     for name in in_turn(&fleet).await {
         let mut client = fleet.hosts[name].client().await;
         let status = until_within(SOON, &mut client, "whole", |status| {
@@ -172,36 +198,37 @@ async fn any_agent_answers_for_the_whole_fleet() {
         })
         .await;
 
-        // The first line of each log, by time, with the host that wrote it.
-        let asked = wire::LogsRequest {
-            tail: 10,
-            ..wire::LogsRequest::default()
-        };
-        let mut lines = client.logs(asked).await.expect("answers").into_inner();
-        let mut read = Vec::new();
-        while let Some(line) = lines.message().await.expect("goes on") {
-            let own = format!(
-                "in {}",
-                fleet.hosts[line.host.as_str()].dir.join("d").display()
-            );
-            assert_eq!(line.line, own, "{line:?}");
-            read.push(line);
+        // The first line of each log, by time, with the host that wrote it. One that is ready runs, and may
+        // not have got to write it.
+        let until = Instant::now() + SOON;
+        loop {
+            let read = last_lines(&mut client).await;
+            for line in &read {
+                let dir = &fleet.hosts[line.host.as_str()].dir;
+                let own = format!("in {}", dir.join("d").display());
+                assert_eq!(line.line, own, "{line:?}");
+            }
+            assert!(read.is_sorted_by_key(|line| line.at), "{read:#?}");
+            let from: BTreeSet<&str> = read.iter().map(|line| line.process.as_str()).collect();
+            if from.len() == 6 {
+                break;
+            }
+            assert!(Instant::now() < until, "{read:#?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        assert!(read.is_sorted_by_key(|line| line.at), "{read:#?}");
-        let from: BTreeSet<&str> = read.iter().map(|line| line.process.as_str()).collect();
-        assert_eq!(from.len(), 6, "{read:#?}");
 
-        let started: BTreeSet<(String, String)> = events(&mut client)
-            .await
-            .into_iter()
-            .filter(|event| event.object.starts_with("a/"))
-            .map(|event| (event.object, event.host))
-            .collect();
         let placed: BTreeSet<(String, String)> = where_is(&status)
             .into_iter()
             .map(|(process, (host, _))| (process, host))
             .collect();
-        assert_eq!(started, placed, "each tells of its own");
+        happened(&mut client, "each tells of its own", |events| {
+            let of_processes = events
+                .iter()
+                .filter(|event| event.object.starts_with("a/"))
+                .map(|event| (event.object.clone(), event.host.clone()));
+            of_processes.collect::<BTreeSet<_>>() == placed
+        })
+        .await;
 
         let shard = locate(&mut client).await;
         assert_eq!((shard.state.as_str(), shard.shard_count), ("ready", 6));
@@ -247,16 +274,27 @@ async fn any_agent_answers_for_the_whole_fleet() {
             log.iter().any(|record| record.action == "apply"),
             "{log:#?}"
         );
-        let asked = wire::AdviseRequest {};
-        let advice = patiently(async || client.advise(asked).await).await;
-        let advice = advice.expect("advises");
-        let identify = client.get_identify(wire::IdentifyStatusRequest {}).await;
-        let identify = identify.expect("answers").into_inner();
-        // The same from each, but for the time.
-        let advice = (advice.proposals, advice.notes, advice.may_act);
-        same.insert(format!("{advice:?} {:?}", identify.bots));
     }
-    assert_eq!(same.len(), 1, "{same:#?}");
+    // The same from each, but for the time; once nothing changes in between.
+    let until = Instant::now() + SOON;
+    loop {
+        let mut said: BTreeSet<String> = BTreeSet::new();
+        for name in ALL {
+            let mut client = fleet.hosts[name].client().await;
+            let asked = wire::AdviseRequest {};
+            let advice = patiently(async || client.advise(asked).await).await;
+            let advice = advice.expect("advises");
+            let identify = client.get_identify(wire::IdentifyStatusRequest {}).await;
+            let identify = identify.expect("answers").into_inner();
+            let advice = (advice.proposals, advice.notes, advice.may_act);
+            said.insert(format!("{advice:?} {:?}", identify.bots));
+        }
+        if said.len() == 1 {
+            return;
+        }
+        assert!(Instant::now() < until, "{said:#?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -285,12 +323,14 @@ async fn changes_go_to_the_one_who_decides_in_the_name_of_their_caller() {
 
         let who = format!("otto-{name}");
         let mut operator = fleet.user(&who, Role::Operator, name).await;
+        let (before, _) = fleet.decides().await;
         let op = submit(&mut operator, request("restart", &["a/0"])).await;
         let op = op.expect("accepted");
         let op = end(&mut operator, &op.id).await;
         assert_eq!(op.state, "succeeded", "{op:#?}");
-        let (leader, _) = fleet.decides().await;
-        let way = if name == leader {
+        let (after, _) = fleet.decides().await;
+        // Where the office has changed hands, nobody knows which way it went.
+        let way = if [before, after].contains(&name) {
             String::new()
         } else {
             format!(", by way of {name}")
@@ -381,7 +421,7 @@ async fn a_lost_host_is_shown_as_it_was_and_hides_nothing() {
     }
     fleet.host(lost).kill();
     let after = until_within(SOON, &mut client, "lost", |status| {
-        host(status, lost).state == "unreachable"
+        host(status, lost).state == "unreachable" && host(status, leader).state == "ready"
     })
     .await;
     assert_eq!(where_is(&after), where_is(&before), "as they were");
@@ -392,15 +432,12 @@ async fn a_lost_host_is_shown_as_it_was_and_hides_nothing() {
         "{:?}",
         after.reasons
     );
-    assert_eq!(host(&after, leader).state, "ready");
 
-    let missed = events(&mut client).await;
-    let missed: Vec<&wire::Event> = missed
-        .iter()
-        .filter(|event| event.kind == "events-missing")
-        .collect();
-    assert_eq!(missed.len(), 1, "{missed:#?}");
-    assert_eq!(missed[0].host, lost);
+    happened(&mut client, "those of the lost one miss", |events| {
+        let missing = events.iter().filter(|event| event.kind == "events-missing");
+        missing.map(|event| event.host.as_str()).eq([lost])
+    })
+    .await;
     examined(&mut client, |findings| {
         let told = |one: &wire::Finding| (one.host.as_str(), one.check.as_str()) == (lost, "host");
         findings.iter().any(told)
@@ -455,10 +492,10 @@ async fn an_agent_that_has_lost_the_store_answers_by_way_of_the_others() {
     let after = until_within(SOON, &mut client, "cut off", |status| {
         let lost = format!("host {cut}: no decisions are taken");
         status.reasons.iter().any(|why| why.starts_with(&lost))
+            && status.hosts.iter().all(|host| host.state == "ready")
     })
     .await;
     assert_eq!(where_is(&after), where_is(&before));
-    assert!(after.hosts.iter().all(|host| host.state == "ready"));
 
     assert_eq!(spec(&mut client).await, fleet.spec(6, "100ms"));
     let listed = operations(&mut client).await;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use support::agent::{Agent, Served};
 use support::node::{Node, Tables};
-use support::{Bot, World, eventually, exact, patient, secret_file};
+use support::{Bot, LOOKED_UP, SOON, World, eventually, exact, quick, secret_file};
 use tanako_proto::worker::v1::ShardStage;
 
 const TOKEN: &str = "database-token";
@@ -24,7 +24,7 @@ struct Scene {
 
 impl Scene {
     async fn new() -> (Self, Bot) {
-        let world = World::new(patient(3)).await;
+        let world = World::new(quick(3)).await;
         let agent = Agent::default();
         let served = agent.serve(&world.path("worker.sock"));
         let tables = Tables::default();
@@ -68,8 +68,8 @@ impl Scene {
         bot
     }
 
-    /// An administrator warns a member.
-    async fn warn(&self) -> String {
+    /// What an administrator sends to warn a member.
+    async fn warning(&self) -> Value {
         let guild = self.world.guilds().await.swap_remove(0);
         let owner = self.world.rest(&format!("guilds/{guild}")).await["owner_id"].clone();
         let members = self
@@ -84,21 +84,37 @@ impl Scene {
             .find(|user| user["bot"] != true && user["id"] != owner)
             .expect("a member who is neither bot nor owner")["id"]
             .clone();
-        let request = json!({
+        json!({
             "command": "warn", "guild_id": guild, "user_id": owner,
             "options": { "member": member, "reason": "spam" },
-        });
+        })
+    }
+
+    /// Sends a command; gives the interaction's id.
+    async fn send(&self, request: Value) -> String {
         let id = self.world.post("interactions", request).await["id"].clone();
         id.as_str().unwrap().to_owned()
+    }
+
+    /// An administrator warns a member.
+    async fn warn(&self) -> String {
+        self.send(self.warning().await).await
     }
 
     async fn interaction(&self, id: &str) -> Value {
         self.world.get(&format!("interactions/{id}")).await
     }
 
+    /// Whether Discord can be asked or told anything.
+    async fn rest(&self, works: bool) {
+        let seconds = if works { 0 } else { 600 };
+        let outage = json!({ "seconds": seconds, "gateway": false, "rest": true });
+        self.world.post("faults/outage", outage).await;
+    }
+
     /// Stops the process as kill -9 does, and lets the next one see what the agent had before `id` came.
     async fn kill(&self, mut bot: Bot, seq_before: u64) {
-        bot.kill().await;
+        bot.kill(&self.agent).await;
         let mut state = self.agent.state();
         let session = state.sessions.get_mut(&0).unwrap();
         session.seq = seq_before;
@@ -148,21 +164,20 @@ impl Scene {
 async fn killed_before_anything_was_written() {
     let (mut scene, bot) = Scene::new().await;
     let seq = scene.seq();
-    scene.tables.slow_down(Duration::from_secs(1));
-    let id = scene.warn().await;
-    // It has reached the process, whose first read of the database takes a second.
-    scene
-        .agent
-        .until("the command to be taken up", |state| {
-            state
-                .reports
-                .last()
-                .is_some_and(|report| report.shards[0].interactions == 1)
-        })
-        .await;
+    let (tables, requests) = (scene.tables.clone(), scene.tables.requests());
+    let warning = scene.warning().await;
+    // However late the kill comes: the first read of the database has no answer, no deferral gets through.
+    scene.tables.slow_down(SOON);
+    scene.rest(false).await;
+    let id = scene.send(warning).await;
+    eventually("the command to be taken up", || async {
+        (tables.requests() > requests).then_some(())
+    })
+    .await;
     scene.kill(bot, seq).await;
     assert_eq!(scene.interaction(&id).await["state"], "pending");
     scene.tables.slow_down(Duration::ZERO);
+    scene.rest(true).await;
     let _bot = scene.start().await;
     scene.exactly_once(&id).await;
     scene.repeated(0).await;
@@ -207,15 +222,18 @@ async fn killed_after_the_answer_and_before_the_next_deposit() {
     let (mut scene, bot) = Scene::new().await;
     let seq = scene.seq();
     let id = scene.warn().await;
-    scene
-        .world
-        .account_reaches("interactions.answered", 1)
-        .await;
+    eventually("the answer", || async {
+        let interaction = scene.interaction(&id).await;
+        (interaction["state"] == "answered").then_some(())
+    })
+    .await;
+    let deferred = scene.world.account().await["interactions"]["deferred"].clone();
     scene.kill(bot, seq).await;
-    let _bot = scene.start().await;
+    let bot = scene.start().await;
     scene.repeated(1).await;
+    assert!(bot.log().contains(LOOKED_UP), "{}", bot.log());
     let account = scene.exactly_once(&id).await;
-    assert_eq!(account["interactions"]["deferred"], 0, "{account}");
+    assert_eq!(account["interactions"]["deferred"], deferred, "{account}");
 }
 
 /// The replay holds the RESUMED of an earlier resume, and behind it what that process has answered.
@@ -225,12 +243,8 @@ async fn killed_twice_and_resumed_from_before_both() {
     let seq = scene.seq();
     let mut replayed = 0;
     for round in 1..=3u64 {
-        let ping = json!({ "command": "ping" });
-        scene.world.post("interactions", ping).await;
-        let account = scene
-            .world
-            .account_reaches("interactions.answered", round)
-            .await;
+        scene.world.use_command(json!({ "command": "ping" })).await;
+        let account = scene.world.account().await;
         assert_eq!(account["events_replayed"], replayed, "{account}");
         scene.kill(bot, seq).await;
         bot = scene.start().await;
@@ -265,7 +279,7 @@ async fn killed_again_and_again_under_load() {
             .world
             .account_reaches("interactions.answered", answered + fastrand::u64(1..30))
             .await;
-        bot.kill().await;
+        bot.kill(&scene.agent).await;
         bot = scene.start().await;
         scene.world.account_reaches("resumes", round).await;
     }

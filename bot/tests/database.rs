@@ -168,7 +168,7 @@ async fn a_lost_node_is_replaced_by_another() {
     }
     // Without any node the answer says so.
     nodes[1].die();
-    bot.logged("no connection to the database node").await;
+    bot.logged("trying on node=node2").await;
     let told = people.warn(&world, "spam").await;
     assert!(
         told["content"]

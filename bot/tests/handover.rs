@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 use support::agent::{Agent, Served};
-use support::{Bot, World, eventually, exact, patient};
+use support::{Bot, World, eventually, exact, quick};
 use tanako_proto::worker::v1::command::Command as Order;
 use tanako_proto::worker::v1::{
     CommandResult, Cut, Duty, ProcessStage, Reconnect, ShardStage, Share, StandDown, TakeOver,
@@ -50,7 +50,7 @@ impl Process {
 
     /// kill -9, and the next attempt with what was deposited and these terms.
     async fn crash(&mut self, world: &World, duty: Duty, cut: Option<Cut>) {
-        self.bot.kill().await;
+        self.bot.kill(&self.agent).await;
         {
             let mut state = self.agent.state();
             state.reports.clear();
@@ -123,7 +123,7 @@ async fn load(world: &World) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_stands_down_another_takes_over_and_back() {
-    let world = World::new(patient(20)).await;
+    let world = World::new(quick(20)).await;
     let old = Process::start(&world, "0", Duty::Unspecified, &[0, 1], 2);
     old.ready(ShardStage::Ready).await;
     world.commands_registered().await;
@@ -199,7 +199,7 @@ async fn one_stands_down_another_takes_over_and_back() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_nobody_confirmed_stays_ones_own() {
-    let world = World::new(patient(6)).await;
+    let world = World::new(quick(6)).await;
     let process = Process::start(&world, "0", Duty::Active, &[0], 1);
     process.ready(ShardStage::Ready).await;
     process.agent.state().keep_acks = true;
@@ -215,7 +215,7 @@ async fn what_nobody_confirmed_stays_ones_own() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_takeover_without_a_session_identifies_and_can_be_interrupted() {
-    let world = World::new(patient(6)).await;
+    let world = World::new(quick(6)).await;
     let process = Process::start(&world, "0", Duty::Warm, &[0], 1);
     process.ready(ShardStage::Standby).await;
     process.agent.state().refuse_permits = Some(tonic::Status::failed_precondition(
@@ -258,7 +258,7 @@ fn now_ms() -> i64 {
 /// One set of one shard, another of two shards: from the cut on the second one answers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_sets_share_by_a_cut_and_each_interaction_is_answered_once() {
-    let world = World::new(patient(20)).await;
+    let world = World::new(quick(20)).await;
     let mut old = Process::start(&world, "0", Duty::Active, &[0], 1);
     old.ready(ShardStage::Ready).await;
     world.commands_registered().await;
@@ -312,7 +312,7 @@ async fn two_sets_share_by_a_cut_and_each_interaction_is_answered_once() {
 /// The new set dies before it has its turn: the old one goes back to everything, and nothing is lost meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_abandoned_cut_gives_back_what_was_held() {
-    let world = World::new(patient(20)).await;
+    let world = World::new(quick(20)).await;
     let old = Process::start(&world, "0", Duty::Active, &[0], 1);
     old.ready(ShardStage::Ready).await;
     world.commands_registered().await;
@@ -348,7 +348,7 @@ async fn an_abandoned_cut_gives_back_what_was_held() {
 /// Two sets that both believe it is their turn: Discord takes one answer, and both sides count the same doubles.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_cut_doubles_are_counted_as_discord_counts_them() {
-    let world = World::new(patient(20)).await;
+    let world = World::new(quick(20)).await;
     let old = Process::start(&world, "0", Duty::Active, &[0], 1);
     old.ready(ShardStage::Ready).await;
     world.commands_registered().await;
@@ -374,7 +374,7 @@ async fn without_a_cut_doubles_are_counted_as_discord_counts_them() {
 /// Both sets are killed on both sides of the cut, and come back with it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cut_holds_through_crashes_of_both_sets() {
-    let world = World::new(patient(20)).await;
+    let world = World::new(quick(20)).await;
     let mut old = Process::start(&world, "0", Duty::Active, &[0], 1);
     old.ready(ShardStage::Ready).await;
     world.commands_registered().await;

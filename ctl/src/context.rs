@@ -384,16 +384,20 @@ fn set(table: &mut dyn toml_edit::TableLike, key: &str, new: toml_edit::Value) {
     }
 }
 
+/// Longest wait for another `tanakoctl` that changes the file.
+const LOCK_WITHIN: Duration = Duration::from_secs(5);
+
 /// Reads the file, changes it and writes it back, alone. Nothing is written when `change` says that
 /// nothing changed.
 pub fn update<T>(
     change: impl FnOnce(&mut Config) -> Result<(bool, T), Failure>,
 ) -> Result<T, Failure> {
-    update_at(&Config::path()?, change)
+    update_at(&Config::path()?, LOCK_WITHIN, change)
 }
 
 fn update_at<T>(
     path: &Path,
+    patience: Duration,
     change: impl FnOnce(&mut Config) -> Result<(bool, T), Failure>,
 ) -> Result<T, Failure> {
     let directory = path.parent().unwrap_or(Path::new("."));
@@ -407,7 +411,7 @@ fn update_at<T>(
         .mode(0o600)
         .open(&lock_path)
         .map_err(|error| Failure::io(&lock_path, "open the lock file", &error))?;
-    lock_within(&lock, Duration::from_secs(5)).map_err(|error| {
+    lock_within(&lock, patience).map_err(|error| {
         Failure::io(
             &lock_path,
             "get the lock (another tanakoctl holds it)",
@@ -538,6 +542,9 @@ pub fn check_name(name: &str) -> Result<(), Failure> {
 mod tests {
     use super::*;
 
+    /// On a busy machine a change takes a while, and others wait for it.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
     fn context(name: &str, socket: &str) -> Context {
         Context {
             name: name.into(),
@@ -552,7 +559,7 @@ mod tests {
         let path = directory.path().join("config.toml");
         let text = "# mine\ncurrent = \"b\" # for now\n\n# the second\n[contexts.b]\nsocket = \"/b\" # here\n";
         fs::write(&path, text).expect("written");
-        update_at(&path, |config| {
+        update_at(&path, PATIENCE, |config| {
             assert!(config.put(&context("a", "/a")));
             assert!(!config.put(&context("b", "/b")), "nothing changes");
             assert!(config.put(&context("b", "/b2")));
@@ -564,7 +571,7 @@ mod tests {
             after,
             "# mine\ncurrent = \"a\" # for now\n\n# the second\n[contexts.b]\nsocket = \"/b2\" # here\nproduction = false\n\n[contexts.a]\nsocket = \"/a\"\nproduction = false\n"
         );
-        update_at(&path, |config| Ok((config.remove("a"), ()))).expect("removed");
+        update_at(&path, PATIENCE, |config| Ok((config.remove("a"), ()))).expect("removed");
         let config = Config::load_from(&path).expect("read");
         assert_eq!(config.current(), None);
         assert_eq!(config.contexts().expect("contexts").len(), 1);
@@ -591,7 +598,7 @@ mod tests {
             production: true,
         };
         let put = |context: &Context| {
-            update_at(&path, |config| {
+            update_at(&path, PATIENCE, |config| {
                 let changed = config.put(context);
                 Ok((changed, changed))
             })
@@ -614,7 +621,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("config.toml");
         let change = |change: fn(&mut Config) -> bool| {
-            update_at(&path, |config| Ok((change(config), ()))).expect("updated");
+            update_at(&path, PATIENCE, |config| Ok((change(config), ()))).expect("updated");
             fs::read_to_string(&path).expect("read")
         };
         fs::write(&path, "# mine\n").expect("written");
@@ -641,7 +648,7 @@ mod tests {
             for n in 0..8 {
                 let path = &path;
                 scope.spawn(move || {
-                    update_at(path, |config| {
+                    update_at(path, PATIENCE, |config| {
                         Ok((config.put(&context(&format!("c{n}"), "/s")), ()))
                     })
                     .expect("updated");

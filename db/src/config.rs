@@ -213,6 +213,8 @@ pub struct Tuning {
     pub connections_max: usize,
     /// A connection that takes no replies for this long is cut off.
     pub slow_reader_ms: u64,
+    /// A request to another node is answered, or failed, within this time.
+    pub peer_deadline_ms: u64,
     /// Blocks kept in memory.
     pub cache_bytes: u64,
     /// Unflushed writes kept in memory, per space.
@@ -228,6 +230,8 @@ impl Default for Tuning {
             message_bytes_max: 1 << 20,
             connections_max: 1024,
             slow_reader_ms: 10_000,
+            // A bot asks another node after two seconds.
+            peer_deadline_ms: 1_800,
             cache_bytes: sizes.cache_bytes,
             memtable_bytes: sizes.memtable_bytes,
             free_bytes_min: 64 << 20,

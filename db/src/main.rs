@@ -180,6 +180,7 @@ fn settings(options: &Serve) -> anyhow::Result<Settings> {
             cache_bytes: options.cache_bytes,
             memtable_bytes: options.memtable_bytes,
             free_bytes_min: options.free_bytes_min,
+            ..Tuning::default()
         },
     })
 }

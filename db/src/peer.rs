@@ -22,8 +22,6 @@ use tokio_websockets::{ClientBuilder, Limits, Message, WebSocketStream};
 use crate::config::Token;
 use crate::failure::{Code, Failure};
 
-/// A request to another node is answered, or failed, within this time.
-pub const DEADLINE: Duration = Duration::from_millis(1_800);
 const CONNECT_WITHIN: Duration = Duration::from_millis(1_000);
 /// Requests handed over but not yet sent.
 const QUEUE: usize = 2048;
@@ -47,6 +45,7 @@ struct Outbound {
 #[derive(Clone)]
 pub struct Link {
     name: String,
+    deadline: Duration,
     requests: mpsc::Sender<Outbound>,
     up: watch::Receiver<bool>,
 }
@@ -60,6 +59,8 @@ pub struct Peer {
     pub url: Uri,
     /// The fleet's token.
     pub token: Token,
+    /// A request is answered, or failed, within this time.
+    pub deadline: Duration,
 }
 
 impl Link {
@@ -72,6 +73,7 @@ impl Link {
         let (up_sender, up) = watch::channel(false);
         let link = Self {
             name: peer.name.clone(),
+            deadline: peer.deadline,
             requests,
             up,
         };
@@ -92,7 +94,7 @@ impl Link {
     /// Hands a request over now; the future waits for the answer.
     pub fn send(&self, rest: String) -> impl Future<Output = Reply> + Send + 'static {
         let (answer, receiver) = oneshot::channel();
-        let deadline = Instant::now() + DEADLINE;
+        let deadline = Instant::now() + self.deadline;
         let sent = self.requests.try_send(Outbound {
             rest,
             answer,
@@ -225,7 +227,7 @@ async fn serve(peer: &Peer, mut socket: Socket, queue: &mut mpsc::Receiver<Outbo
                     if request.deadline > Instant::now() && !request.answer.is_closed() {
                         let text = format!("{{\"request_id\":{next_id},{}", request.rest);
                         waiting.insert(next_id, (request.answer, request.deadline));
-                        let fed = tokio::time::timeout(DEADLINE, socket.feed(Message::text(text))).await;
+                        let fed = tokio::time::timeout(peer.deadline, socket.feed(Message::text(text))).await;
                         if !matches!(fed, Ok(Ok(()))) {
                             failed = Some("it does not take requests".to_owned());
                             break;
@@ -239,7 +241,7 @@ async fn serve(peer: &Peer, mut socket: Socket, queue: &mut mpsc::Receiver<Outbo
                         Err(_) => break,
                     }
                 }
-                if failed.is_none() && !matches!(tokio::time::timeout(DEADLINE, socket.flush()).await, Ok(Ok(()))) {
+                if failed.is_none() && !matches!(tokio::time::timeout(peer.deadline, socket.flush()).await, Ok(Ok(()))) {
                     failed = Some("it does not take requests".to_owned());
                 }
                 if let Some(why) = failed {
@@ -265,7 +267,7 @@ async fn serve(peer: &Peer, mut socket: Socket, queue: &mut mpsc::Receiver<Outbo
                 let now = Instant::now();
                 let before = waiting.len();
                 waiting.retain(|_, (_, deadline)| *deadline > now);
-                if waiting.len() < before && heard.elapsed() > DEADLINE {
+                if waiting.len() < before && heard.elapsed() > peer.deadline {
                     break "it does not answer".to_owned();
                 }
             }

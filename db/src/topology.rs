@@ -1,6 +1,7 @@
 //! The ring as this node knows it, and the links to the other nodes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use serde_json::value::RawValue;
 use tanako_fleet::ring::{Ring, RingError, RingNode};
@@ -55,6 +56,7 @@ impl Topology {
                     name: name.clone(),
                     url: url.clone(),
                     token: settings.token.clone(),
+                    deadline: Duration::from_millis(settings.tuning.peer_deadline_ms),
                 };
                 let (link, task) = Link::new(peer, stop.clone());
                 tasks.spawn(task);

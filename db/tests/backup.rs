@@ -9,9 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use serde_json::{Value, json};
-use support::{Client, Process, directory, start_all};
+use support::{Client, Process, directory, patient, start_all};
 use tanako_db::backup::{self, BackupError};
-use tanako_db::config::Tuning;
 
 fn quiet() -> Box<backup::Progress<'static>> {
     Box::new(|_, _| {})
@@ -63,12 +62,7 @@ async fn fill(client: &mut Client) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backup_under_writes_is_restored_into_two_nodes() {
     let directory = directory();
-    let nodes = start_all(
-        directory.path(),
-        &["node1", "node2", "node3"],
-        Tuning::default(),
-    )
-    .await;
+    let nodes = start_all(directory.path(), &["node1", "node2", "node3"], patient()).await;
     let mut client = nodes[0].client().await;
     fill(&mut client).await;
     let stop = Arc::new(AtomicBool::new(false));
@@ -124,7 +118,7 @@ async fn a_backup_under_writes_is_restored_into_two_nodes() {
     let fewer = start_all(
         &directory.path().join("fewer"),
         &["node1", "node2"],
-        Tuning::default(),
+        patient(),
     )
     .await;
     let mut client = fewer[1].client().await;
@@ -199,7 +193,7 @@ async fn a_backup_under_writes_is_restored_into_two_nodes() {
 #[tokio::test]
 async fn what_is_no_whole_intact_backup_is_refused_and_nothing_changes() {
     let directory = directory();
-    let nodes = start_all(directory.path(), &["node1", "node2"], Tuning::default()).await;
+    let nodes = start_all(directory.path(), &["node1", "node2"], patient()).await;
     let mut client = nodes[0].client().await;
     fill(&mut client).await;
     let set = directory.path().join("set");

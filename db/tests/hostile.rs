@@ -2,8 +2,6 @@
 
 mod support;
 
-use std::time::Duration;
-
 use futures_util::{SinkExt, StreamExt};
 use proptest::prelude::*;
 use serde_json::json;
@@ -403,7 +401,7 @@ fn frames_of_any_kind_never_stop_the_node() {
                 .await
                 .expect("connects");
             socket.send(Message::text(text)).await.expect("sends");
-            let reply = tokio::time::timeout(Duration::from_secs(10), socket.next())
+            let reply = tokio::time::timeout(PATIENCE, socket.next())
                 .await
                 .expect("an answer in time");
             let reply = reply.expect("an open connection").expect("a frame");

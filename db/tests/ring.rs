@@ -5,14 +5,14 @@ mod support;
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
-use support::{Client, TestNode, directory, eventually, start_all};
+use support::{Client, TestNode, directory, eventually, patient, start_all};
 use tanako_db::config::Tuning;
 use tanako_db::node::Node;
 
 const NAMES: [&str; 3] = ["node1", "node2", "node3"];
 
 async fn three(directory: &std::path::Path) -> Vec<TestNode> {
-    let nodes = start_all(directory, &NAMES, Tuning::default()).await;
+    let nodes = start_all(directory, &NAMES, patient()).await;
     for node in &nodes {
         let mut client = node.client().await;
         eventually("all nodes see each other", async || {
@@ -365,7 +365,7 @@ async fn a_primary_that_hangs_does_not_hang_the_caller() {
 #[tokio::test]
 async fn nodes_that_disagree_on_the_ring_refuse_instead_of_passing_on_for_ever() {
     let directory = directory();
-    let nodes = start_all(directory.path(), &["node1", "node2"], Tuning::default()).await;
+    let nodes = start_all(directory.path(), &["node1", "node2"], patient()).await;
     // node2 believes in a third node; node1 does not.
     let mut settings = nodes[1].settings.clone();
     settings.peers.push((

@@ -52,7 +52,8 @@ class Simcord:
         self.token_file = directory / "token"
         self.process = subprocess.Popen(
             [binary, "--listen", "127.0.0.1:0", "--info-file", info, "--token-file", self.token_file,
-             "--guilds", str(GUILDS), "--max-concurrency", "16", "--seed", "42", "--heartbeat-interval", "2s"])
+             "--guilds", str(GUILDS), "--max-concurrency", "16", "--seed", "42",
+             "--heartbeat-interval", "10s", "--answer-within", "60s"])
         try:
             until("simcord serves", lambda: info.exists() or self.exited())
             self.info = json.loads(info.read_text(encoding="utf-8"))
@@ -65,14 +66,14 @@ class Simcord:
             raise Failed(f"simcord exited with {self.process.returncode}")
 
     def get(self, path):
-        with urllib.request.urlopen(self.info["http"] + "/_sim" + path, timeout=10) as response:
+        with urllib.request.urlopen(self.info["http"] + "/_sim" + path, timeout=DEADLINE_S) as response:
             return json.load(response)
 
     def post(self, path, **body):
         request = urllib.request.Request(
             self.info["http"] + "/_sim" + path, json.dumps(body).encode(), method="POST")
         try:
-            with urllib.request.urlopen(request, timeout=10) as response:
+            with urllib.request.urlopen(request, timeout=DEADLINE_S) as response:
                 text = response.read()
         except urllib.error.HTTPError as error:
             raise Failed(f"{path}: {error.read().decode()}") from error
@@ -82,10 +83,10 @@ class Simcord:
         if self.process.poll() is None:
             self.process.terminate()
             try:
-                self.process.wait(5)
+                self.process.wait(DEADLINE_S)
             except subprocess.TimeoutExpired:
                 self.process.kill()
-                raise Failed("simcord did not stop within 5 s of SIGTERM") from None
+                raise Failed(f"simcord did not stop within {DEADLINE_S} s of SIGTERM") from None
         return self.process.returncode
 
 
@@ -147,7 +148,7 @@ def rest(simcord, path):
     token = simcord.token_file.read_text(encoding="utf-8").strip()
     request = urllib.request.Request(
         simcord.info["http"] + "/api/v10" + path, headers={"Authorization": "Bot " + token})
-    with urllib.request.urlopen(request, timeout=10) as response:
+    with urllib.request.urlopen(request, timeout=DEADLINE_S) as response:
         return json.load(response)
 
 
@@ -201,19 +202,15 @@ def judge(simcord, bot):
         until("all are connected", lambda: simcord.get("/account")["sessions_open"] == SHARDS)
         demand("resumes so far", simcord.get("/account")["resumes"], number * SHARDS)
     simcord.post("/rates", events_per_second=0)
-    account = simcord.get("/account")
-    generated = account["generated_by_type"]["MESSAGE_CREATE"]
+    generated = simcord.get("/account")["generated_by_type"]["MESSAGE_CREATE"]
+    # Otherwise the other shard's last messages may come after the report.
+    until("everything is proven", lambda: simcord.get("/account")["events_unproven"] == 0)
     simcord.post("/events", type="MESSAGE_CREATE", guild_id=guild_id, data=message(place, "report"))
     told = bot.wait("report")
-    # The other shard's last messages may come after the report.
-    while told["messages"] < generated and simcord.get("/account")["events_unproven"]:
-        time.sleep(0.1)
-        simcord.post("/events", type="MESSAGE_CREATE", guild_id=guild_id, data=message(place, "report"))
-        told = bot.wait("report")
     demand("messages received", told["messages"], generated)
     demand("messages received twice", told["duplicates"], 0)
 
-    until("everything is proven", lambda: simcord.get("/account")["events_unproven"] == 0)
+    until("the report is proven", lambda: simcord.get("/account")["events_unproven"] == 0)
     account = simcord.get("/account")
     for name, wanted in [("identifies", SHARDS), ("identifies_refused", 0), ("resumes_refused", 0),
                          ("sessions_voided", 0), ("events_lost", 0), ("events_evicted", 0)]:

@@ -79,10 +79,10 @@ pub(super) fn registry(
 pub(super) fn tenure(config: &Config) -> Tenure {
     match &config.store {
         StoreConfig::Embedded => Tenure::unbounded(),
-        StoreConfig::Etcd(etcd) => Tenure::open(tenure::Settings {
+        StoreConfig::Etcd(_) => Tenure::open(tenure::Settings {
             host: config.host.clone(),
             data_dir: config.data_dir.clone(),
-            ttl: etcd.host_lease,
+            ttl: config.host_lease,
             share: tanako_fleet::failover::SHARE,
             fence: std::env::current_exe().ok(),
         }),

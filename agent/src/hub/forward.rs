@@ -1,13 +1,14 @@
 //! What changes the fleet goes to the agent that holds the office: as it is, with its caller, at most
-//! one hop, within its deadline, and once more after an election.
+//! one hop, within its deadline, and again while an election goes on.
 
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tanako_proto::fleet::v1::{Problem, fleet_client::FleetClient};
+use tanako_store::Backoff;
 use tokio::{
     sync::watch,
-    time::{Instant, timeout_at},
+    time::{Instant, sleep_until, timeout_at},
 };
 use tonic::{Code, Request, Response, Status, metadata::MetadataMap, transport::Channel};
 
@@ -21,8 +22,10 @@ use crate::{
 
 /// How long a call may take whose caller does not say.
 const WITHIN: Duration = Duration::from_secs(30);
-/// How long the next election is waited for.
+/// How long the next election is waited for, and whoever is elected to begin its term.
 const ELECTION_WITHIN: Duration = Duration::from_secs(15);
+/// Pauses before the same agent is asked again.
+const AGAIN: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
 /// Where a call is carried out.
 #[derive(Debug, PartialEq, Eq)]
@@ -82,28 +85,55 @@ pub async fn forward<T: Clone, R>(
     here: impl FnOnce(T, Caller) -> BoxFuture<'static, Result<R, Problem>> + Send,
 ) -> Result<R, Status> {
     let until = Instant::now() + deadline(&call.metadata).unwrap_or(WITHIN);
-    let mut standing = front.standing();
-    tokio::select! {
-        biased;
-        answer = once(hub, &leader, &call, make, until) => match answer {
-            Ok(reply) => return Ok(reply),
-            Err(refusal) if !is_worth_another(&refusal) => return Err(refusal),
-            Err(_) => {}
-        },
-        // A host that is frozen, or without power, does not even say that it is gone. Whatever it has decided
-        // by now the next one knows, and it decides nothing more.
-        () = replaced(front.standing(), &leader) => {}
+    let ask = |leader| once(hub, leader, &call, make, until);
+    let answer = insist(front.standing(), hub.host(), leader, until, ask).await;
+    if let Some(answer) = answer {
+        return answer;
     }
-    // Whoever is elected next, or the same one, when it was only on its way up.
-    let election = (Instant::now() + ELECTION_WITHIN).min(until);
-    let _ = timeout_at(election, standing.wait_for(|now| is_another(now, &leader))).await;
-    match place(&now(&standing), hub.host(), &MetadataMap::new()) {
-        Place::Here => here(call.message, call.caller)
-            .await
-            .map_err(problem::status),
-        Place::There(leader) => once(hub, &leader, &call, make, until)
-            .await
-            .map_err(|refusal| in_doubt(&leader, refusal)),
+    here(call.message, call.caller)
+        .await
+        .map_err(problem::status)
+}
+
+/// Asks the agent of `leader`, and whoever is elected meanwhile, until one has taken it in or refused it. One
+/// that was just elected says for a while that it does not decide, for it reads everything first. `None` = it
+/// is for this agent, that of `own`: it decides by now, or knows why nobody does.
+async fn insist<R, F>(
+    standing: watch::Receiver<Standing>,
+    own: &str,
+    mut leader: String,
+    until: Instant,
+    ask: impl Fn(String) -> F,
+) -> Option<Result<R, Status>>
+where
+    F: Future<Output = Result<R, Status>>,
+{
+    let mut patience: Option<Instant> = None;
+    let mut pauses = Backoff::new(AGAIN.0, AGAIN.1);
+    loop {
+        let last = patience.is_some_and(|end| Instant::now() >= end);
+        tokio::select! {
+            biased;
+            answer = ask(leader.clone()) => match answer {
+                Err(refusal) if !last && is_worth_another(&refusal) => {}
+                answer => return Some(answer.map_err(|refusal| in_doubt(&leader, refusal))),
+            },
+            // A host that is frozen, or without power, does not even say that it is gone. Whatever it has
+            // decided by now the next one knows, and it decides nothing more.
+            () = replaced(standing.clone(), &leader) => {}
+        }
+        let end = *patience.get_or_insert_with(|| (Instant::now() + ELECTION_WITHIN).min(until));
+        let next = (Instant::now() + pauses.pause()).min(end);
+        // Whoever is elected next, at once; or the same one, when it was only on its way up.
+        let _ = timeout_at(next, replaced(standing.clone(), &leader)).await;
+        let stands = now(&standing);
+        match place(&stands, own, &MetadataMap::new()) {
+            Place::There(elected) => leader = elected,
+            Place::Here if matches!(stands, Standing::Holding { .. }) => return None,
+            Place::Here if Instant::now() >= end => return None,
+            // It knows of nobody else yet.
+            Place::Here => sleep_until(next).await,
+        }
     }
 }
 
@@ -153,12 +183,12 @@ fn now(standing: &watch::Receiver<Standing>) -> Standing {
 
 async fn once<T: Clone, R>(
     hub: &Hub,
-    leader: &str,
+    leader: String,
     call: &Call<T>,
     make: Make<T, R>,
     until: Instant,
 ) -> Result<R, Status> {
-    let client = peer::client(hub, leader).await.map_err(problem::status)?;
+    let client = peer::client(hub, &leader).await.map_err(problem::status)?;
     let mut request = peer::hop(call.message.clone());
     let caller = admission::passed_on(&call.caller);
     request.metadata_mut().insert_bin(admission::CALLER, caller);
@@ -166,10 +196,10 @@ async fn once<T: Clone, R>(
     match timeout_at(until, make(client, request)).await {
         Ok(Ok(response)) => Ok(response.into_inner()),
         Ok(Err(status)) if status.details().is_empty() => {
-            Err(problem::status(peer::problem_of(leader, &status)))
+            Err(problem::status(peer::problem_of(&leader, &status)))
         }
         Ok(Err(status)) => Err(status),
-        Err(_) => Err(problem::status(unanswered(leader, "the time is over"))),
+        Err(_) => Err(problem::status(unanswered(&leader, "the time is over"))),
     }
 }
 
@@ -204,6 +234,8 @@ fn deadline(metadata: &MetadataMap) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
+    use std::{cell::Cell, future::ready};
+
     use tonic::metadata::MetadataValue;
 
     use super::*;
@@ -232,6 +264,41 @@ mod tests {
     }
 
     const HOP_KEY: &str = peer::HOP;
+
+    fn refused(standing: &Standing) -> Status {
+        problem::status(standing.problem())
+    }
+
+    #[tokio::test]
+    async fn one_that_has_yet_to_begin_its_term_is_asked_again() {
+        let waiting = |leader: &str| Standing::Waiting {
+            leader: leader.to_owned(),
+        };
+        let (standing, watched) = watch::channel(waiting("c"));
+        let (until, asked) = (Instant::now() + WITHIN, Cell::new(0));
+        let ask = |leader: String| {
+            asked.set(asked.get() + 1);
+            ready(match asked.get() {
+                1 | 2 => Err(refused(&waiting("b"))),
+                _ => Ok(leader),
+            })
+        };
+        let answer = insist(watched.clone(), "a", "c".to_owned(), until, ask).await;
+        assert_eq!(answer.expect("its").expect("taken in"), "c");
+        assert_eq!(asked.get(), 3);
+
+        // Another one is elected meanwhile; then this one is.
+        let ask = |leader: String| {
+            let next = match leader.as_str() {
+                "c" => waiting("b"),
+                _ => Standing::Holding { trouble: None },
+            };
+            standing.send_replace(next);
+            ready(Err::<(), Status>(refused(&Standing::Starting)))
+        };
+        let answer = insist(watched, "a", "c".to_owned(), until, ask).await;
+        assert!(answer.is_none(), "{answer:?}");
+    }
 
     #[test]
     fn the_callers_deadline_is_kept() {

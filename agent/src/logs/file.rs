@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -51,6 +51,7 @@ pub(crate) struct Resume {
 pub struct LogFile {
     name: ProcessName,
     path: PathBuf,
+    /// Changed only under the lock of `state`, together with what was counted.
     lines: AtomicU64,
     bytes: AtomicU64,
     state: Mutex<FileState>,
@@ -131,7 +132,8 @@ impl LogFile {
         state.punches = rotate::can_punch(&file);
         // What is in a rotated file already is not to be read here again: the earlier agent may
         // have died between the two.
-        if let Some(head) = rotated.last().and_then(|(_, path)| rotate::read_head(path))
+        let newest = rotated.last().and_then(|(_, path)| rotate::read_head(path));
+        if let Some(head) = &newest
             && head.inode == state.inode
             && head.end <= meta.len()
         {
@@ -146,9 +148,12 @@ impl LogFile {
                 state.counted = resume.offset.max(state.base);
             }
         }
+        // What is here is not older than what was rotated, though it was written before that was looked at.
+        let rotated_ms = newest.and_then(|head| Some(head.marks.last()?.at_ms));
+        let written_ms = meta.mtime() * 1000 + meta.mtime_nsec() / 1_000_000;
         state.marks.push_back(Mark {
             end: meta.len(),
-            at_ms: meta.mtime() * 1000 + meta.mtime_nsec() / 1_000_000,
+            at_ms: rotated_ms.map_or(written_ms, |at_ms| at_ms.max(written_ms)),
         });
         state.file = Some(Arc::new(file));
         Ok(())
@@ -217,9 +222,9 @@ impl LogFile {
 
     /// What the next agent needs to go on counting.
     pub(crate) fn resume(&self) -> Option<Resume> {
-        let (lines, bytes) = self.counts();
         let state = self.lock();
         state.file.as_ref()?;
+        let (lines, bytes) = self.counts();
         Some(Resume {
             inode: state.inode,
             offset: state.counted - state.shift,
@@ -228,8 +233,9 @@ impl LogFile {
         })
     }
 
-    /// Counts what is new, rotates when it is time. Called by one thread only.
-    pub(super) fn tend(&self, now_ms: i64, buffer: &mut [u8]) -> Tended {
+    /// Counts what is new, rotates when it is time. Called by one thread only. Once `closed`, the next agent
+    /// rotates: it goes on from where this one says to have got to.
+    pub(super) fn tend(&self, now_ms: i64, buffer: &mut [u8], closed: &AtomicBool) -> Tended {
         let mut tended = Tended {
             hot: false,
             trouble: None,
@@ -273,17 +279,20 @@ impl LogFile {
         if size > from {
             let until = size.min(from + COUNT_BYTES_MAX);
             let (lines, read) = count(&file, from - shift, until - shift, buffer);
+            let mut state = self.lock();
             self.lines.fetch_add(lines, Ordering::Relaxed);
             self.bytes.fetch_add(read, Ordering::Relaxed);
-            let mut state = self.lock();
             if state.shift == shift {
                 state.counted = from + read;
                 state.mark(from + read, now_ms);
             }
             tended.hot = read > max_bytes / HOT_PART || from + read < size;
         }
+        if closed.load(Ordering::Relaxed) {
+            return tended;
+        }
         if kept > max_bytes {
-            tended.trouble = rotate::rotate(self, buffer);
+            tended.trouble = rotate::rotate(self, buffer, closed);
         } else if refresh && let Err(error) = rotate::refresh(self) {
             tended.trouble = Some(format!("cannot be replaced by a fresh file: {error}"));
         }

@@ -99,7 +99,19 @@ impl Logs {
             let error = LogError::Unknown(name.clone());
             return stream::iter([Err(error)]).boxed();
         };
-        follow(Reader::new(self.clone(), file, Start::From(from)))
+        let start = match from {
+            // From this call on, not from when the stream is first asked.
+            From::Now => match snapshot(&file) {
+                Ok(now) => Start::Position(now.map_or(0, |now| now.size)),
+                Err(source) => {
+                    let name = name.clone();
+                    return stream::iter([Err(LogError::Io { name, source })]).boxed();
+                }
+            },
+            From::Tail(n) => Start::Tail(n),
+            From::SinceMs(since_ms) => Start::SinceMs(since_ms),
+        };
+        follow(Reader::new(self.clone(), file, start))
     }
 
     /// Lines of a process from a position on.
@@ -149,7 +161,8 @@ fn follow(reader: Reader) -> Follow {
 
 /// Where a reader begins.
 enum Start {
-    From(From),
+    Tail(usize),
+    SinceMs(i64),
     Position(u64),
     Begun,
 }
@@ -189,14 +202,13 @@ impl Reader {
         match std::mem::replace(&mut self.start, Start::Begun) {
             Start::Begun => {}
             Start::Position(position) => self.position = position,
-            Start::From(From::Now) => self.position = snapshot(&self.file)?.map_or(0, |s| s.size),
-            Start::From(From::Tail(n)) => {
+            Start::Tail(n) => {
                 let (lines, end) = tail(&self.file, n, false)?;
                 self.position = end;
                 self.queue.extend(lines);
                 return Ok(());
             }
-            Start::From(From::SinceMs(since_ms)) => {
+            Start::SinceMs(since_ms) => {
                 self.since_ms = since_ms;
                 let state = self.file.lock();
                 let index = state.marks.partition_point(|mark| mark.at_ms < since_ms);

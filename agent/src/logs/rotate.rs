@@ -13,7 +13,10 @@ use std::{
     io::{self, Read, Write},
     os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use rustix::fs::FallocateFlags;
@@ -115,10 +118,14 @@ pub(super) fn can_punch(file: &File) -> bool {
     )
 }
 
-/// Rotates until the live file is within its limit. Returns what the operator should know.
-pub(super) fn rotate(log: &LogFile, buffer: &mut [u8]) -> Option<String> {
+/// Rotates until the live file is within its limit, or until the logs are `closed`. Returns what the operator
+/// should know.
+pub(super) fn rotate(log: &LogFile, buffer: &mut [u8], closed: &AtomicBool) -> Option<String> {
     let mut trouble = None;
     for _ in 0..ROTATIONS_MAX {
+        if closed.load(Ordering::Relaxed) {
+            break;
+        }
         let state = log.lock();
         let (policy, inode, shift, base) =
             (state.policy.clone(), state.inode, state.shift, state.base);

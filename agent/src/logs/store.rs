@@ -13,6 +13,7 @@ use std::{
 };
 
 use tanako_fleet::{ProcessName, process::LogPolicy};
+use tokio::sync::watch;
 
 use super::file::{self, LogFile, Resume};
 use crate::clock;
@@ -23,6 +24,9 @@ const ROUND: Duration = Duration::from_secs(1);
 const HOT_ROUND: Duration = Duration::from_millis(50);
 /// What is read at once.
 const BUFFER_BYTES: usize = 256 << 10;
+/// How long a leaving agent waits for the thread: it may be compressing, onto a slow disk. Within one stage of the
+/// stop, after which nobody would write down who runs.
+const CLOSE_MAX: Duration = Duration::from_secs(2);
 /// Troubles kept until the supervisor asks for them.
 const TROUBLES_MAX: usize = 256;
 
@@ -40,6 +44,8 @@ struct Inner {
     closed: AtomicBool,
     /// Wakes the thread when the logs are closed.
     wake: Arc<(Mutex<bool>, Condvar)>,
+    /// Its sender is dropped when the thread has ended.
+    tending: watch::Receiver<()>,
 }
 
 impl Drop for Inner {
@@ -59,17 +65,22 @@ impl Logs {
         fs::create_dir_all(dir)?;
         file::clean(dir)?;
         let wake = Arc::new((Mutex::new(false), Condvar::new()));
+        let (ends, tending) = watch::channel(());
         let inner = Arc::new(Inner {
             dir: dir.to_owned(),
             files: Mutex::default(),
             troubles: Mutex::default(),
             closed: AtomicBool::new(false),
             wake: Arc::clone(&wake),
+            tending,
         });
         let weak = Arc::downgrade(&inner);
         thread::Builder::new()
             .name("logs".to_owned())
-            .spawn(move || tend(&weak, &wake))?;
+            .spawn(move || {
+                tend(&weak, &wake);
+                drop(ends);
+            })?;
         Ok(Self { inner })
     }
 
@@ -117,10 +128,17 @@ impl Logs {
         )
     }
 
-    /// The agent is leaving: ends the thread and all readers.
-    pub(crate) fn close(&self) {
+    /// The agent is leaving: ends all readers and the thread. Afterwards nothing is counted or rotated any
+    /// more, so that what is written down of it for the next agent holds. A thread that is too slow begins no
+    /// rotation either, and one that it has begun is found, or refused, by the next agent's own start.
+    pub(crate) async fn close(&self) {
         self.inner.closed.store(true, Ordering::Relaxed);
         wake(&self.inner.wake);
+        let mut tending = self.inner.tending.clone();
+        let ended = async { while tending.changed().await.is_ok() {} };
+        if tokio::time::timeout(CLOSE_MAX, ended).await.is_err() {
+            tracing::warn!("a log was still being rotated when the agent left");
+        }
     }
 
     /// Whether the agent is leaving.
@@ -167,7 +185,10 @@ fn tend(inner: &Weak<Inner>, wake: &(Mutex<bool>, Condvar)) {
         hot.clear();
         let now_ms = clock::now_ms();
         for file in turn {
-            let tended = file.tend(now_ms, &mut buffer);
+            if logs.is_closed() {
+                return;
+            }
+            let tended = file.tend(now_ms, &mut buffer, &logs.inner.closed);
             if let Some(trouble) = tended.trouble {
                 let mut troubles = logs
                     .inner

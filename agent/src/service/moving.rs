@@ -1,10 +1,14 @@
 //! The store's move to etcd, as it is asked for. See [`crate::migrate`].
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use tanako_proto::fleet::v1::{self as wire, Problem};
 use tanako_store::{
-    StoreError,
+    LeaseId, Store, StoreError,
     etcd::{EtcdStore, Options, Tls, User},
 };
 use tokio::sync::oneshot;
@@ -13,7 +17,7 @@ use super::rpc::Service;
 use crate::{
     audit::Record,
     clock::now_ms,
-    config::{HOST_LEASE, StoreConfig},
+    config::StoreConfig,
     coordinator::Caller,
     history::Severity,
     migrate::{
@@ -21,7 +25,8 @@ use crate::{
         file::StoreFile,
         valve::Valve,
     },
-    problem, tenure,
+    problem,
+    tenure::{self, HandOnError},
 };
 
 /// How long writes under way may take to end.
@@ -30,6 +35,8 @@ const SHUT_WITHIN: Duration = Duration::from_secs(10);
 const COPY_WITHIN: Duration = Duration::from_secs(60);
 /// Longest wait for one call of etcd.
 const CALL_WITHIN: Duration = Duration::from_secs(5);
+/// How long the next agent may take to come up: before that its binary is tried, and this one stops.
+const NEXT_WITHIN: Duration = Duration::from_secs(60);
 
 impl Service {
     /// Moves the state and asks for the agent's replacement, or says why not; then all is as before.
@@ -117,8 +124,9 @@ impl Service {
             Problem::new("io", "store.json", error.to_string())
                 .hint("nothing was changed; look at the disk of the data directory")
         };
-        let host = &self.sources.config.host;
-        tenure::hand_on(&target, host, &data_dir, HOST_LEASE)
+        let config = &self.sources.config;
+        // The next agent is started with the arguments of this one.
+        let lease = hand_on(&target, &config.host, &data_dir, config.host_lease)
             .await
             .map_err(|error| {
                 let refusal = Problem::new("store-unavailable", "etcd", error.to_string())
@@ -147,6 +155,8 @@ impl Service {
             _ => "the agent is stopping".to_owned(),
         };
         StoreFile::remove(&data_dir).map_err(io)?;
+        // Otherwise it ends by itself, and holds up the next try until then.
+        let _ = target.revoke(lease).await;
         drop(shut);
         let refusal = Problem::new(
             "upgrade-failed",
@@ -159,6 +169,27 @@ impl Service {
                 .hint("install a working tanako-agent and try again"),
         ))
     }
+}
+
+/// Hands what runs on to the next agent, which has a minute to come up. On a busy machine that may take longer
+/// than a lease lives, and an agent that finds its time over kills every bot. Nobody else can own them
+/// meanwhile: this is the only host of its fleet, and such a one is released by nobody but the operator
+/// ([`tanako_fleet::tenure::Terms::stay`] is 0). The minute ends with the first word of the store: no lease
+/// is written down, so that the next agent takes its key again, and from then on goes by that lease.
+async fn hand_on(
+    target: &dyn Store,
+    host: &str,
+    data_dir: &Path,
+    life: Duration,
+) -> Result<LeaseId, HandOnError> {
+    tenure::hand_on(target, host, data_dir, life).await?;
+    let Some(mut written) = tenure::file::read(data_dir) else {
+        return Err(io::Error::from(io::ErrorKind::NotFound).into());
+    };
+    let lease = std::mem::take(&mut written.lease);
+    written.until += NEXT_WITHIN.as_millis() as u64;
+    tenure::file::write(data_dir, &written)?;
+    Ok(lease)
 }
 
 fn reply(copied: Copied) -> wire::MigrateStoreReply {
@@ -259,5 +290,36 @@ fn explain(error: &CopyError, prefix: &str) -> Problem {
             .cause(source.to_string())
             .hint("check the etcd servers (etcdctl endpoint health), then try again; nothing was changed")
             .retryable(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tanako_fleet::tenure::{Effect, Input, Tenure, Way};
+    use tanako_store::embedded::{EmbeddedStore, Options};
+
+    use super::*;
+    use crate::{clock::boot_ms, config::HOST_LEASE};
+
+    #[tokio::test]
+    async fn the_next_agent_has_a_minute_and_then_goes_by_its_lease() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let store = EmbeddedStore::open(&dir.path().join("store"), &Options::default());
+        let store = store.expect("opens");
+        let before = u64::try_from(boot_ms()).expect("since the boot");
+        hand_on(&store, "a", dir.path(), HOST_LEASE)
+            .await
+            .expect("handed on");
+        let written = tenure::file::read(dir.path()).expect("written down");
+        let late = before + 60_000;
+        assert!(written.until > late, "{written:?}");
+
+        let ttl = HOST_LEASE.as_millis() as u64;
+        let mut next = Tenure::adopted(ttl, late, written.lease, written.until, written.stay);
+        let (lease, way) = (0, Way::Direct);
+        assert_eq!(next.step(late, Input::Tick), [Effect::Renew { lease, way }]);
+        assert_eq!(next.step(late, Input::Ended { lease }), [Effect::Reclaim]);
+        // It stays, as the only host may, and only so long as it lives.
+        assert!(next.is_tenured(late) && next.until(late) < late + ttl);
     }
 }

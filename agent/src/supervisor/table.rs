@@ -380,13 +380,14 @@ impl Owner {
             proc.end_probe();
             proc.end_permit();
         }
+        // First: the records say up to where lines were counted, and that must stay so.
+        self.parts.logs.close().await;
         self.to_record.clear();
         if let Err(error) = self.rewrite(true) {
             tracing::error!(%error, "records of running processes cannot be written");
         }
         self.published_at = None;
         self.publish(Instant::now());
-        self.parts.logs.close();
     }
 
     /// What comes round once a second.

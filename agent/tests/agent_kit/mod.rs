@@ -12,13 +12,24 @@ use std::{
 
 use hyper_util::rt::TokioIo;
 use tanako_proto::fleet::v1::{self as wire, Problem, fleet_client::FleetClient};
-use tonic::transport::{Channel, Endpoint};
+use tonic::{
+    Response, Status,
+    transport::{Channel, Endpoint},
+};
 
 pub const SOON: Duration = Duration::from_secs(60);
 /// Members of etcd may have to be elected first.
 const OF_ETCD: Duration = Duration::from_secs(90);
 /// What the keys of these fleets in etcd begin with.
 pub const PREFIX: &str = "tanako/t/";
+/// Life of the office's lease on etcd, in seconds. A call of etcd may take a third of that.
+const OFFICE_LEASE: u32 = 10;
+/// Of refusals that say to try again: those that a start may end with, and systemd would start it again.
+const PASSING: [&str; 3] = [
+    "the change could not be written down",
+    "the fleet's state cannot be read",
+    "nothing is decided here at the moment",
+];
 
 pub type Client = FleetClient<Channel>;
 
@@ -28,11 +39,13 @@ pub struct Agent {
     pub child: Option<Child>,
     /// Where etcd is; empty = the store is its own.
     pub endpoints: String,
+    /// Life of the office's lease on etcd, in seconds.
+    pub office_lease: u32,
     /// The directory, where it goes with the agent.
     _own: Option<tempfile::TempDir>,
     data: PathBuf,
     /// What this one is started with besides.
-    args: Vec<String>,
+    pub args: Vec<String>,
     /// How long it may take to come up.
     patience: Duration,
 }
@@ -76,6 +89,7 @@ impl Agent {
             dir: dir.path().to_owned(),
             child: None,
             endpoints: String::new(),
+            office_lease: OFFICE_LEASE,
             data: dir.path().join("d"),
             _own: Some(dir),
             args: args.map(str::to_owned).to_vec(),
@@ -85,6 +99,13 @@ impl Agent {
 
     /// One of several hosts of a fleet on etcd. Its lease as a host lives so many seconds.
     pub fn on_etcd(endpoints: &str, host: &str, toml: &str, host_lease: u32) -> Self {
+        let mut agent = Self::prepared_on_etcd(endpoints, host, toml, host_lease);
+        agent.start();
+        agent
+    }
+
+    /// The same, but it does not run yet.
+    pub fn prepared_on_etcd(endpoints: &str, host: &str, toml: &str, host_lease: u32) -> Self {
         let mut agent = Self::prepared(toml);
         let spec = agent.path("fleet.toml");
         let args = [
@@ -95,7 +116,6 @@ impl Agent {
         agent.args = args.concat().into_iter().map(str::to_owned).collect();
         endpoints.clone_into(&mut agent.endpoints);
         agent.patience = OF_ETCD;
-        agent.start();
         agent
     }
 
@@ -105,6 +125,7 @@ impl Agent {
             dir,
             child: None,
             endpoints: endpoints.to_owned(),
+            office_lease: OFFICE_LEASE,
             _own: None,
             data,
             args: ["--listen", "127.0.0.1:0"]
@@ -134,8 +155,7 @@ impl Agent {
             command
                 .args(["--store", "etcd", "--etcd-prefix", PREFIX])
                 .args(["--etcd-endpoints", &self.endpoints])
-                // The shortest life that a coordinator's lease may have.
-                .args(["--etcd-lease-seconds", "3"]);
+                .args(["--etcd-lease-seconds", &self.office_lease.to_string()]);
         }
         command
     }
@@ -145,10 +165,13 @@ impl Agent {
         let until = Instant::now() + self.patience;
         while !self.path("info.json").exists() {
             if !self.lives() {
-                // An etcd that does not answer in time ends it, and systemd would start it again.
+                // An etcd that does not answer in time ends it.
+                let log = self.log();
+                let mut lines = log.lines().rev();
+                let said = lines.find(|line| line.starts_with("tanako-agent: "));
                 let passing = !self.endpoints.is_empty()
-                    && self.log().contains("the change could not be written down");
-                assert!(passing, "the agent ended: {}", self.log());
+                    && said.is_some_and(|said| PASSING.iter().any(|part| said.contains(part)));
+                assert!(passing, "the agent ended: {log}");
                 self.spawn();
             }
             assert!(
@@ -272,6 +295,28 @@ pub async fn status(client: &mut Client) -> wire::FleetStatus {
         .await
         .expect("answers")
         .into_inner()
+}
+
+/// Of a request that may be asked again without being done twice: an answer may be lost.
+pub fn request_id() -> String {
+    format!("{:016x}", fastrand::u64(..))
+}
+
+/// Asks until there is an answer that does not say to try again: on a loaded machine the store is slow.
+pub async fn patiently<T>(
+    mut call: impl AsyncFnMut() -> Result<Response<T>, Status>,
+) -> Result<T, Problem> {
+    let end = Instant::now() + OF_ETCD;
+    loop {
+        let problem = match call().await {
+            Ok(response) => return Ok(response.into_inner()),
+            Err(status) => Problem::from_status(&status),
+        };
+        if !problem.retryable || Instant::now() > end {
+            return Err(problem);
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 /// Waits until the status is as wished.

@@ -18,14 +18,12 @@ use tanako_store::{
     Store, StoreError,
     etcd::{EtcdStore, Options},
 };
-use tonic::{
-    Response, Status,
-    transport::{Channel, Endpoint},
-};
+use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
 
+pub use crate::agent_kit::patiently;
 use crate::{
-    agent_kit::{Agent, Client, PREFIX},
+    agent_kit::{Agent, Client, PREFIX, request_id, until_within},
     etcd_kit::Etcd,
 };
 
@@ -102,13 +100,19 @@ impl Fleet {
         fleet
     }
 
-    /// Starts all agents, and waits until each holds its lease.
+    /// Starts all agents, and waits until each holds its lease and the one that decides knows of it.
     pub async fn begin(&mut self) {
         for host in self.hosts.values_mut() {
             host.start();
         }
         let names: Vec<&str> = self.hosts.keys().copied().collect();
         self.present(&names).await;
+        let (_, mut client) = self.decides().await;
+        until_within(SOON, &mut client, "all hosts here", |status| {
+            let held = status.hosts.iter().filter(|host| host.lease == "held");
+            held.count() == names.len()
+        })
+        .await;
     }
 
     pub fn host(&mut self, name: &str) -> &mut Agent {
@@ -317,34 +321,18 @@ impl Fleet {
     }
 }
 
-/// Of a request that may be asked again without being done twice: an answer may be lost.
-fn request_id() -> String {
-    format!("{:016x}", fastrand::u64(..))
-}
-
-/// Asks until there is an answer that does not say to try again: on a loaded machine the store is slow.
-pub async fn patiently<T>(
-    mut call: impl AsyncFnMut() -> Result<Response<T>, Status>,
-) -> Result<T, Problem> {
-    let end = Instant::now() + SOON;
-    loop {
-        let problem = match call().await {
-            Ok(response) => return Ok(response.into_inner()),
-            Err(status) => Problem::from_status(&status),
-        };
-        if !problem.retryable || Instant::now() > end {
-            return Err(problem);
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-}
-
 pub type Processes = BTreeMap<&'static str, Vec<wire::Process>>;
 
 pub fn counts(all: &BTreeMap<&str, Vec<wire::Process>>) -> Vec<usize> {
     all.values()
         .map(|processes| processes.iter().filter(|process| process.ready).count())
         .collect()
+}
+
+/// How many hosts show it: one that is moved is shown by both for a moment.
+pub fn rows(all: &BTreeMap<&str, Vec<wire::Process>>, name: &str) -> usize {
+    let processes = all.values().flatten();
+    processes.filter(|process| process.name == name).count()
 }
 
 pub fn named<'a>(all: &'a Processes, name: &str) -> (&'static str, &'a wire::Process) {

@@ -48,6 +48,8 @@ pub struct State {
     pub shards: (Vec<u32>, u32),
     pub duty: Duty,
     pub cut: Option<Cut>,
+    /// Attached streams of which not all has been taken.
+    streams: usize,
     next_command: u64,
     to_worker: Option<mpsc::Sender<Result<AgentMessage, Status>>>,
     /// Ends the streams when the agent dies.
@@ -94,6 +96,12 @@ impl Agent {
     /// Waits until the state says so.
     pub async fn until(&self, what: &str, check: impl Fn(&State) -> bool) {
         eventually(what, || async { check(&self.state()).then_some(()) }).await;
+    }
+
+    /// Waits until all has been taken from processes that have ended: nothing of theirs comes any more.
+    pub async fn detached(&self) {
+        self.until("the streams to end", |state| state.streams == 0)
+            .await;
     }
 
     /// Waits until the latest report has every shard at this stage, at least one.
@@ -169,29 +177,13 @@ impl Worker for Agent {
         &self,
         request: Request<Streaming<WorkerMessage>>,
     ) -> Result<Response<Self::AttachStream>, Status> {
-        let mut incoming = request.into_inner();
+        let incoming = request.into_inner();
         let (tx, rx) = mpsc::channel(64);
         let agent = self.clone();
-        let severed = self.state().severed.clone();
+        self.state().streams += 1;
         tokio::spawn(async move {
-            loop {
-                let message = tokio::select! {
-                    Ok(Some(message)) = incoming.message() => message,
-                    () = severed.cancelled() => return,
-                    else => return,
-                };
-                let reply = agent.take(message.message.unwrap(), &tx);
-                if let Some(message) = reply
-                    && tx
-                        .send(Ok(AgentMessage {
-                            message: Some(message),
-                        }))
-                        .await
-                        .is_err()
-                {
-                    return;
-                }
-            }
+            agent.follow(incoming, &tx).await;
+            agent.state().streams -= 1;
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(rx))))
     }
@@ -229,6 +221,35 @@ impl Worker for Agent {
 }
 
 impl Agent {
+    /// Takes what a process says until its stream or the agent ends.
+    async fn follow(
+        &self,
+        mut incoming: Streaming<WorkerMessage>,
+        tx: &mpsc::Sender<Result<AgentMessage, Status>>,
+    ) {
+        let severed = self.state().severed.clone();
+        loop {
+            let message = tokio::select! {
+                message = incoming.message() => message,
+                () = severed.cancelled() => return,
+            };
+            let Ok(Some(message)) = message else {
+                return;
+            };
+            let reply = self.take(message.message.unwrap(), tx);
+            if let Some(message) = reply
+                && tx
+                    .send(Ok(AgentMessage {
+                        message: Some(message),
+                    }))
+                    .await
+                    .is_err()
+            {
+                return;
+            }
+        }
+    }
+
     fn take(
         &self,
         message: ToAgent,

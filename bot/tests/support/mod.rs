@@ -16,6 +16,9 @@ use tokio::process::{Child, Command};
 /// Longest wait for anything. Generous: the machine may be busy.
 pub const SOON: Duration = Duration::from_secs(60);
 
+/// Logged when Discord was asked what became of an interaction of a replay.
+pub const LOOKED_UP: &str = "looked a replay up";
+
 /// Waits until `check` gives something.
 pub async fn eventually<T, F: Future<Output = Option<T>>>(
     what: &str,
@@ -178,6 +181,8 @@ impl World {
             .env("TANAKO_TOKEN_FILE", self.path("token"))
             .env("TANAKO_API_URL", self.sim.url())
             .env("TANAKO_GATEWAY_URL", &self.sim.info().gateway)
+            // What is looked up is logged at this level.
+            .env("RUST_LOG", "info,tanako_bot=debug")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .kill_on_drop(true);
@@ -259,9 +264,11 @@ impl Bot {
         self.exit_code().await
     }
 
-    pub async fn kill(&mut self) {
+    /// kill -9, and waits until the agent has taken all that was on its way to it.
+    pub async fn kill(&mut self, agent: &agent::Agent) {
         self.signal(rustix::process::Signal::KILL);
         self.exit().await;
+        agent.detached().await;
     }
 
     pub async fn exit_code(&mut self) -> i32 {
@@ -305,20 +312,14 @@ pub fn exact(account: &Value) {
     }
 }
 
-/// Patient with answers: what is tested with it is whether an interaction is answered, not how fast.
-pub fn patient(guilds: u32) -> simcord::Config {
-    simcord::Config {
-        answer_within: Duration::from_secs(600),
-        ..quick(guilds)
-    }
-}
-
-/// A Discord whose buckets open at once: what is tested here is who asks, not how long one waits.
+/// A Discord whose buckets open at once and that waits long for answers: what is tested here is who asks, and
+/// whether there is an answer, not how long either takes.
 pub fn quick(guilds: u32) -> simcord::Config {
     simcord::Config {
         guilds,
         max_concurrency: 16,
         identify_interval: Duration::from_millis(1),
+        answer_within: Duration::from_secs(600),
         ..simcord::Config::default()
     }
 }

@@ -16,16 +16,27 @@ type Row = Map<String, Value>;
 
 /// Rows by table; several nodes may share them, as those of a ring do.
 #[derive(Clone, Default)]
-pub struct Tables(Arc<Mutex<HashMap<String, Vec<Row>>>>, Arc<AtomicU64>);
+pub struct Tables {
+    rows: Arc<Mutex<HashMap<String, Vec<Row>>>>,
+    /// Milliseconds that each answer takes.
+    delay: Arc<AtomicU64>,
+    requests: Arc<AtomicU64>,
+}
 
 impl Tables {
     /// Each answer takes this long from now on.
     pub fn slow_down(&self, delay: Duration) {
-        self.1.store(delay.as_millis() as u64, Ordering::Relaxed);
+        self.delay
+            .store(delay.as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// Requests that have come, answered or not.
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
     }
 
     pub fn rows(&self, table: &str) -> Vec<Row> {
-        self.0
+        self.rows
             .lock()
             .unwrap()
             .get(table)
@@ -99,16 +110,17 @@ async fn connection(
             continue;
         };
         let request: Value = serde_json::from_str(text).unwrap();
+        tables.requests.fetch_add(1, Ordering::Relaxed);
         let mut reply = answer(
             &mut tables
-                .0
+                .rows
                 .lock()
                 .unwrap_or_else(std::sync::PoisonError::into_inner),
             &request,
             original,
         );
         reply["request_id"] = request["request_id"].clone();
-        tokio::time::sleep(Duration::from_millis(tables.1.load(Ordering::Relaxed))).await;
+        tokio::time::sleep(Duration::from_millis(tables.delay.load(Ordering::Relaxed))).await;
         if socket.send(Message::text(reply.to_string())).await.is_err() {
             return;
         }

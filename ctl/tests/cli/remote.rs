@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tanako_pki::{Authority, Role, Subject, tls};
@@ -149,13 +149,20 @@ async fn one_address_is_enough_and_others_take_over() {
     let b = Agent::start(&authority, "b", &register).await;
     let c = Agent::start(&authority, "c", &register).await;
     let memory = context(&world, &authority, &[a.address]);
-    assert_eq!(asked(&world).await, "a");
+    // Others are learned of only when that takes no longer than a moment: asked until it did.
+    let end = Instant::now() + Duration::from_secs(60);
+    while !memory.exists() {
+        assert!(Instant::now() < end, "never learned of the others");
+        assert_eq!(asked(&world).await, "a");
+    }
     let known: Vec<SocketAddr> =
         serde_json::from_slice(&fs::read(&memory).expect("remembered")).expect("JSON");
     assert_eq!(known, [a.address, b.address, c.address]);
 
     drop(a);
-    assert_eq!(asked(&world).await, "b");
+    // Whichever of the two answers first.
+    let other = asked(&world).await;
+    assert!(["b", "c"].contains(&other.as_str()), "{other}");
     drop(b);
     assert_eq!(asked(&world).await, "c");
     let gone = c.address;

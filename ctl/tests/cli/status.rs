@@ -102,7 +102,7 @@ async fn waiting_too_long_is_12_and_names_what_is_not_ready() {
     let world = World::new();
     world.fake.state().unhealthy_for = u32::MAX;
     let ran = world
-        .run(&["status", "--wait", "--timeout", "600ms", "-o", "json"])
+        .run(&["status", "--wait", "--timeout", "5s", "-o", "json"])
         .await;
     assert_eq!(ran.code, Some(12), "{}", ran.all());
     assert_eq!(ran.stdout, "");

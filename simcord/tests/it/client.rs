@@ -20,12 +20,13 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// All intents that a bot needs to see every generated event.
 pub const ALL_INTENTS: u64 = 0x1_ffff;
 
-/// A configuration for tests: small, and without waiting between IDENTIFYs.
+/// A configuration for tests: small, without waiting between IDENTIFYs, and patient with answers.
 pub fn config() -> Config {
     Config {
         guilds: 12,
         max_concurrency: 16,
         identify_interval: Duration::from_nanos(1),
+        answer_within: Duration::from_secs(600),
         ..Config::default()
     }
 }

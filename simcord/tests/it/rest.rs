@@ -1,12 +1,14 @@
 //! REST for what bots use, its rate limits and its errors.
 
+use std::time::{Duration, Instant};
+
 use hyper::Method;
 use serde_json::{Value, json};
-use simcord::DEVELOPMENT_TOKEN;
+use simcord::{DEVELOPMENT_TOKEN, Sim};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::client::{
-    Gateway, account, admin, config, first_guild, get, look, request, rest, start,
+    Answer, Gateway, account, admin, config, first_guild, get, look, request, rest, start,
 };
 
 #[tokio::test]
@@ -295,18 +297,37 @@ async fn channels_and_messages_live_and_their_events_arrive() {
     assert_eq!(get(&sim, &channel_path).await.error(), (404, 10003));
 }
 
+async fn message(sim: &Sim, channel: &Value) -> Answer {
+    let channel = channel["id"].as_str().expect("an id");
+    let path = format!("/channels/{channel}/messages");
+    rest(sim, Method::POST, &path, json!({ "content": "x" })).await
+}
+
+/// Channels, and the answers to six messages in the first of them within a bucket's five seconds. A machine
+/// that takes longer for them gets more chances, each with a new bucket.
+async fn six_messages() -> (Sim, Value, Vec<Answer>) {
+    for _ in 0..10 {
+        let sim = start(config()).await;
+        let guild = first_guild(&sim).await;
+        let channels = get(&sim, &format!("/guilds/{guild}/channels")).await.ok();
+        let began = Instant::now();
+        let mut answers = Vec::new();
+        for _ in 0..6 {
+            answers.push(message(&sim, &channels[0]).await);
+        }
+        if began.elapsed() < Duration::from_secs(5) {
+            return (sim, channels, answers);
+        }
+    }
+    panic!("never six messages in five seconds");
+}
+
 #[tokio::test]
 async fn buckets_run_empty_and_say_so() {
-    let sim = start(config()).await;
-    let guild = first_guild(&sim).await;
-    let channels = get(&sim, &format!("/guilds/{guild}/channels")).await.ok();
-    let path = format!(
-        "/channels/{}/messages",
-        channels[0]["id"].as_str().expect("an id")
-    );
+    let (sim, channels, mut answers) = six_messages().await;
+    let limited = answers.pop().expect("the sixth answer");
     let mut bucket = String::new();
-    for left in (0..5).rev() {
-        let sent = rest(&sim, Method::POST, &path, json!({ "content": "x" })).await;
+    for (left, sent) in (0..5).rev().zip(answers) {
         assert_eq!(sent.header("x-ratelimit-limit"), "5");
         assert_eq!(sent.header("x-ratelimit-remaining"), left.to_string());
         let reset: f64 = sent
@@ -316,7 +337,6 @@ async fn buckets_run_empty_and_say_so() {
         assert!((0.0..=5.0).contains(&reset));
         bucket = sent.header("x-ratelimit-bucket").to_owned();
     }
-    let limited = rest(&sim, Method::POST, &path, json!({ "content": "x" })).await;
     assert_eq!(limited.status, 429);
     assert_eq!(limited.header("x-ratelimit-bucket"), bucket);
     assert_eq!(limited.header("x-ratelimit-scope"), "user");
@@ -326,13 +346,7 @@ async fn buckets_run_empty_and_say_so() {
     let header: f64 = limited.header("retry-after").parse().expect("a number");
     assert!(header >= body);
     // Another channel has its own bucket.
-    let other = format!(
-        "/channels/{}/messages",
-        channels[1]["id"].as_str().expect("an id")
-    );
-    rest(&sim, Method::POST, &other, json!({ "content": "x" }))
-        .await
-        .ok();
+    message(&sim, &channels[1]).await.ok();
     let account = account(&sim).await;
     assert_eq!(account["rest"]["rate_limited"], 1);
     assert_eq!(account["rest"]["invalid_requests"], 1);
