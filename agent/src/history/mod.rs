@@ -163,22 +163,23 @@ impl History {
 
     /// Records an event made elsewhere; its id is set here, and time and host when unset.
     pub fn append_event(&self, mut event: wire::Event) {
-        if event.at == 0 {
-            event.at = jiff::Timestamp::now().as_millisecond();
-        }
         if event.host.is_empty() {
             event.host = self.host.to_string();
         }
         cut(&mut event.message, MESSAGE_MAX);
         {
             let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-            // Numbered under the lock, so that ids rise in the order in which events are kept.
+            // Numbered, dated and told under the lock, so that ids and times rise in the order in which events are
+            // kept and heard.
+            if event.at == 0 {
+                event.at = jiff::Timestamp::now().as_millisecond();
+            }
             event.id = self.next_id.fetch_add(1, Ordering::Relaxed);
             recent.push(event.clone());
+            self.keeper.event(event.clone());
+            // Nobody may be listening.
+            let _ = self.events.send(event);
         }
-        self.keeper.event(event.clone());
-        // Nobody may be listening.
-        let _ = self.events.send(event);
     }
 
     /// The latest `tail` events at or after `since` (ms since 1970) about any of `targets` (none =

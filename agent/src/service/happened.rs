@@ -26,7 +26,7 @@ pub async fn past(
     request: &wire::EventsRequest,
     tail: usize,
 ) -> Vec<wire::Event> {
-    let mut found = history.events(tail, request.since, &request.targets).await;
+    let mut found = vec![history.events(tail, request.since, &request.targets).await];
     let others = everywhere::others(hub).await;
     let asked = wire::EventsRequest {
         tail: tail as u32,
@@ -50,13 +50,28 @@ pub async fn past(
     });
     let mut answers = stream::iter(answers).buffer_unordered(peer::AT_ONCE);
     while let Some(events) = answers.next().await {
-        found.extend(events);
+        found.push(events);
     }
-    // Stable: the events of one host keep their order.
-    found.sort_by_key(|event| event.at);
+    let mut found = merged(found);
     let spare = found.len().saturating_sub(tail);
     found.drain(..spare);
     found
+}
+
+/// The events of all hosts by time. Those of one host keep their order, which is that of their ids and by which
+/// readers know what they have, also where its clock was set back between two of them.
+fn merged(hosts: Vec<Vec<wire::Event>>) -> Vec<wire::Event> {
+    let mut all: Vec<(i64, wire::Event)> = Vec::new();
+    for events in hosts {
+        let mut latest = i64::MIN;
+        all.extend(events.into_iter().map(|event| {
+            latest = latest.max(event.at);
+            (latest, event)
+        }));
+    }
+    // Stable.
+    all.sort_by_key(|(at, _)| *at);
+    all.into_iter().map(|(_, event)| event).collect()
 }
 
 async fn of_host(
@@ -138,5 +153,40 @@ pub async fn live(
         if let Ok(Err(_)) = timeout(LOOK_EVERY, pulse.changed()).await {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_of_a_host_keep_their_order_whatever_its_clock_does() {
+        let events = |host: &str, all: &[(u64, i64)]| -> Vec<wire::Event> {
+            let event = |&(id, at): &(u64, i64)| wire::Event {
+                id,
+                at,
+                host: host.to_owned(),
+                ..wire::Event::default()
+            };
+            all.iter().map(event).collect()
+        };
+        let a = events("a", &[(1, 10), (2, 30), (3, 20), (4, 50)]);
+        let b = events("b", &[(1, 5), (2, 25), (3, 40)]);
+        let found: Vec<(String, u64)> = merged(vec![a, b])
+            .into_iter()
+            .map(|event| (event.host, event.id))
+            .collect();
+        let found: Vec<(&str, u64)> = found.iter().map(|(host, id)| (&**host, *id)).collect();
+        let wanted = [
+            ("b", 1),
+            ("a", 1),
+            ("b", 2),
+            ("a", 2),
+            ("a", 3),
+            ("b", 3),
+            ("a", 4),
+        ];
+        assert_eq!(found, wanted);
     }
 }
