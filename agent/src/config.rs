@@ -164,7 +164,8 @@ pub struct Args {
     )]
     pub etcd_lease_seconds: u64,
     /// Seconds until the processes of this host may be started elsewhere after it has fallen silent; by
-    /// then it has stopped them itself
+    /// then it has stopped them itself. Another value holds once the agent starts on a host that owns
+    /// nothing, for example after a reboot
     #[arg(
         long,
         value_name = "SECONDS",

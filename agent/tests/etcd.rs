@@ -143,6 +143,38 @@ async fn an_upgrade_in_place_keeps_every_process() {
     assert_eq!(pids(&after), pids(&before));
 }
 
+/// A lease keeps the life with which it was taken: an agent that went by a longer one would own its processes for
+/// longer than anybody else knows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_is_told_of_another_lease_keeps_the_one_it_has() {
+    let etcd = Etcd::single();
+    let mut agent = on(&etcd, "a", &spec(2, "100ms"));
+    let lease = |agent: &Agent| -> Option<(u64, u64, u64)> {
+        let text = fs::read(agent.path("d/run/tenure")).ok()?;
+        let tenure: serde_json::Value = serde_json::from_slice(&text).ok()?;
+        let number = |field: &str| tenure[field].as_u64();
+        Some((number("lease")?, number("ttl")?, number("agent")?))
+    };
+    let mut client = agent.client().await;
+    let before = until(&mut client, "ready", |status| ready(status, 2)).await;
+    let old = lease(&agent).expect("written down");
+    assert_eq!(old.1, 120_000);
+    agent.kill();
+    let mut args = agent.args.iter_mut();
+    args.find(|arg| *arg == "--host-lease-seconds");
+    "240".clone_into(args.next().expect("its value"));
+    agent.start();
+    let mut client = agent.client().await;
+    let after = until(&mut client, "ready", |status| {
+        // The second agent has prolonged it.
+        lease(&agent).is_some_and(|now| now.2 != old.2) && ready(status, 2)
+    })
+    .await;
+    let now = lease(&agent).expect("written down");
+    assert_eq!((now.0, now.1), (old.0, old.1));
+    assert_eq!(pids(&after), pids(&before), "no process was touched");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_outage_of_the_store_stops_decisions_never_processes() {
     let mut etcd = Etcd::single();

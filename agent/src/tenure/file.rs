@@ -17,6 +17,8 @@ pub struct Written {
     pub instance: String,
     /// Its lease.
     pub lease: u64,
+    /// Life of the lease, in milliseconds.
+    pub ttl: u64,
     /// Until when the processes of this host may act, on CLOCK_BOOTTIME in milliseconds; 0 = not.
     pub until: u64,
     /// See [`tanako_fleet::tenure::Terms::stay`].
@@ -61,6 +63,7 @@ mod tests {
             boot: crate::supervisor::boot_id(),
             instance: "i".to_owned(),
             lease: 7,
+            ttl: 5_000,
             until: 5_000,
             stay: 1,
             agent: 1,

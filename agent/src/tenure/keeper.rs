@@ -235,6 +235,7 @@ impl Keeper {
         let written = Written {
             boot: self.boot.clone(),
             lease,
+            ttl: self.shared.settings.ttl_ms(),
             until,
             stay,
             agent: std::process::id(),

@@ -110,6 +110,16 @@ pub struct Settings {
     pub fence: Option<PathBuf>,
 }
 
+impl Settings {
+    fn ttl_ms(&self) -> u64 {
+        millis(self.ttl)
+    }
+}
+
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// What a tenure needs of the rest of the agent once that runs.
 #[derive(Clone)]
 pub struct Parts {
@@ -171,13 +181,15 @@ pub async fn hand_on(
     let claim::Claim::Taken { lease, sent_at, .. } = claim::take(store, &wanted).await? else {
         return Err(HandOnError::Taken(host.to_owned()));
     };
-    let spans = core::Spans::of(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX));
+    let ttl = millis(ttl);
+    let spans = core::Spans::of(ttl);
     file::write(
         data_dir,
         &file::Written {
             boot: boot_id(),
             instance,
             lease,
+            ttl,
             until: sent_at + spans.ttl - spans.margin,
             stay: 0,
             agent: std::process::id(),
@@ -253,9 +265,17 @@ impl Tenure {
 
     /// Takes up what the last agent of this data directory wrote down. Nothing is done before
     /// [`Self::start`].
-    pub fn open(settings: Settings) -> Self {
+    pub fn open(mut settings: Settings) -> Self {
         let written = file::read(&settings.data_dir);
-        let ttl = u64::try_from(settings.ttl.as_millis()).unwrap_or(u64::MAX);
+        if let Some(known) = &written
+            && known.until > now()
+            && known.ttl != 0
+        {
+            // A tenure keeps the life of lease with which it began: the store ends the lease after that, and others
+            // judge this host by it. To go by a longer one would be to believe in it for longer than it lives.
+            settings.ttl = Duration::from_millis(known.ttl);
+        }
+        let ttl = settings.ttl_ms();
         let (core, view) = match written {
             Some(known) if known.until > now() => {
                 let core = core::Tenure::adopted(ttl, now(), known.lease, known.until, known.stay);
@@ -448,5 +468,47 @@ fn reason(view: &View) -> Option<String> {
         Some("this host is being told which processes are its own".to_owned())
     } else {
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tenure_keeps_the_life_of_its_lease() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let written = file::Written {
+            boot: boot_id(),
+            instance: "i".to_owned(),
+            lease: 7,
+            ttl: 5_000,
+            until: now() + 60_000,
+            stay: 0,
+            agent: 1,
+        };
+        file::write(dir.path(), &written).expect("writes");
+        let spans = |seconds| {
+            let tenure = Tenure::open(Settings {
+                host: "a".to_owned(),
+                data_dir: dir.path().to_owned(),
+                ttl: Duration::from_secs(seconds),
+                share: tanako_fleet::failover::SHARE,
+                fence: None,
+            });
+            let shared = tenure.shared.expect("it is bounded");
+            let core = shared.core();
+            (core.spans().ttl, core.until(now()))
+        };
+        for seconds in [3, 5, 15] {
+            assert_eq!(spans(seconds), (5_000, written.until), "{seconds} s");
+        }
+        // One that is over does not bind the next one.
+        let over = file::Written {
+            until: 1,
+            ..written.clone()
+        };
+        file::write(dir.path(), &over).expect("writes");
+        assert_eq!(spans(15), (15_000, 0));
     }
 }
